@@ -1,0 +1,1 @@
+//! The snapshot store, its server and its tools.
