@@ -1,1 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The snapshot store, its server and its tools.
+//!
+//! Imports point one way: `cli` uses `server`, `agent`, `client` and `store`; `server` uses `store`,
+//! `device` and `protocol`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
+//! `format`, `device` and `protocol` use `units`. ARCHITECTURE.md has the argument.
+
+pub mod device;
+pub mod units;

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Quantities as types, so that no sector lands in a chunk field.
+//!
+//! A conversion is a method named for the change of unit. Nothing here does I/O.
+
+use std::fmt;
+
+/// Bytes in a sector, the unit of block device lengths and device-mapper tables.
+pub const SECTOR_BYTES: u64 = 512;
+
+macro_rules! quantity {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+quantity! {
+    /// A chunk of the origin (and so of each snapshot), counted from 0.
+    Chunk(u64)
+}
+quantity! {
+    /// A chunk of the snapshot store device, counted from its first sector: chunk 0 holds metadata.
+    StoreChunk(u64)
+}
+quantity! {
+    /// A block of the metadata device (or region), counted from the device's first sector in units
+    /// of [`META_BLOCK_BYTES`].
+    MetaBlock(u64)
+}
+quantity! {
+    /// The number an administrator gives a snapshot.
+    SnapTag(u32)
+}
+quantity! {
+    /// A snapshot's place in the order of creation. Grows from 1, never used again; 0 is "none".
+    SnapSeq(u64)
+}
+
+/// Size of every metadata block: index node, journal block, superblock copy.
+///
+/// One size whatever the chunk size is: it is what disks write whole, and the index's density
+/// does not depend on how much data a chunk holds.
+pub const META_BLOCK_BYTES: u64 = 4096;
+
+/// The chunk size as its base-2 logarithm in bytes: 9 (512 bytes) to 20 (1 MiB).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkShift(u8);
+
+impl ChunkShift {
+    /// 512 bytes.
+    pub const MIN: ChunkShift = ChunkShift(9);
+    /// 1 MiB.
+    pub const MAX: ChunkShift = ChunkShift(20);
+
+    /// The shift itself, if it is in range.
+    #[must_use]
+    pub fn new(shift: u8) -> Option<ChunkShift> {
+        (Self::MIN.0..=Self::MAX.0).contains(&shift).then_some(ChunkShift(shift))
+    }
+
+    /// The shift of a chunk of `bytes`, if that is a power of two in range.
+    #[must_use]
+    pub fn from_bytes(bytes: u64) -> Option<ChunkShift> {
+        bytes.is_power_of_two().then(|| bytes.trailing_zeros() as u8).and_then(Self::new)
+    }
+
+    /// log2 of the chunk size in bytes.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Chunk size in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        1 << self.0
+    }
+
+    /// Chunk size in sectors.
+    #[must_use]
+    pub fn sectors(self) -> u64 {
+        self.bytes() / SECTOR_BYTES
+    }
+}
+
+impl Chunk {
+    /// Byte offset of this chunk on the origin.
+    #[must_use]
+    pub fn to_offset(self, shift: ChunkShift) -> u64 {
+        self.0 << shift.get()
+    }
+}
+
+impl StoreChunk {
+    /// Byte offset of this chunk on the snapshot store device.
+    #[must_use]
+    pub fn to_offset(self, shift: ChunkShift) -> u64 {
+        self.0 << shift.get()
+    }
+}
+
+impl MetaBlock {
+    /// Byte offset of this block on the metadata device.
+    #[must_use]
+    pub fn to_offset(self) -> u64 {
+        self.0 * META_BLOCK_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_powers_of_two_from_512_to_1_mib() {
+        assert_eq!(ChunkShift::from_bytes(512), Some(ChunkShift::MIN));
+        assert_eq!(ChunkShift::from_bytes(1 << 20), Some(ChunkShift::MAX));
+        for bad in [0, 1, 256, 513, 3 << 12, 1 << 21] {
+            assert_eq!(ChunkShift::from_bytes(bad), None, "{bad}");
+        }
+    }
+}
