@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * channel.c - /dev/ddsnap, through which a snapshot server serves one volume.
+ * It moves records and checks their frame; what they mean is volume.c's.
+ */
+#include "ddsnap.h"
+
+#include <linux/capability.h>
+#include <linux/compat.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/uio.h>
+
+/* Requests copied out at once: bounds the stack and the hold of the lock. */
+#define TAKE_MAX	8
+
+/**
+ * struct ddsnap_channel - an open file
+ * @mutex: replies are taken one at a time and in order; attaching excludes them
+ * @volume: set once, by attaching, for as long as the file is open
+ */
+struct ddsnap_channel {
+	struct mutex mutex;
+	struct ddsnap_volume *volume;
+};
+
+/* Set once; whoever sees it sees the volume whole. */
+static struct ddsnap_volume *channel_volume(struct file *file)
+{
+	struct ddsnap_channel *channel = file->private_data;
+
+	return smp_load_acquire(&channel->volume);
+}
+
+static bool may_not_wait(struct kiocb *iocb)
+{
+	return iocb->ki_flags & IOCB_NOWAIT ||
+	       iocb->ki_filp->f_flags & O_NONBLOCK;
+}
+
+static int channel_open(struct inode *inode, struct file *file)
+{
+	struct ddsnap_channel *channel = kzalloc(sizeof(*channel), GFP_KERNEL);
+
+	if (!channel)
+		return -ENOMEM;
+	mutex_init(&channel->mutex);
+	file->private_data = channel;
+	/* io_uring may try without waiting, then poll. */
+	file->f_mode |= FMODE_NOWAIT;
+	return stream_open(inode, file);
+}
+
+static int channel_release(struct inode *inode, struct file *file)
+{
+	struct ddsnap_channel *channel = file->private_data;
+
+	/* Nobody else has the file any more: no read, write or ioctl runs. */
+	if (channel->volume) {
+		ddsnap_volume_detach(channel->volume);
+		ddsnap_volume_put(channel->volume);
+	}
+	kfree(channel);
+	return 0;
+}
+
+static ssize_t channel_read(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct ddsnap_volume *v = channel_volume(iocb->ki_filp);
+	struct ddsnap_request requests[TAKE_MAX];
+	ssize_t done = 0;
+
+	if (!v)
+		return -ENOTCONN;
+	if (iov_iter_count(to) < sizeof(*requests))
+		return -EINVAL;
+
+	while (iov_iter_count(to) >= sizeof(*requests)) {
+		size_t room = iov_iter_count(to) / sizeof(*requests);
+		unsigned int count, i;
+
+		count = ddsnap_volume_take(v, requests,
+					   min_t(size_t, room, TAKE_MAX));
+		if (!count) {
+			if (done)
+				break;
+			if (may_not_wait(iocb))
+				return -EAGAIN;
+			if (wait_event_interruptible(v->wait,
+						     ddsnap_volume_has_unsent(v)))
+				return -ERESTARTSYS;
+			continue;
+		}
+		for (i = 0; i < count; i++) {
+			if (!copy_to_iter_full(&requests[i],
+					       sizeof(requests[i]), to)) {
+				ddsnap_volume_untake(v, &requests[i],
+						     count - i);
+				return done ?: -EFAULT;
+			}
+			done += sizeof(requests[i]);
+		}
+	}
+	return done;
+}
+
+static ssize_t channel_write(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct ddsnap_channel *channel = iocb->ki_filp->private_data;
+	struct ddsnap_volume *v = channel_volume(iocb->ki_filp);
+	struct ddsnap_reply reply;
+	ssize_t done = 0;
+	int r = 0;
+
+	if (!v)
+		return -ENOTCONN;
+	if (iov_iter_count(from) < sizeof(reply))
+		return -EINVAL;
+
+	if (!mutex_trylock(&channel->mutex)) {
+		if (may_not_wait(iocb))
+			return -EAGAIN;
+		if (mutex_lock_interruptible(&channel->mutex))
+			return -ERESTARTSYS;
+	}
+	while (!r && iov_iter_count(from) >= sizeof(reply)) {
+		if (!copy_from_iter_full(&reply, sizeof(reply), from))
+			r = -EFAULT;
+		else
+			r = ddsnap_volume_reply(v, &reply);
+		if (!r)
+			done += sizeof(reply);
+	}
+	mutex_unlock(&channel->mutex);
+	return done ?: r;
+}
+
+static __poll_t channel_poll(struct file *file, poll_table *wait)
+{
+	struct ddsnap_volume *v = channel_volume(file);
+	__poll_t mask = EPOLLOUT | EPOLLWRNORM;
+
+	if (!v)
+		return EPOLLERR;
+	poll_wait(file, &v->wait, wait);
+	if (ddsnap_volume_has_unsent(v))
+		mask |= EPOLLIN | EPOLLRDNORM;
+	return mask;
+}
+
+static int channel_attach(struct ddsnap_channel *channel,
+			  const struct ddsnap_attach *attach)
+{
+	unsigned int shift = le32_to_cpu(attach->chunk_shift);
+	struct ddsnap_volume *v;
+	int r;
+
+	lockdep_assert_held(&channel->mutex);
+
+	if (le32_to_cpu(attach->version) != DDSNAP_PROTOCOL_VERSION)
+		return -EPROTO;
+	if (shift < DDSNAP_CHUNK_SHIFT_MIN || shift > DDSNAP_CHUNK_SHIFT_MAX ||
+	    !attach->key[0] ||
+	    strnlen(attach->key, sizeof(attach->key)) == sizeof(attach->key) ||
+	    memchr_inv(attach->reserved, 0, sizeof(attach->reserved)))
+		return -EINVAL;
+	if (channel->volume)
+		return -EBUSY;
+
+	v = ddsnap_volume_get(attach->key);
+	if (!v)
+		return -ENOMEM;
+	r = ddsnap_volume_attach(v, channel, shift - SECTOR_SHIFT);
+	if (r) {
+		ddsnap_volume_put(v);
+		return r;
+	}
+	smp_store_release(&channel->volume, v);
+	return 0;
+}
+
+static long channel_ioctl(struct file *file, unsigned int cmd,
+			  unsigned long arg)
+{
+	struct ddsnap_channel *channel = file->private_data;
+	struct ddsnap_attach attach;
+	int r;
+
+	if (cmd != DDSNAP_IOC_ATTACH)
+		return -ENOTTY;
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	if (copy_from_user(&attach, (void __user *)arg, sizeof(attach)))
+		return -EFAULT;
+
+	if (mutex_lock_interruptible(&channel->mutex))
+		return -ERESTARTSYS;
+	r = channel_attach(channel, &attach);
+	mutex_unlock(&channel->mutex);
+	return r;
+}
+
+static const struct file_operations channel_fops = {
+	.owner		= THIS_MODULE,
+	.open		= channel_open,
+	.release	= channel_release,
+	.read_iter	= channel_read,
+	.write_iter	= channel_write,
+	.poll		= channel_poll,
+	.unlocked_ioctl	= channel_ioctl,
+	.compat_ioctl	= compat_ptr_ioctl,
+};
+
+static struct miscdevice channel_misc = {
+	.minor	= MISC_DYNAMIC_MINOR,
+	.name	= "ddsnap",
+	.fops	= &channel_fops,
+	.mode	= 0600,
+};
+
+int __init ddsnap_channel_init(void)
+{
+	/* The server is built from the same header: no size may drift. */
+	BUILD_BUG_ON(sizeof(struct ddsnap_attach) != 128);
+	BUILD_BUG_ON(sizeof(struct ddsnap_request) != 64);
+	BUILD_BUG_ON(sizeof(struct ddsnap_reply) != 32);
+	BUILD_BUG_ON(DDSNAP_CHUNK_SHIFT_MIN < SECTOR_SHIFT);
+
+	return misc_register(&channel_misc);
+}
+
+void ddsnap_channel_exit(void)
+{
+	misc_deregister(&channel_misc);
+}

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ddsnap.h - what the files of dm-ddsnap share. target.c opens with the
+ * algorithm and the order of the locks.
+ */
+#ifndef _DM_DDSNAP_H
+#define _DM_DDSNAP_H
+
+#define DM_MSG_PREFIX "ddsnap"
+
+#include <linux/atomic.h>
+#include <linux/bio.h>
+#include <linux/completion.h>
+#include <linux/device-mapper.h>
+#include <linux/hashtable.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "compat.h"
+#include "dm-ddsnap-protocol.h"
+
+#define DDSNAP_VERSION		"0.11.0"
+#define DDSNAP_HASH_BITS	10
+
+struct ddsnap_channel;
+struct ddsnap_volume;
+
+/* Where a question to the server is. */
+enum ddsnap_place {
+	PLACE_NOWHERE,		/* not outstanding */
+	PLACE_UNSENT,		/* volume->unsent: the server has yet to read it */
+	PLACE_SENT,		/* volume->sent, volume->by_id: awaits its reply */
+	PLACE_HELD,		/* volume->held: to be asked when the gate opens */
+	PLACE_GRANTED,		/* volume->granted: waits for tracked reads */
+};
+
+/**
+ * struct ddsnap_question - something to be told to the server
+ * @id: the request's id while it is unsent or sent
+ * @op: enum ddsnap_request_op
+ * @place: enum ddsnap_place
+ * @dev: the asking device; NULL for BARRIER_REACHED
+ * @chunk: the chunk asked about (I/O only)
+ * @list: on the list @place names
+ * @by_id: in volume->by_id while sent
+ * @by_chunk: in volume->questions while outstanding (I/O only)
+ * @bios: the bios that wait for the answer, in order (I/O only)
+ *
+ * All under volume->lock.
+ */
+struct ddsnap_question {
+	u64 id;
+	u16 op;
+	u16 place;
+	struct ddsnap_device *dev;
+	u64 chunk;
+	struct list_head list;
+	struct hlist_node by_id;
+	struct hlist_node by_chunk;
+	struct bio_list bios;
+};
+
+/**
+ * struct ddsnap_call - IDENTIFY or GONE: a question that may outlive its device
+ * @q: the question; q.dev is NULL once the device has left
+ * @kref: one for the device or the task that waits, one while outstanding
+ * @done: completed when it has been answered or never will be
+ * @status: the reply's status
+ * @value: the reply's value
+ * @device: device number
+ * @snapshot: snapshot tag or DDSNAP_ORIGIN
+ * @sectors: length of the device
+ */
+struct ddsnap_call {
+	struct ddsnap_question q;
+	struct kref kref;
+	struct completion done;
+	u32 status;
+	u64 value;
+	u32 device;
+	u64 snapshot;
+	u64 sectors;
+};
+
+/* ddsnap_io.state */
+enum ddsnap_io_state {
+	IO_PLAIN,		/* nothing to do at its end */
+	IO_ORIGIN_WRITE,	/* counted in volume->origin_writes */
+	IO_TRACKED_READ,	/* in volume->tracked */
+};
+
+/**
+ * struct ddsnap_io - the target's share of each bio
+ * @state: enum ddsnap_io_state, owned by whoever owns the bio
+ * @to: where submit_work sends it
+ * @question: used by the bio that came first for its chunk, so that asking
+ *	allocates nothing; over before that bio is submitted or ended
+ * @tracked: in volume->tracked, under volume->lock
+ * @tracked_chunk: chunk of the origin being read
+ */
+struct ddsnap_io {
+	u8 state;
+	struct dm_dev *to;
+	union {
+		struct ddsnap_question question;
+		struct {
+			struct hlist_node tracked;
+			u64 tracked_chunk;
+		};
+	};
+};
+
+/* Why a device pushes back or fails its I/O while no server is there. */
+enum ddsnap_suspending {
+	SUSPENDING_NOT,
+	SUSPENDING_NOFLUSH,	/* push back to dm core */
+	SUSPENDING_FLUSH,	/* fail, so that the suspension ends */
+};
+
+/* One CPU's counters for /proc/driver/ddsnap/NAME. */
+struct ddsnap_counts {
+	u64 reads;		/* bios */
+	u64 writes;		/* bios; discards and write-zeroes included */
+	u64 questions;		/* requests queued for the server */
+	u64 at_once;		/* origin writes to unique chunks */
+};
+
+/* A mapped device's counters, shared by its old and its new table. */
+struct ddsnap_stats {
+	struct list_head list;		/* stats_mutex */
+	struct mapped_device *md;
+	unsigned int refs;		/* stats_mutex */
+	struct ddsnap_counts __percpu *counts;
+	atomic_t waiting;		/* bios that wait for an answer */
+	char name[DM_NAME_LEN];
+	struct proc_dir_entry *proc;	/* or NULL */
+};
+
+/**
+ * struct ddsnap_device - one target
+ */
+struct ddsnap_device {
+	struct dm_target *ti;
+	struct mapped_device *md;
+	struct ddsnap_volume *volume;
+	struct dm_dev *store;		/* SNAPDEV */
+	struct dm_dev *origin;		/* ORGDEV */
+	struct ddsnap_stats *stats;
+	u64 snapshot;			/* tag, or DDSNAP_ORIGIN */
+	sector_t sectors;
+	unsigned int server_timeout;	/* seconds */
+	bool timeout_given;		/* in the table line */
+
+	/* volume->lock, and volumes_mutex too for changing the list */
+	struct list_head list;
+	struct ddsnap_call *call;
+
+	/* volume->lock */
+	u8 chunk_shift;			/* log2 sectors; valid once identified */
+	bool identified;		/* some server has accepted the device */
+	bool connected;			/* the server attached now has */
+	bool refused;			/* the server attached now has not */
+	bool failing;			/* no server for too long */
+	u8 suspending;			/* enum ddsnap_suspending */
+
+	/*
+	 * One bit a chunk: set means that the chunk may be written without
+	 * asking. NULL: ask always. Bits are set under volume->lock and read
+	 * without it; see "The gate" in target.c.
+	 */
+	unsigned long *unique;
+	unsigned long unique_chunks;
+};
+
+/* The gate through which origin writes pass; see "The gate" in target.c. */
+enum ddsnap_gate {
+	GATE_OPEN,
+	GATE_DRAINING,		/* closed; writes are in flight */
+	GATE_DRAINED,		/* closed; BARRIER_REACHED is queued */
+	GATE_TOLD,		/* closed; the server has read BARRIER_REACHED */
+	GATE_LOST,		/* closed; the server went away during a barrier */
+	GATE_CLEARING,		/* closed; the unique bits are being cleared */
+};
+
+/**
+ * struct ddsnap_volume - all that share one key
+ */
+struct ddsnap_volume {
+	struct list_head list;		/* volumes_mutex */
+	unsigned int refs;		/* volumes_mutex */
+	char key[DDSNAP_KEY_SIZE];
+
+	spinlock_t lock;		/* irqs off: taken at the end of bios */
+
+	/* lock, and volumes_mutex too for changing it */
+	struct list_head devices;
+
+	/* lock */
+	struct ddsnap_channel *channel;	/* the attached server's, or NULL */
+	u8 chunk_shift;			/* log2 sectors, from the last attach */
+	u32 next_device;
+	u64 next_id;
+	unsigned long lost_at;		/* jiffies */
+	bool told_failing;		/* the log has it */
+
+	struct list_head unsent;
+	struct list_head sent;
+	struct list_head held;
+	struct list_head granted;
+	DECLARE_HASHTABLE(by_id, DDSNAP_HASH_BITS);
+	DECLARE_HASHTABLE(questions, DDSNAP_HASH_BITS);
+	DECLARE_HASHTABLE(tracked, DDSNAP_HASH_BITS);
+	struct bio_list ready;		/* for submit_work */
+
+	u8 gate;			/* enum ddsnap_gate; read without lock */
+	u64 barrier_id;
+	struct ddsnap_question reached;	/* BARRIER_REACHED */
+
+	atomic_t origin_writes;		/* in flight, plus those just looking */
+
+	wait_queue_head_t wait;		/* the server's read and poll */
+	struct work_struct submit_work;
+	struct delayed_work lost_work;
+};
+
+/* volume.c */
+struct ddsnap_volume *ddsnap_volume_get(const char *key);
+void ddsnap_volume_put(struct ddsnap_volume *v);
+int __must_check ddsnap_volume_attach(struct ddsnap_volume *v,
+				      struct ddsnap_channel *channel,
+				      unsigned int chunk_shift);
+void ddsnap_volume_detach(struct ddsnap_volume *v);
+unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
+				struct ddsnap_request *requests,
+				unsigned int max);
+void ddsnap_volume_untake(struct ddsnap_volume *v,
+			  const struct ddsnap_request *requests,
+			  unsigned int count);
+int __must_check ddsnap_volume_reply(struct ddsnap_volume *v,
+				     const struct ddsnap_reply *reply);
+bool ddsnap_volume_has_unsent(struct ddsnap_volume *v);
+
+int __must_check ddsnap_device_join(struct ddsnap_device *dev, char **error);
+void ddsnap_device_leave(struct ddsnap_device *dev, bool wait);
+void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush);
+void ddsnap_device_resume(struct ddsnap_device *dev);
+
+bool ddsnap_origin_write_begin(struct ddsnap_volume *v);
+void ddsnap_origin_write_end(struct ddsnap_volume *v);
+void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io);
+int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
+	       u64 chunk);
+
+int ddsnap_volume_init(void);
+void ddsnap_volume_exit(void);
+
+/* channel.c */
+int ddsnap_channel_init(void);
+void ddsnap_channel_exit(void);
+
+/* stats.c */
+struct ddsnap_stats *ddsnap_stats_get(struct mapped_device *md);
+void ddsnap_stats_put(struct ddsnap_stats *stats);
+void ddsnap_stats_init(void);
+void ddsnap_stats_exit(void);
+
+/* target.c */
+extern unsigned int ddsnap_server_timeout;
+
+static inline struct ddsnap_io *ddsnap_io(struct bio *bio)
+{
+	return dm_per_bio_data(bio, sizeof(struct ddsnap_io));
+}
+
+static inline sector_t ddsnap_chunk_to_sector(struct ddsnap_device *dev,
+					      u64 chunk)
+{
+	return chunk << dev->chunk_shift;
+}
+
+static inline u64 ddsnap_sector_to_chunk(struct ddsnap_device *dev,
+					 sector_t sector)
+{
+	return sector >> dev->chunk_shift;
+}
+
+#endif /* _DM_DDSNAP_H */

@@ -1,0 +1,614 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * dm-ddsnap - snapshots whose metadata a server in user space keeps
+ *
+ * This file has the algorithm, the arguments for it, and the target's methods.
+ * volume.c has questions, answers and the loss of the server; channel.c the
+ * device /dev/ddsnap; stats.c the counters.
+ *
+ * What it does
+ * ------------
+ * A volume is an origin device, any number of snapshots of it, and a server
+ * that knows where the chunks of each snapshot lie. They find each other by a
+ * key, the agent's socket name in the table lines. The target asks, in records
+ * of dm-ddsnap-protocol.h, and the server answers:
+ *
+ *   origin read	goes to the origin at once
+ *   origin write	goes to the origin once the server says that the old data
+ *			is durable wherever a snapshot needs it. The chunk is
+ *			then unique: until the next snapshot is created nobody
+ *			needs to ask about it. One bit a chunk remembers that.
+ *   snapshot read	goes to the store chunk the server names, or to the
+ *			origin if the server says that the chunk is still there
+ *   snapshot write	goes to the private store chunk the server names
+ *
+ * Discards and write-zeroes change data and are writes. A bio that has to ask
+ * lies within one chunk. The question is part of the first bio for its chunk,
+ * so that asking needs no memory; others join it.
+ *
+ * Why an origin write destroys nothing a snapshot needs
+ * -----------------------------------------------------
+ * It reaches the disk only after the server's ORIGIN_WRITE reply, which means
+ * that the copy and the record of it are durable. A crash before finds the
+ * origin as it was. The unique bit only repeats that reply. It must not outlive
+ * it: a new snapshot needs the present data, so its creation goes through the
+ * gate.
+ *
+ * The gate
+ * --------
+ * BARRIER_BEGIN closes the gate. The server creates the snapshot after it has
+ * read BARRIER_REACHED, and that must not be sent while an origin write is in
+ * flight that was allowed before: it could reach the disk after the snapshot
+ * came into being and change what the snapshot shows. Every write therefore is
+ * either counted before the barrier looks or sees the gate closed:
+ *
+ *	a write				the barrier
+ *	origin_writes++			gate = DRAINING
+ *	full barrier			full barrier
+ *	if gate is open: look at	if origin_writes is 0:
+ *	  the bit, submit		  BARRIER_REACHED
+ *	else origin_writes--, ask
+ *
+ * Of two such sequences at least one sees what the other has stored first. A
+ * write that sees an open gate is in the count until its bio has ended; the
+ * one that takes the count to zero looks at the gate afterwards and, if it is
+ * DRAINING, looks whether BARRIER_REACHED is due. Writes released by a reply
+ * are counted under volume->lock, under which the gate closes.
+ *
+ * A granted write that has not been started yet, because it waits for a
+ * snapshot's read (below), has no effect so far. It is not drained but asked
+ * again when the gate opens: the read could take long, and the answer for the
+ * new snapshot is another. New questions about origin writes are held back
+ * meanwhile, and an ORIGIN_WRITE reply that comes all the same counts for
+ * nothing and is asked again.
+ *
+ * The bits are cleared while the gate is still closed; opening it is a release
+ * and looking at it an acquire, so who sees it open sees the bits cleared. A
+ * write that saw the gate open before it closed may look at its bit late, but
+ * bits are cleared only after BARRIER_REACHED, which waits for that write, or
+ * by attaching, where nothing but an optimisation is lost.
+ *
+ * Snapshot reads from the origin
+ * ------------------------------
+ * The server says FROM_ORIGIN and forgets about it; then an origin write of
+ * that chunk is copied out and allowed, while the read has not reached the
+ * disk. So reads from the origin are tracked by chunk, and an allowed write
+ * waits until those of its chunk have ended. This is enough because of the
+ * order of replies: the server gave FROM_ORIGIN for a chunk while no copy
+ * existed, so before the ORIGIN_WRITE reply that follows the copy. Replies are
+ * taken in order, one at a time, and a read is tracked when its reply is
+ * taken, before it is submitted. So it is tracked when the write is released.
+ * And once the chunk is unique, the server has a copy for every snapshot there
+ * is, so no read goes to the origin for it until the next snapshot clears the
+ * bit, behind the gate.
+ *
+ * The loss of the server
+ * ----------------------
+ * Closing the file is the loss. Nothing the server said is lost with it: an
+ * ORIGIN_WRITE reply means durable; tracked reads stay tracked, whoever serves
+ * next; what was read and not answered is asked again of the next server, in
+ * order. A question the old server has half served is harmless: a copy it made
+ * and recorded, the next one finds; a copy not recorded counts for nothing, as
+ * the origin was not touched. Unique chunks may be written without a server:
+ * no snapshot comes into being but through the gate. If the server is lost
+ * while the gate is closed, the snapshot may or may not have been committed.
+ * Then the gate stays closed until another server is there; attaching clears
+ * the bits and opens it, and the held writes are asked about, which is right in
+ * both cases.
+ *
+ * Questions wait for a new server for a bounded time, then end with an I/O
+ * error, and later ones fail at once until a server attaches. Suspending a
+ * device does not wait for one either, nor does its removal.
+ *
+ * Never waiting on itself
+ * -----------------------
+ * The server may be what memory reclaim waits for. In the I/O path nothing is
+ * allocated and nothing blocks: map remaps or queues, a WQ_MEM_RECLAIM worker
+ * submits. Mutexes the server needs are held over no allocation that does I/O.
+ *
+ * Locks, outermost first
+ * ----------------------
+ *	channel->mutex		one attach or write(2) at a time
+ *	volumes_mutex		list of volumes, their references, changes to the
+ *				lists of devices, clearing of bits
+ *	volume->lock		spinlock, irqs off: all the rest of the volume
+ *	volume->wait.lock	inside, by wake-ups
+ *
+ *	stats_mutex is taken alone.
+ */
+#include "ddsnap.h"
+
+#include <linux/init.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#define SERVER_TIMEOUT_DEFAULT	60
+#define SERVER_TIMEOUT_MAX	86400
+
+unsigned int ddsnap_server_timeout = SERVER_TIMEOUT_DEFAULT;
+module_param_named(server_timeout, ddsnap_server_timeout, uint, 0644);
+MODULE_PARM_DESC(server_timeout,
+		 "Seconds that I/O waits for a snapshot server (0: not at all)");
+
+/*----------------------------------------------------------------
+ * Mapping
+ *----------------------------------------------------------------
+ */
+
+static bool is_origin(const struct ddsnap_device *dev)
+{
+	return dev->snapshot == DDSNAP_ORIGIN;
+}
+
+/* Only the part of @bio that lies in the chunk of its first sector stays. */
+static void cut_to_chunk(struct ddsnap_device *dev, struct bio *bio)
+{
+	sector_t chunk_sectors = ddsnap_chunk_to_sector(dev, 1);
+	sector_t left = chunk_sectors -
+			(bio->bi_iter.bi_sector & (chunk_sectors - 1));
+
+	if (bio_sectors(bio) > left)
+		dm_accept_partial_bio(bio, left);
+}
+
+/*
+ * Takes the part of @bio that starts with unique chunks. Only for a caller
+ * between ddsnap_origin_write_begin() and _end(). False if there is none.
+ */
+static bool take_unique(struct ddsnap_device *dev, struct bio *bio)
+{
+	u64 first = ddsnap_sector_to_chunk(dev, bio->bi_iter.bi_sector);
+	u64 end = ddsnap_sector_to_chunk(dev, bio_end_sector(bio) - 1) + 1;
+	u64 shared;
+
+	if (!dev->unique || end > dev->unique_chunks)
+		return false;
+	shared = find_next_zero_bit(dev->unique, end, first);
+	if (shared == first)
+		return false;
+	if (shared < end)
+		dm_accept_partial_bio(bio, ddsnap_chunk_to_sector(dev, shared) -
+					   bio->bi_iter.bi_sector);
+	return true;
+}
+
+static int map_origin_write(struct ddsnap_device *dev, struct bio *bio)
+{
+	struct ddsnap_volume *v = dev->volume;
+
+	if (ddsnap_origin_write_begin(v)) {
+		if (take_unique(dev, bio)) {
+			ddsnap_io(bio)->state = IO_ORIGIN_WRITE;
+			bio_set_dev(bio, dev->origin->bdev);
+			this_cpu_inc(dev->stats->counts->at_once);
+			return DM_MAPIO_REMAPPED;
+		}
+		ddsnap_origin_write_end(v);
+	}
+
+	cut_to_chunk(dev, bio);
+	return ddsnap_ask(dev, bio, DDSNAP_ORIGIN_WRITE,
+			  ddsnap_sector_to_chunk(dev, bio->bi_iter.bi_sector));
+}
+
+static int ddsnap_map(struct dm_target *ti, struct bio *bio)
+{
+	struct ddsnap_device *dev = ti->private;
+	bool write = op_is_write(bio_op(bio));
+
+	ddsnap_io(bio)->state = IO_PLAIN;
+
+	/* dm core sends flushes without data: what is cached is below us. */
+	if (!bio_sectors(bio)) {
+		bio_set_dev(bio, is_origin(dev) ? dev->origin->bdev :
+						  dev->store->bdev);
+		return DM_MAPIO_REMAPPED;
+	}
+
+	if (write)
+		this_cpu_inc(dev->stats->counts->writes);
+	else
+		this_cpu_inc(dev->stats->counts->reads);
+
+	if (!is_origin(dev)) {
+		cut_to_chunk(dev, bio);
+		return ddsnap_ask(dev, bio,
+				  write ? DDSNAP_SNAPSHOT_WRITE :
+					  DDSNAP_SNAPSHOT_READ,
+				  ddsnap_sector_to_chunk(dev,
+							 bio->bi_iter.bi_sector));
+	}
+	if (write)
+		return map_origin_write(dev, bio);
+
+	bio_set_dev(bio, dev->origin->bdev);
+	return DM_MAPIO_REMAPPED;
+}
+
+static int ddsnap_end_io(struct dm_target *ti, struct bio *bio,
+			 blk_status_t *error)
+{
+	struct ddsnap_device *dev = ti->private;
+	struct ddsnap_io *io = ddsnap_io(bio);
+
+	switch (io->state) {
+	case IO_ORIGIN_WRITE:
+		ddsnap_origin_write_end(dev->volume);
+		break;
+	case IO_TRACKED_READ:
+		ddsnap_read_untrack(dev->volume, io);
+		break;
+	}
+	return DM_ENDIO_DONE;
+}
+
+/*----------------------------------------------------------------
+ * Construction
+ *----------------------------------------------------------------
+ */
+
+static int parse_id(struct dm_target *ti, const char *arg, u64 *snapshot)
+{
+	u32 tag;
+
+	if (!strcmp(arg, "-1")) {
+		*snapshot = DDSNAP_ORIGIN;
+		return 0;
+	}
+	if (kstrtou32(arg, 10, &tag)) {
+		ti->error = "ID must be -1 for the origin, or a snapshot tag from 0 to 4294967295";
+		return -EINVAL;
+	}
+	*snapshot = tag;
+	return 0;
+}
+
+static int parse_features(struct ddsnap_device *dev, struct dm_arg_set *as)
+{
+	static const struct dm_arg group = {
+		0, 2, "feature arguments: 0, or 2 server_timeout SECONDS"
+	};
+	static const struct dm_arg seconds = {
+		0, SERVER_TIMEOUT_MAX, "server_timeout must be 0 to 86400 seconds"
+	};
+	struct dm_target *ti = dev->ti;
+	unsigned int count;
+	int r;
+
+	dev->server_timeout = min_t(unsigned int,
+				    READ_ONCE(ddsnap_server_timeout),
+				    SERVER_TIMEOUT_MAX);
+	if (!as->argc)
+		return 0;
+	r = dm_read_arg_group(&group, as, &count, &ti->error);
+	if (r)
+		return r;
+	if (count) {
+		if (count != 2 || strcmp(dm_shift_arg(as), "server_timeout")) {
+			ti->error = group.error;
+			return -EINVAL;
+		}
+		r = dm_read_arg(&seconds, as, &dev->server_timeout, &ti->error);
+		if (r)
+			return r;
+		dev->timeout_given = true;
+	}
+	if (as->argc) {
+		ti->error = "more arguments than the features' count says";
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int open_devices(struct ddsnap_device *dev, const char *store,
+			const char *origin)
+{
+	struct dm_target *ti = dev->ti;
+	int r;
+
+	r = dm_get_device(ti, store, dm_table_get_mode(ti->table), &dev->store);
+	if (r) {
+		DMERR("cannot open snapshot store device %s: error %d", store, r);
+		ti->error = "cannot open the snapshot store device";
+		return r;
+	}
+	r = dm_get_device(ti, origin, dm_table_get_mode(ti->table),
+			  &dev->origin);
+	if (r) {
+		DMERR("cannot open origin device %s: error %d", origin, r);
+		ti->error = "cannot open the origin device";
+		return r;
+	}
+	if (dev->origin->bdev == dev->store->bdev) {
+		ti->error = "the snapshot store and the origin are the same device";
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* What can be told only now that the server has given the chunk size. */
+static int check_chunk_size(struct ddsnap_device *dev)
+{
+	sector_t chunk_sectors = ddsnap_chunk_to_sector(dev, 1);
+	struct dm_target *ti = dev->ti;
+
+	if (dev->sectors & (chunk_sectors - 1)) {
+		DMERR("%s: %llu sectors are no multiple of the chunk size, %llu sectors",
+		      dev->volume->key, (u64)dev->sectors, (u64)chunk_sectors);
+		ti->error = "the length is no multiple of the chunk size";
+		return -EINVAL;
+	}
+	if (bdev_logical_block_size(dev->origin->bdev) >> SECTOR_SHIFT >
+			chunk_sectors ||
+	    bdev_logical_block_size(dev->store->bdev) >> SECTOR_SHIFT >
+			chunk_sectors) {
+		ti->error = "the chunk size is smaller than the devices' logical block size";
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* Without it every write to the origin asks: slower, nothing else. */
+static void make_unique_bits(struct ddsnap_device *dev)
+{
+	u64 chunks = ddsnap_sector_to_chunk(dev, dev->sectors);
+	unsigned long *bits = NULL;
+
+	if (chunks <= ULONG_MAX - BITS_PER_LONG)
+		bits = __vmalloc(BITS_TO_LONGS(chunks) * sizeof(*bits),
+				 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
+	if (!bits) {
+		DMWARN("%s: no memory to remember which of %llu chunks are unique: every origin write asks the server",
+		       dev->volume->key, chunks);
+		return;
+	}
+	spin_lock_irq(&dev->volume->lock);
+	dev->unique_chunks = chunks;
+	dev->unique = bits;
+	spin_unlock_irq(&dev->volume->lock);
+}
+
+static void device_free(struct ddsnap_device *dev)
+{
+	if (dev->volume)
+		ddsnap_volume_put(dev->volume);
+	if (dev->stats)
+		ddsnap_stats_put(dev->stats);
+	if (dev->origin)
+		dm_put_device(dev->ti, dev->origin);
+	if (dev->store)
+		dm_put_device(dev->ti, dev->store);
+	vfree(dev->unique);
+	kfree(dev);
+}
+
+/*
+ * Construct an origin or a snapshot:
+ * <snapshot store> <origin> <agent socket> <id> [<#features> <features>]
+ *
+ * id: -1 for the origin, or the snapshot's tag
+ * features: server_timeout <seconds>
+ */
+static int ddsnap_ctr(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	struct dm_arg_set as = { .argc = argc, .argv = argv };
+	const char *store, *origin, *key;
+	struct ddsnap_device *dev;
+	int r;
+
+	if (argc < 4) {
+		ti->error = "wanted: SNAPDEV ORGDEV AGENTSOCK ID [2 server_timeout SECONDS]";
+		return -EINVAL;
+	}
+	if (ti->begin) {
+		ti->error = "a ddsnap device starts at sector 0 and has one target";
+		return -EINVAL;
+	}
+	store = dm_shift_arg(&as);
+	origin = dm_shift_arg(&as);
+	key = dm_shift_arg(&as);
+	if (!*key || strlen(key) >= DDSNAP_KEY_SIZE) {
+		ti->error = "the agent socket name must have 1 to 107 bytes";
+		return -EINVAL;
+	}
+
+	dev = kzalloc(sizeof(*dev), GFP_KERNEL);
+	if (!dev) {
+		ti->error = "out of memory";
+		return -ENOMEM;
+	}
+	dev->ti = ti;
+	dev->md = dm_table_get_md(ti->table);
+	dev->sectors = ti->len;
+
+	r = parse_id(ti, dm_shift_arg(&as), &dev->snapshot);
+	if (r)
+		goto bad;
+	r = parse_features(dev, &as);
+	if (r)
+		goto bad;
+	r = open_devices(dev, store, origin);
+	if (r)
+		goto bad;
+
+	dev->stats = ddsnap_stats_get(dev->md);
+	dev->volume = ddsnap_volume_get(key);
+	if (!dev->stats || !dev->volume) {
+		ti->error = "out of memory";
+		r = -ENOMEM;
+		goto bad;
+	}
+	r = ddsnap_device_join(dev, &ti->error);
+	if (r)
+		goto bad;
+	r = check_chunk_size(dev);
+	if (r)
+		goto bad_joined;
+	if (is_origin(dev))
+		make_unique_bits(dev);
+
+	/* Origin reads, and writes to unique chunks, need not be split. */
+	if (!is_origin(dev)) {
+		r = dm_set_target_max_io_len(ti, ddsnap_chunk_to_sector(dev, 1));
+		if (r)
+			goto bad_joined;
+	}
+	ti->num_flush_bios = 1;
+	ti->num_write_zeroes_bios = 1;
+	if (is_origin(dev))
+		ti->num_discard_bios = 1;
+	ti->per_io_data_size = sizeof(struct ddsnap_io);
+	ti->accounts_remapped_io = true;
+	ti->private = dev;
+	return 0;
+
+bad_joined:
+	ddsnap_device_leave(dev, true);
+bad:
+	device_free(dev);
+	return r;
+}
+
+static void ddsnap_dtr(struct dm_target *ti)
+{
+	struct ddsnap_device *dev = ti->private;
+
+	ddsnap_device_leave(dev, true);
+	device_free(dev);
+}
+
+/*----------------------------------------------------------------
+ * The other methods
+ *----------------------------------------------------------------
+ */
+
+static void ddsnap_presuspend(struct dm_target *ti)
+{
+	ddsnap_device_suspend(ti->private, dm_noflush_suspending(ti));
+}
+
+static void ddsnap_presuspend_undo(struct dm_target *ti)
+{
+	ddsnap_device_resume(ti->private);
+}
+
+static void ddsnap_resume(struct dm_target *ti)
+{
+	ddsnap_device_resume(ti->private);
+}
+
+static void ddsnap_status(struct dm_target *ti, status_type_t type,
+			  unsigned int status_flags, char *result,
+			  unsigned int maxlen)
+{
+	struct ddsnap_device *dev = ti->private;
+	unsigned int sz = 0;
+
+	switch (type) {
+	case STATUSTYPE_INFO:
+		/* Scripts rely on its being empty. */
+		result[0] = '\0';
+		break;
+
+	case STATUSTYPE_TABLE:
+		DMEMIT("%s %s %s ", dev->store->name, dev->origin->name,
+		       dev->volume->key);
+		if (is_origin(dev))
+			DMEMIT("-1");
+		else
+			DMEMIT("%llu", dev->snapshot);
+		if (dev->timeout_given)
+			DMEMIT(" 2 server_timeout %u", dev->server_timeout);
+		break;
+
+	case STATUSTYPE_IMA:
+		DMEMIT_TARGET_NAME_VERSION(ti->type);
+		DMEMIT(",store_name=%s,origin_name=%s", dev->store->name,
+		       dev->origin->name);
+		DMEMIT(",agent_socket=%s,id=%lld;", dev->volume->key,
+		       (long long)dev->snapshot);
+		break;
+	}
+}
+
+static int ddsnap_iterate_devices(struct dm_target *ti,
+				  iterate_devices_callout_fn fn, void *data)
+{
+	struct ddsnap_device *dev = ti->private;
+	sector_t origin = bdev_nr_sectors(dev->origin->bdev);
+	int r;
+
+	if (is_origin(dev))
+		return fn(ti, dev->origin, 0, ti->len, data);
+
+	/* The origin may have been shrunk since the snapshot was created. */
+	r = fn(ti, dev->origin, 0, min(ti->len, origin), data);
+	if (!r)
+		r = fn(ti, dev->store, 0, bdev_nr_sectors(dev->store->bdev),
+		       data);
+	return r;
+}
+
+/*
+ * No DM_TARGET_ flag but this one: neither DAX nor zoned devices nor integrity
+ * data, all of which would bypass or outwit the copying of chunks.
+ */
+static struct target_type ddsnap_target = {
+	.name			= "ddsnap",
+	.version		= { 0, 11, 0 },
+	.features		= DM_TARGET_SINGLETON,
+	.module			= THIS_MODULE,
+	.ctr			= ddsnap_ctr,
+	.dtr			= ddsnap_dtr,
+	.map			= ddsnap_map,
+	.end_io			= ddsnap_end_io,
+	.presuspend		= ddsnap_presuspend,
+	.presuspend_undo	= ddsnap_presuspend_undo,
+	.resume			= ddsnap_resume,
+	.status			= ddsnap_status,
+	.iterate_devices	= ddsnap_iterate_devices,
+};
+
+static int __init dm_ddsnap_init(void)
+{
+	int r;
+
+	r = ddsnap_volume_init();
+	if (r)
+		return r;
+	ddsnap_stats_init();
+	r = ddsnap_channel_init();
+	if (r) {
+		DMERR("cannot register /dev/ddsnap: error %d", r);
+		goto bad_channel;
+	}
+	r = dm_register_target(&ddsnap_target);
+	if (r)
+		goto bad_target;
+	return 0;
+
+bad_target:
+	ddsnap_channel_exit();
+bad_channel:
+	ddsnap_stats_exit();
+	ddsnap_volume_exit();
+	return r;
+}
+
+static void __exit dm_ddsnap_exit(void)
+{
+	dm_unregister_target(&ddsnap_target);
+	ddsnap_channel_exit();
+	ddsnap_stats_exit();
+	ddsnap_volume_exit();
+}
+
+module_init(dm_ddsnap_init);
+module_exit(dm_ddsnap_exit);
+
+MODULE_DESCRIPTION(DM_NAME " snapshot target, served from user space");
+MODULE_AUTHOR("The Zumastor authors");
+MODULE_VERSION(DDSNAP_VERSION);
+MODULE_LICENSE("GPL");
