@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mkdocs DIR` writes the man pages and shell completions of `ddsnap` and `zumastor` below DIR, which stands
 //! for /usr/share.
 //!
@@ -65,10 +66,15 @@ fn write_pages(command: &Command, man8: &Path) -> Result<()> {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         write_pages(sub, man8)?;
     }
-    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    let name = command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name());
     let page = man8.join(format!("{name}.8"));
     let mut text = Vec::new();
-    Man::new(command.clone()).section("8").manual("System Administration").render(&mut text)?;
+    Man::new(command.clone())
+        .section("8")
+        .manual("System Administration")
+        .render(&mut text)?;
     fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))
 }
 
@@ -89,7 +95,9 @@ mod tests {
             .about("a tool")
             .subcommand(
                 Command::new("define").about("makes").subcommand(
-                    Command::new("volume").about("makes a volume").arg(Arg::new("size").long("size")),
+                    Command::new("volume")
+                        .about("makes a volume")
+                        .arg(Arg::new("size").long("size")),
                 ),
             )
             .subcommand(Command::new("secret").hide(true));
@@ -98,12 +106,21 @@ mod tests {
         let man8 = dir.path().join("man/man8");
         let mut pages: Vec<_> = fs::read_dir(&man8)
             .expect("man8")
-            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("UTF-8")
+            })
             .collect();
         pages.sort();
         assert_eq!(pages, ["tool-define-volume.8", "tool-define.8", "tool.8"]);
         let page = fs::read_to_string(man8.join("tool-define-volume.8")).expect("a page");
-        assert!(page.contains("size") && page.contains("makes a volume"), "{page}");
+        assert!(
+            page.contains("size") && page.contains("makes a volume"),
+            "{page}"
+        );
         for file in [
             "bash-completion/completions/tool",
             "zsh/vendor-completions/_tool",
