@@ -5,5 +5,7 @@
 //! `device` and `protocol`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
 //! `format`, `device` and `protocol` use `units`. ARCHITECTURE.md has the argument.
 
+pub mod client;
 pub mod device;
+pub mod protocol;
 pub mod units;

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A connection to a volume's server: what the command line and `zumastor` command it with.
+//!
+//! Every call waits for the answer, but no longer than the connection's time limit.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use crate::protocol::address::{SocketName, SocketNameError};
+use crate::protocol::codec::{CodecError, FrameReader};
+use crate::protocol::control::{Reply, Request};
+use crate::units::SnapTag;
+
+pub use crate::protocol::control::{ChannelState, Snapshot, SnapshotState, Status, Usage};
+
+/// How long a call waits if nobody says otherwise: longer than the server's own limit for making a
+/// snapshot, so that its reason is seen and not this one.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a call did not succeed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The socket's name is none.
+    #[error("{socket:?} is not a socket name")]
+    Name {
+        /// As given.
+        socket: String,
+        /// What is wrong with it.
+        source: SocketNameError,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to the server at {socket}")]
+    Connect {
+        /// The server's control socket.
+        socket: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The server understood and said no. Nothing was changed.
+    #[error("{reason} ({})", Errno::from_raw(*errno).desc())]
+    Refused {
+        /// A positive errno.
+        errno: i32,
+        /// Half a sentence: what follows "because".
+        reason: String,
+    },
+    /// The answer makes no sense.
+    #[error("the server at {socket} sent an answer that makes no sense: {what}")]
+    Protocol {
+        /// The server's control socket.
+        socket: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// No answer in time. Whether the command was carried out is not known.
+    #[error("the server at {socket} did not answer within {seconds} s")]
+    Timeout {
+        /// The server's control socket.
+        socket: String,
+        /// The time limit in seconds.
+        seconds: u64,
+    },
+    /// The connection broke before the answer. Whether the command was carried out is not known.
+    #[error("the server at {socket} went away before it answered")]
+    Lost {
+        /// The server's control socket.
+        socket: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl ClientError {
+    /// The errno of a refusal.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            ClientError::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody listens on the socket.
+    #[must_use]
+    pub fn is_connect(&self) -> bool {
+        matches!(self, ClientError::Connect { .. })
+    }
+}
+
+/// The result of a call.
+pub type Result<T> = std::result::Result<T, ClientError>;
+
+/// A connection to the server of one volume.
+///
+/// After an error other than [`ClientError::Refused`] make a new one.
+#[derive(Debug)]
+pub struct Client {
+    socket: String,
+    stream: UnixStream,
+    reader: FrameReader,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects to the control socket `socket`: a path, or `@name` for an abstract one.
+    ///
+    /// # Errors
+    /// [`ClientError::Name`] or [`ClientError::Connect`].
+    pub fn connect(socket: &str) -> Result<Client> {
+        Self::connect_within(socket, DEFAULT_TIMEOUT)
+    }
+
+    /// As [`connect`](Self::connect), with a time limit for it and each later call.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_within(socket: &str, timeout: Duration) -> Result<Client> {
+        let name: SocketName = socket.parse().map_err(|source| ClientError::Name {
+            socket: socket.to_owned(),
+            source,
+        })?;
+        let stream = name
+            .connect(timeout)
+            .map_err(|source| ClientError::Connect {
+                socket: socket.to_owned(),
+                source,
+            })?;
+        let reader = FrameReader::default();
+        Ok(Client {
+            socket: socket.to_owned(),
+            stream,
+            reader,
+            timeout,
+        })
+    }
+
+    /// Changes the time limit of each later call.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Client {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Makes a snapshot of the origin as it is now; durable on return.
+    ///
+    /// # Errors
+    /// Refused with `EEXIST` (the tag is taken), `ENOSPC` (too many snapshots), `ETIMEDOUT` (writes
+    /// in flight did not end) or `EIO` (the store is broken); or the connection's errors.
+    pub fn create(&mut self, tag: SnapTag) -> Result<()> {
+        match self.call(Request::Create(tag))? {
+            Reply::Created => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Deletes a snapshot; durable on return. Its space becomes free by and by.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT` or `EBUSY` (its use count is not 0); or the connection's errors.
+    pub fn delete(&mut self, tag: SnapTag) -> Result<()> {
+        match self.call(Request::Delete(tag))? {
+            Reply::Deleted => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// All snapshots, oldest first.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub fn list(&mut self) -> Result<Vec<Snapshot>> {
+        let mut all = Vec::new();
+        self.send(Request::List)?;
+        loop {
+            match self.receive()? {
+                Reply::Snapshots { last, snapshots } => {
+                    all.extend(snapshots);
+                    if last {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(self.unexpected(&other)),
+            }
+        }
+    }
+
+    /// The store's state.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub fn status(&mut self) -> Result<Status> {
+        Ok(self.usage()?.0)
+    }
+
+    /// The store's state and the rows of its table, oldest snapshot first.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub fn usage(&mut self) -> Result<(Status, Vec<Usage>)> {
+        let status = match self.call(Request::Status)? {
+            Reply::Status(status) => status,
+            other => return Err(self.unexpected(&other)),
+        };
+        let mut all = Vec::new();
+        loop {
+            match self.receive()? {
+                Reply::Usage { last, rows } => {
+                    all.extend(rows);
+                    if last {
+                        return Ok((status, all));
+                    }
+                }
+                other => return Err(self.unexpected(&other)),
+            }
+        }
+    }
+
+    /// Length in sectors of the origin (`None`) or of a snapshot: what its table line must say.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT`; or the connection's errors.
+    pub fn size(&mut self, tag: Option<SnapTag>) -> Result<u64> {
+        match self.call(Request::Sectors(tag))? {
+            Reply::Sectors(sectors) => Ok(sectors),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Whether a snapshot's data is there; `None` if there is no such snapshot.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub fn state(&mut self, tag: SnapTag) -> Result<Option<SnapshotState>> {
+        match self.call(Request::State(tag)) {
+            Ok(Reply::State(state)) => Ok(Some(state)),
+            Ok(other) => Err(self.unexpected(&other)),
+            Err(ClientError::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Sets how dearly a snapshot is kept when the store is full; gives back what was set.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT`; or the connection's errors.
+    pub fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Result<i8> {
+        match self.call(Request::Priority(tag, priority))? {
+            Reply::Priority(priority) => Ok(priority),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Adds `delta` to a snapshot's persistent use count and gives back the whole count: persistent
+    /// and devices. A `delta` of 0 only asks.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT` or `ERANGE` (the count would leave 0 to 65,535); or the connection's
+    /// errors.
+    pub fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Result<u32> {
+        match self.call(Request::UseCount(tag, delta))? {
+            Reply::UseCount(count) => Ok(count),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Result<Reply> {
+        self.send(request)?;
+        self.receive()
+    }
+
+    fn send(&mut self, request: Request) -> Result<()> {
+        let sent = self
+            .stream
+            .set_write_timeout(Some(self.timeout))
+            .and_then(|()| self.stream.write_all(&request.to_frame().encode()));
+        sent.map_err(|source| self.broken(source))
+    }
+
+    /// One message; a refusal becomes an error. The time limit is for the whole of it.
+    fn receive(&mut self) -> Result<Reply> {
+        let deadline = Instant::now() + self.timeout;
+        let frame = loop {
+            if let Some(frame) = self
+                .reader
+                .next_frame()
+                .map_err(|error| self.nonsense(&error))?
+            {
+                break frame;
+            }
+            let mut part = [0; 8192];
+            match self.read_before(deadline, &mut part) {
+                Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => self.reader.extend(&part[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.broken(error)),
+            }
+        };
+        match Reply::from_frame(&frame).map_err(|error| self.nonsense(&error))? {
+            Reply::Error { errno, reason } => Err(ClientError::Refused { errno, reason }),
+            reply => Ok(reply),
+        }
+    }
+
+    fn read_before(&mut self, deadline: Instant, part: &mut [u8]) -> io::Result<usize> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(part)
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Timeout {
+                socket,
+                seconds: self.timeout.as_secs(),
+            },
+            _ => ClientError::Lost { socket, source },
+        }
+    }
+
+    fn nonsense(&self, error: &CodecError) -> ClientError {
+        ClientError::Protocol {
+            socket: self.socket.clone(),
+            what: error.to_string(),
+        }
+    }
+
+    fn unexpected(&self, reply: &Reply) -> ClientError {
+        let what = format!(
+            "an answer to another question (code {:#06x})",
+            reply.to_frame().code
+        );
+        ClientError::Protocol {
+            socket: self.socket.clone(),
+            what,
+        }
+    }
+}

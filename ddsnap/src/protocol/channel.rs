@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The records of the kernel channel, `/dev/ddsnap`.
+//!
+//! Mirrors `kernel/dm-ddsnap-protocol.h` byte for byte; the tests pin the same bytes. Records have a
+//! fixed size and no checksum: they never leave memory. What comes from the kernel is still checked,
+//! so that a module of another version cannot make the server guess.
+
+use thiserror::Error;
+
+use super::address::SocketName;
+use crate::units::{Chunk, ChunkShift, SnapTag};
+
+/// The device to open.
+pub const DEVICE: &str = "/dev/ddsnap";
+/// History: 1 - first version.
+pub const VERSION: u32 = 1;
+/// Bytes of a request.
+pub const REQUEST_BYTES: usize = 64;
+/// Bytes of a reply or command.
+pub const REPLY_BYTES: usize = 32;
+/// Bytes of the argument of [`IOC_ATTACH`].
+pub const ATTACH_BYTES: usize = 128;
+/// Bytes of a volume's key, with its NUL.
+pub const KEY_BYTES: usize = 108;
+/// The ioctl that attaches the open file to a volume: `_IOW(0xdd, 1, struct ddsnap_attach)`.
+pub const IOC_ATTACH: u32 = 1 << 30 | (ATTACH_BYTES as u32) << 16 | 0xdd << 8 | 1;
+
+const ORIGIN: u64 = u64::MAX;
+
+const IDENTIFY: u32 = 1;
+const GONE: u32 = 2;
+const ORIGIN_WRITE: u32 = 3;
+const SNAPSHOT_READ: u32 = 4;
+const SNAPSHOT_WRITE: u32 = 5;
+const BARRIER_REACHED: u32 = 6;
+const BARRIER_BEGIN: u32 = 0x100;
+const BARRIER_END: u32 = 0x101;
+
+const FROM_ORIGIN: u32 = 1 << 0;
+const CREATED: u32 = 1 << 1;
+
+/// What the kernel sent that it must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChannelError {
+    /// An operation this version does not know.
+    #[error("request {id} from the kernel has unknown operation {op}")]
+    Operation {
+        /// The request's number.
+        id: u64,
+        /// What it asks for.
+        op: u32,
+    },
+    /// A field out of its range.
+    #[error("request {id} (operation {op}) from the kernel: {field} cannot be {value}")]
+    Field {
+        /// The request's number.
+        id: u64,
+        /// What it asks for.
+        op: u32,
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+    },
+    /// A read ended in the middle of a record.
+    #[error("read of {0} bytes from the kernel, not a multiple of {REQUEST_BYTES}")]
+    Length(usize),
+}
+
+/// What the kernel asks, or says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Unique among the unanswered requests; a barrier's number in [`Ask::BarrierReached`].
+    pub id: u64,
+    /// What it is about.
+    pub ask: Ask,
+}
+
+/// The kinds of [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A device came up.
+    Identify {
+        /// Its number, unique while it exists.
+        device: u32,
+        /// Which snapshot, or `None` for the origin.
+        snapshot: Option<SnapTag>,
+        /// Its length.
+        sectors: u64,
+    },
+    /// A device went away.
+    Gone {
+        /// Its number.
+        device: u32,
+    },
+    /// May this chunk of the origin be written?
+    OriginWrite(Chunk),
+    /// Where does this chunk of a snapshot lie?
+    SnapshotRead(SnapTag, Chunk),
+    /// The same, to be written.
+    SnapshotWrite(SnapTag, Chunk),
+    /// No origin write is in flight any more.
+    BarrierReached,
+}
+
+impl Request {
+    /// The request in a record.
+    ///
+    /// # Errors
+    /// [`ChannelError`] naming the field that is out of range.
+    pub fn decode(record: &[u8; REQUEST_BYTES]) -> Result<Request, ChannelError> {
+        let id = u64_at(record, 0);
+        let op = u32_at(record, 8);
+        let device = u32_at(record, 12);
+        let snapshot = u64_at(record, 16);
+        let chunk = Chunk(u64_at(record, 24));
+        let sectors = u64_at(record, 32);
+        let bad = |field, value| ChannelError::Field {
+            id,
+            op,
+            field,
+            value,
+        };
+        let tag = || {
+            u32::try_from(snapshot)
+                .map(SnapTag)
+                .map_err(|_| bad("snapshot tag", snapshot))
+        };
+        let ask = match op {
+            IDENTIFY => {
+                let snapshot = if snapshot == ORIGIN {
+                    None
+                } else {
+                    Some(tag()?)
+                };
+                Ask::Identify {
+                    device,
+                    snapshot,
+                    sectors,
+                }
+            }
+            GONE => Ask::Gone { device },
+            ORIGIN_WRITE if snapshot != ORIGIN => {
+                return Err(bad("snapshot of the origin", snapshot));
+            }
+            ORIGIN_WRITE => Ask::OriginWrite(chunk),
+            SNAPSHOT_READ => Ask::SnapshotRead(tag()?, chunk),
+            SNAPSHOT_WRITE => Ask::SnapshotWrite(tag()?, chunk),
+            BARRIER_REACHED => Ask::BarrierReached,
+            _ => return Err(ChannelError::Operation { id, op }),
+        };
+        Ok(Request { id, ask })
+    }
+
+    /// The requests in what one read returned.
+    ///
+    /// # Errors
+    /// [`ChannelError`] for the first record that is not in order.
+    pub fn decode_all(bytes: &[u8]) -> Result<Vec<Request>, ChannelError> {
+        let records = bytes.chunks_exact(REQUEST_BYTES);
+        if !records.remainder().is_empty() {
+            return Err(ChannelError::Length(bytes.len()));
+        }
+        records
+            .map(|bytes| {
+                let mut record = [0; REQUEST_BYTES];
+                record.copy_from_slice(bytes);
+                Request::decode(&record)
+            })
+            .collect()
+    }
+
+    /// The record, as the kernel would send it from `device` (a fake kernel's part).
+    #[must_use]
+    pub fn encode(&self) -> [u8; REQUEST_BYTES] {
+        let (op, device, snapshot, chunk, sectors) = match self.ask {
+            Ask::Identify {
+                device,
+                snapshot,
+                sectors,
+            } => (
+                IDENTIFY,
+                device,
+                snapshot.map_or(ORIGIN, |tag| tag.0.into()),
+                0,
+                sectors,
+            ),
+            Ask::Gone { device } => (GONE, device, 0, 0, 0),
+            Ask::OriginWrite(chunk) => (ORIGIN_WRITE, 0, ORIGIN, chunk.0, 0),
+            Ask::SnapshotRead(tag, chunk) => (SNAPSHOT_READ, 0, tag.0.into(), chunk.0, 0),
+            Ask::SnapshotWrite(tag, chunk) => (SNAPSHOT_WRITE, 0, tag.0.into(), chunk.0, 0),
+            Ask::BarrierReached => (BARRIER_REACHED, 0, 0, 0, 0),
+        };
+        let mut record = [0; REQUEST_BYTES];
+        record[0..8].copy_from_slice(&self.id.to_le_bytes());
+        record[8..12].copy_from_slice(&op.to_le_bytes());
+        record[12..16].copy_from_slice(&device.to_le_bytes());
+        record[16..24].copy_from_slice(&snapshot.to_le_bytes());
+        record[24..32].copy_from_slice(&chunk.to_le_bytes());
+        record[32..40].copy_from_slice(&sectors.to_le_bytes());
+        record
+    }
+}
+
+/// What the server answers, or commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's number, or the one the server gave a barrier.
+    pub id: u64,
+    /// What it says.
+    pub answer: Answer,
+}
+
+/// The kinds of [`Reply`]. Where there is a `status` it is 0 or a positive errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::Identify`].
+    Identify {
+        /// `ENOENT`, `EINVAL` or `EIO` refuse the device.
+        status: i32,
+        /// With `EINVAL`: the right length. Else 0.
+        sectors: u64,
+    },
+    /// To [`Ask::Gone`]: the use count has dropped.
+    Gone,
+    /// To [`Ask::OriginWrite`].
+    OriginWrite {
+        /// 0: the chunk is unique until the next snapshot.
+        status: i32,
+    },
+    /// To [`Ask::SnapshotRead`].
+    SnapshotRead(Place),
+    /// To [`Ask::SnapshotWrite`].
+    SnapshotWrite(Place),
+    /// Stop releasing origin writes and tell when none is in flight.
+    BarrierBegin,
+    /// Go on.
+    BarrierEnd {
+        /// A snapshot was made: forget which chunks are unique first.
+        created: bool,
+    },
+}
+
+/// Where a chunk of a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Still on the origin (an answer to reads only).
+    Origin,
+    /// This chunk of the store device.
+    Store(u64),
+    /// The I/O fails with this positive errno.
+    Fails(i32),
+}
+
+impl Reply {
+    /// The record as it is written to the channel.
+    #[must_use]
+    pub fn encode(&self) -> [u8; REPLY_BYTES] {
+        let (op, status, flags, value) = match self.answer {
+            Answer::Identify { status, sectors } => (IDENTIFY, status, 0, sectors),
+            Answer::Gone => (GONE, 0, 0, 0),
+            Answer::OriginWrite { status } => (ORIGIN_WRITE, status, 0, 0),
+            Answer::SnapshotRead(place) => place.fields(SNAPSHOT_READ),
+            Answer::SnapshotWrite(place) => place.fields(SNAPSHOT_WRITE),
+            Answer::BarrierBegin => (BARRIER_BEGIN, 0, 0, 0),
+            Answer::BarrierEnd { created } => {
+                (BARRIER_END, 0, if created { CREATED } else { 0 }, 0)
+            }
+        };
+        let mut record = [0; REPLY_BYTES];
+        record[0..8].copy_from_slice(&self.id.to_le_bytes());
+        record[8..12].copy_from_slice(&op.to_le_bytes());
+        record[12..16].copy_from_slice(&status.to_le_bytes());
+        record[16..20].copy_from_slice(&flags.to_le_bytes());
+        record[24..32].copy_from_slice(&value.to_le_bytes());
+        record
+    }
+}
+
+impl Place {
+    fn fields(self, op: u32) -> (u32, i32, u32, u64) {
+        match self {
+            Place::Origin => (op, 0, FROM_ORIGIN, 0),
+            Place::Store(chunk) => (op, 0, 0, chunk),
+            Place::Fails(errno) => (op, errno, 0, 0),
+        }
+    }
+}
+
+/// The argument of [`IOC_ATTACH`].
+#[must_use]
+pub fn attach(key: &SocketName, chunk: ChunkShift) -> [u8; ATTACH_BYTES] {
+    let mut record = [0; ATTACH_BYTES];
+    record[0..4].copy_from_slice(&VERSION.to_le_bytes());
+    record[4..8].copy_from_slice(&u32::from(chunk.get()).to_le_bytes());
+    // A SocketName leaves room for the NUL.
+    record[8..8 + key.as_str().len()].copy_from_slice(key.as_str().as_bytes());
+    record
+}
+
+fn u32_at(bytes: &[u8; REQUEST_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8; REQUEST_BYTES], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: [u8; 8] = [8, 7, 6, 5, 4, 3, 2, 1];
+    const NUMBER: u64 = 0x0102_0304_0506_0708;
+    const ALL_ONES: [u8; 8] = [0xff; 8];
+
+    fn request(op: u8, device: u8, snapshot: [u8; 8], chunk: u8, sectors: u8) -> [u8; 64] {
+        let mut record = [0; 64];
+        record[..8].copy_from_slice(&ID);
+        record[8] = op;
+        record[12] = device;
+        record[16..24].copy_from_slice(&snapshot);
+        record[24] = chunk;
+        record[32] = sectors;
+        record
+    }
+
+    #[test]
+    fn requests_are_these_bytes() {
+        let five = [5, 0, 0, 0, 0, 0, 0, 0];
+        let tag = SnapTag(5);
+        let golden = [
+            (
+                Ask::Identify {
+                    device: 3,
+                    snapshot: None,
+                    sectors: 9,
+                },
+                request(1, 3, ALL_ONES, 0, 9),
+            ),
+            (
+                Ask::Identify {
+                    device: 3,
+                    snapshot: Some(tag),
+                    sectors: 9,
+                },
+                request(1, 3, five, 0, 9),
+            ),
+            (Ask::Gone { device: 3 }, request(2, 3, [0; 8], 0, 0)),
+            (Ask::OriginWrite(Chunk(7)), request(3, 0, ALL_ONES, 7, 0)),
+            (Ask::SnapshotRead(tag, Chunk(7)), request(4, 0, five, 7, 0)),
+            (Ask::SnapshotWrite(tag, Chunk(7)), request(5, 0, five, 7, 0)),
+            (Ask::BarrierReached, request(6, 0, [0; 8], 0, 0)),
+        ];
+        for (ask, record) in golden {
+            let request = Request { id: NUMBER, ask };
+            assert_eq!(request.encode(), record);
+            assert_eq!(Request::decode(&record), Ok(request));
+        }
+    }
+
+    #[test]
+    fn the_asking_device_is_of_no_matter_to_an_io_request() {
+        let record = request(3, 44, ALL_ONES, 7, 0);
+        let request = Request {
+            id: NUMBER,
+            ask: Ask::OriginWrite(Chunk(7)),
+        };
+        assert_eq!(Request::decode(&record), Ok(request));
+    }
+
+    #[test]
+    fn requests_out_of_range_are_refused_by_name() {
+        assert_eq!(
+            Request::decode(&request(7, 0, [0; 8], 0, 0)),
+            Err(ChannelError::Operation { id: NUMBER, op: 7 })
+        );
+        let big = [0, 0, 0, 0, 1, 0, 0, 0];
+        for op in [1, 4, 5] {
+            let found = Request::decode(&request(op, 0, big, 0, 0));
+            assert!(matches!(
+                found,
+                Err(ChannelError::Field {
+                    field: "snapshot tag",
+                    ..
+                })
+            ));
+        }
+        assert!(Request::decode(&request(3, 0, big, 0, 0)).is_err());
+        assert_eq!(Request::decode_all(&[0; 65]), Err(ChannelError::Length(65)));
+    }
+
+    #[test]
+    fn replies_are_these_bytes() {
+        // (answer, op, status, flags, value), each at its offset below.
+        let golden = [
+            (
+                Answer::Identify {
+                    status: 0,
+                    sectors: 0,
+                },
+                [1, 0],
+                0,
+                0,
+                0,
+            ),
+            (
+                Answer::Identify {
+                    status: 22,
+                    sectors: 9,
+                },
+                [1, 0],
+                22,
+                0,
+                9,
+            ),
+            (Answer::Gone, [2, 0], 0, 0, 0),
+            (Answer::OriginWrite { status: 5 }, [3, 0], 5, 0, 0),
+            (Answer::SnapshotRead(Place::Origin), [4, 0], 0, 1, 0),
+            (Answer::SnapshotRead(Place::Store(9)), [4, 0], 0, 0, 9),
+            (Answer::SnapshotRead(Place::Fails(5)), [4, 0], 5, 0, 0),
+            (Answer::SnapshotWrite(Place::Store(9)), [5, 0], 0, 0, 9),
+            (Answer::BarrierBegin, [0, 1], 0, 0, 0),
+            (Answer::BarrierEnd { created: false }, [1, 1], 0, 0, 0),
+            (Answer::BarrierEnd { created: true }, [1, 1], 0, 2, 0),
+        ];
+        for (answer, op, status, flags, value) in golden {
+            let mut record = [0; 32];
+            record[..8].copy_from_slice(&ID);
+            record[8..10].copy_from_slice(&op);
+            record[12] = status;
+            record[16] = flags;
+            record[24] = value;
+            assert_eq!(Reply { id: NUMBER, answer }.encode(), record, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn the_attach_argument_is_these_bytes() {
+        let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
+        let mut expected = [0; 128];
+        expected[0] = 1;
+        expected[4] = 14;
+        expected[8..12].copy_from_slice(b"@vol");
+        assert_eq!(found, expected);
+        // What a C compiler makes of _IOW(0xdd, 1, struct ddsnap_attach).
+        assert_eq!(IOC_ATTACH, 0x4080_dd01);
+        assert_eq!(8 + KEY_BYTES + 12, ATTACH_BYTES);
+    }
+}

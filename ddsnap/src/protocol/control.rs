@@ -1,0 +1,497 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Commands to the server and its answers.
+//!
+//! A client sends one [`Request`] and reads [`Reply`]s until one that [`is_last`](Reply::is_last);
+//! then it may send the next. A refusal is a [`Reply::Error`]. Lists that may be longer than a frame
+//! are sent in pages; all pages of one answer show the same moment.
+
+use super::codec::{CodecError, Frame, MAX_BODY_BYTES, Reader, Writer};
+use crate::units::{ChunkShift, SnapSeq, SnapTag};
+
+const CREATE_SNAPSHOT: u16 = 0x0010;
+const DELETE_SNAPSHOT: u16 = 0x0011;
+const LIST_SNAPSHOTS: u16 = 0x0012;
+const STATUS: u16 = 0x0013;
+const SNAPSHOT_STATE: u16 = 0x0014;
+const SNAPSHOT_SECTORS: u16 = 0x0015;
+const PRIORITY: u16 = 0x0016;
+const USECOUNT: u16 = 0x0017;
+
+/// Set in the code of a reply, whose other bits are the request's.
+const REPLY: u16 = 0x8000;
+const ERROR: u16 = REPLY;
+/// The pages of table rows that follow a status.
+const USAGE: u16 = 0x8018;
+
+/// What a client may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Make a snapshot of the origin as it is now. Answer: [`Reply::Created`].
+    Create(SnapTag),
+    /// Remove a snapshot nobody uses. Answer: [`Reply::Deleted`].
+    Delete(SnapTag),
+    /// All snapshots, oldest first. Answer: pages of [`Reply::Snapshots`].
+    List,
+    /// The store's state. Answer: [`Reply::Status`], then pages of [`Reply::Usage`].
+    Status,
+    /// One snapshot's state. Answer: [`Reply::State`].
+    State(SnapTag),
+    /// Length of the origin or of a snapshot. Answer: [`Reply::Sectors`].
+    Sectors(Option<SnapTag>),
+    /// Set a snapshot's priority. Answer: [`Reply::Priority`].
+    Priority(SnapTag, i8),
+    /// Add to a snapshot's persistent use count (0: only ask). Answer: [`Reply::UseCount`].
+    UseCount(SnapTag, i32),
+}
+
+/// One snapshot in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The administrator's number.
+    pub tag: SnapTag,
+    /// Its place in the order of creation.
+    pub seq: SnapSeq,
+    /// Seconds since 1970-01-01 UTC.
+    pub created: i64,
+    /// -128 (given up first) to 127 (never given up).
+    pub priority: i8,
+    /// Whether its data is there.
+    pub state: SnapshotState,
+    /// The persistent part of the use count, set by `usecount`.
+    pub persistent_usecount: u32,
+    /// Devices that show it now.
+    pub devices: u32,
+    /// Its length.
+    pub sectors: u64,
+}
+
+impl Snapshot {
+    /// The use count people see: persistent and devices together.
+    #[must_use]
+    pub fn usecount(&self) -> u32 {
+        self.persistent_usecount.saturating_add(self.devices)
+    }
+}
+
+/// Whether a snapshot's data is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// It is.
+    Live,
+    /// It was given up for want of space.
+    Squashed,
+}
+
+/// The server's way to the kernel's devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// There is no `/dev/ddsnap`: the kernel module is not loaded.
+    Absent,
+    /// The channel is broken; devices' I/O waits until it is there again.
+    Lost,
+    /// Devices are served.
+    Attached,
+}
+
+/// The store as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Chunk size.
+    pub chunk: ChunkShift,
+    /// Chunks that can hold snapshot data.
+    pub data_chunks: u64,
+    /// Of these, free ones.
+    pub free_chunks: u64,
+    /// Blocks for metadata, of 4 KiB each.
+    pub meta_blocks: u64,
+    /// Of these, free ones.
+    pub free_meta_blocks: u64,
+    /// Whether metadata lies on a device of its own.
+    pub separate_meta: bool,
+    /// Length of the origin in sectors.
+    pub origin_sectors: u64,
+    /// Seconds since 1970-01-01 UTC when the store was initialised.
+    pub created: i64,
+    /// Snapshots deleted whose chunks are not all free yet.
+    pub deleting: u64,
+    /// The server's way to the kernel.
+    pub channel: ChannelState,
+    /// Why the store serves no I/O any more; empty while it does.
+    pub fault: String,
+}
+
+/// One row of the status table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// `(n, chunks)`: it shares so many chunks with `n` other snapshots. Growing `n`, no zero chunks.
+    pub shared_with: Vec<(u32, u64)>,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The request was refused, or its connection is not in order.
+    Error {
+        /// A positive errno.
+        errno: i32,
+        /// Half a sentence: what follows "because".
+        reason: String,
+    },
+    /// The snapshot is there and durable.
+    Created,
+    /// The snapshot is gone.
+    Deleted,
+    /// A page of the list.
+    Snapshots {
+        /// Whether this is the last page.
+        last: bool,
+        /// Oldest first.
+        snapshots: Vec<Snapshot>,
+    },
+    /// The store's state; pages of rows follow.
+    Status(Status),
+    /// A page of the status table.
+    Usage {
+        /// Whether this is the last page.
+        last: bool,
+        /// Oldest snapshot first.
+        rows: Vec<Usage>,
+    },
+    /// A snapshot's state.
+    State(SnapshotState),
+    /// A length in sectors.
+    Sectors(u64),
+    /// The priority as set.
+    Priority(i8),
+    /// Persistent and transient use count together.
+    UseCount(u32),
+}
+
+impl Request {
+    /// The message as a frame.
+    #[must_use]
+    pub fn to_frame(&self) -> Frame {
+        let mut body = Writer::default();
+        let code = match *self {
+            Request::Create(tag) => {
+                body.u32(tag.0);
+                CREATE_SNAPSHOT
+            }
+            Request::Delete(tag) => {
+                body.u32(tag.0);
+                DELETE_SNAPSHOT
+            }
+            Request::List => LIST_SNAPSHOTS,
+            Request::Status => STATUS,
+            Request::State(tag) => {
+                body.u32(tag.0);
+                SNAPSHOT_STATE
+            }
+            Request::Sectors(tag) => {
+                body.u8(tag.is_some().into()).u32(tag.unwrap_or_default().0);
+                SNAPSHOT_SECTORS
+            }
+            Request::Priority(tag, priority) => {
+                body.u32(tag.0).i8(priority);
+                PRIORITY
+            }
+            Request::UseCount(tag, delta) => {
+                body.u32(tag.0).i32(delta);
+                USECOUNT
+            }
+        };
+        body.frame(code)
+    }
+
+    /// The message in `frame`.
+    ///
+    /// # Errors
+    /// [`CodecError`] naming what is wrong with it.
+    pub fn from_frame(frame: &Frame) -> Result<Request, CodecError> {
+        let mut body = Reader::new(frame);
+        let request = match frame.code {
+            CREATE_SNAPSHOT => Request::Create(SnapTag(body.u32()?)),
+            DELETE_SNAPSHOT => Request::Delete(SnapTag(body.u32()?)),
+            LIST_SNAPSHOTS => Request::List,
+            STATUS => Request::Status,
+            SNAPSHOT_STATE => Request::State(SnapTag(body.u32()?)),
+            SNAPSHOT_SECTORS => {
+                let is_snapshot = body.flag("kind of device")?;
+                let tag = SnapTag(body.u32()?);
+                Request::Sectors(is_snapshot.then_some(tag))
+            }
+            PRIORITY => Request::Priority(SnapTag(body.u32()?), body.i8()?),
+            USECOUNT => Request::UseCount(SnapTag(body.u32()?), body.i32()?),
+            other => return Err(CodecError::Code(other)),
+        };
+        body.end(request)
+    }
+}
+
+impl Reply {
+    /// Whether the answer ends with this message.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        match self {
+            Reply::Status(_) => false,
+            Reply::Snapshots { last, .. } | Reply::Usage { last, .. } => *last,
+            _ => true,
+        }
+    }
+
+    /// The pages that hold `snapshots`; at least one.
+    #[must_use]
+    pub fn snapshot_pages(snapshots: Vec<Snapshot>) -> Vec<Reply> {
+        pages(snapshots, |_| SNAPSHOT_BYTES)
+            .into_iter()
+            .map(|(last, snapshots)| Reply::Snapshots { last, snapshots })
+            .collect()
+    }
+
+    /// The pages that hold `rows`; at least one.
+    ///
+    /// A row has at most [`MAX_SHARES`] kinds of sharing, so that it fits a page; what it has beyond
+    /// is added to the last.
+    #[must_use]
+    pub fn usage_pages(mut rows: Vec<Usage>) -> Vec<Reply> {
+        for row in &mut rows {
+            let beyond: u64 = row
+                .shared_with
+                .iter()
+                .skip(MAX_SHARES)
+                .map(|&(_, n)| n)
+                .sum();
+            row.shared_with.truncate(MAX_SHARES);
+            if let Some((_, chunks)) = row.shared_with.last_mut() {
+                *chunks += beyond;
+            }
+        }
+        pages(rows, |row| {
+            SNAPSHOT_BYTES + 4 + row.shared_with.len() * SHARE_BYTES
+        })
+        .into_iter()
+        .map(|(last, rows)| Reply::Usage { last, rows })
+        .collect()
+    }
+
+    /// The message as a frame.
+    #[must_use]
+    pub fn to_frame(&self) -> Frame {
+        let mut body = Writer::default();
+        let code = match self {
+            Reply::Error { errno, reason } => {
+                body.i32(*errno).text(reason);
+                ERROR
+            }
+            Reply::Created => REPLY | CREATE_SNAPSHOT,
+            Reply::Deleted => REPLY | DELETE_SNAPSHOT,
+            Reply::Snapshots { last, snapshots } => {
+                body.u8((*last).into()).u32(snapshots.len() as u32);
+                snapshots
+                    .iter()
+                    .for_each(|snapshot| put_snapshot(&mut body, snapshot));
+                REPLY | LIST_SNAPSHOTS
+            }
+            Reply::Status(status) => {
+                put_status(&mut body, status);
+                REPLY | STATUS
+            }
+            Reply::Usage { last, rows } => {
+                body.u8((*last).into()).u32(rows.len() as u32);
+                for row in rows {
+                    put_snapshot(&mut body, &row.snapshot);
+                    body.u32(row.shared_with.len() as u32);
+                    for &(others, chunks) in &row.shared_with {
+                        body.u32(others).u64(chunks);
+                    }
+                }
+                USAGE
+            }
+            Reply::State(state) => {
+                body.u8(state_byte(*state));
+                REPLY | SNAPSHOT_STATE
+            }
+            Reply::Sectors(sectors) => {
+                body.u64(*sectors);
+                REPLY | SNAPSHOT_SECTORS
+            }
+            Reply::Priority(priority) => {
+                body.i8(*priority);
+                REPLY | PRIORITY
+            }
+            Reply::UseCount(count) => {
+                body.u32(*count);
+                REPLY | USECOUNT
+            }
+        };
+        body.frame(code)
+    }
+
+    /// The message in `frame`.
+    ///
+    /// # Errors
+    /// [`CodecError`] naming what is wrong with it.
+    pub fn from_frame(frame: &Frame) -> Result<Reply, CodecError> {
+        const CREATED: u16 = REPLY | CREATE_SNAPSHOT;
+        const DELETED: u16 = REPLY | DELETE_SNAPSHOT;
+        const SNAPSHOTS: u16 = REPLY | LIST_SNAPSHOTS;
+        const STATUS_OK: u16 = REPLY | STATUS;
+        const STATE: u16 = REPLY | SNAPSHOT_STATE;
+        const SECTORS: u16 = REPLY | SNAPSHOT_SECTORS;
+        const PRIORITY_OK: u16 = REPLY | PRIORITY;
+        const USECOUNT_OK: u16 = REPLY | USECOUNT;
+
+        let mut body = Reader::new(frame);
+        let reply = match frame.code {
+            ERROR => Reply::Error {
+                errno: body.i32()?,
+                reason: body.text()?,
+            },
+            CREATED => Reply::Created,
+            DELETED => Reply::Deleted,
+            SNAPSHOTS => {
+                let last = body.flag("last page")?;
+                let snapshots = get_all(&mut body, get_snapshot)?;
+                Reply::Snapshots { last, snapshots }
+            }
+            STATUS_OK => Reply::Status(get_status(&mut body)?),
+            USAGE => {
+                let last = body.flag("last page")?;
+                let rows = get_all(&mut body, |body| {
+                    Ok(Usage {
+                        snapshot: get_snapshot(body)?,
+                        shared_with: get_all(body, |body| Ok((body.u32()?, body.u64()?)))?,
+                    })
+                })?;
+                Reply::Usage { last, rows }
+            }
+            STATE => Reply::State(get_state(&mut body)?),
+            SECTORS => Reply::Sectors(body.u64()?),
+            PRIORITY_OK => Reply::Priority(body.i8()?),
+            USECOUNT_OK => Reply::UseCount(body.u32()?),
+            other => return Err(CodecError::Code(other)),
+        };
+        body.end(reply)
+    }
+}
+
+/// Bytes of a snapshot in a page.
+const SNAPSHOT_BYTES: usize = 38;
+/// Bytes of one `(others, chunks)` pair in a page.
+const SHARE_BYTES: usize = 12;
+/// Kinds of sharing that a row of the status table may have: its row fits a page, whatever it holds.
+pub const MAX_SHARES: usize = 5000;
+/// Bytes of a page that are left for entries, after `last` and the count.
+const PAGE_BYTES: usize = MAX_BODY_BYTES - 5;
+
+/// Cuts `entries` into pages that fit a frame, each with whether it is the last.
+fn pages<T>(entries: Vec<T>, bytes: impl Fn(&T) -> usize) -> Vec<(bool, Vec<T>)> {
+    let mut pages = Vec::new();
+    let mut page = Vec::new();
+    let mut left = PAGE_BYTES;
+    for entry in entries {
+        let needed = bytes(&entry);
+        if needed > left {
+            pages.push((false, std::mem::take(&mut page)));
+            left = PAGE_BYTES;
+        }
+        left = left.saturating_sub(needed);
+        page.push(entry);
+    }
+    pages.push((true, page));
+    pages
+}
+
+/// A count and so many entries. The count is not believed: the body's end stops a lie.
+fn get_all<'a, T>(
+    body: &mut Reader<'a>,
+    get: impl Fn(&mut Reader<'a>) -> Result<T, CodecError>,
+) -> Result<Vec<T>, CodecError> {
+    let count = body.u32()?;
+    (0..count).map(|_| get(body)).collect()
+}
+
+fn put_snapshot(body: &mut Writer, snapshot: &Snapshot) {
+    body.u32(snapshot.tag.0)
+        .u64(snapshot.seq.0)
+        .i64(snapshot.created)
+        .i8(snapshot.priority)
+        .u8(state_byte(snapshot.state))
+        .u32(snapshot.persistent_usecount)
+        .u32(snapshot.devices)
+        .u64(snapshot.sectors);
+}
+
+fn get_snapshot(body: &mut Reader<'_>) -> Result<Snapshot, CodecError> {
+    Ok(Snapshot {
+        tag: SnapTag(body.u32()?),
+        seq: SnapSeq(body.u64()?),
+        created: body.i64()?,
+        priority: body.i8()?,
+        state: get_state(body)?,
+        persistent_usecount: body.u32()?,
+        devices: body.u32()?,
+        sectors: body.u64()?,
+    })
+}
+
+fn state_byte(state: SnapshotState) -> u8 {
+    match state {
+        SnapshotState::Live => 0,
+        SnapshotState::Squashed => 1,
+    }
+}
+
+fn get_state(body: &mut Reader<'_>) -> Result<SnapshotState, CodecError> {
+    match body.u8()? {
+        0 => Ok(SnapshotState::Live),
+        1 => Ok(SnapshotState::Squashed),
+        other => Err(body.bad("state of a snapshot", other.into())),
+    }
+}
+
+fn put_status(body: &mut Writer, status: &Status) {
+    body.u8(status.chunk.get())
+        .u8(status.separate_meta.into())
+        .u8(match status.channel {
+            ChannelState::Absent => 0,
+            ChannelState::Lost => 1,
+            ChannelState::Attached => 2,
+        })
+        .u64(status.data_chunks)
+        .u64(status.free_chunks)
+        .u64(status.meta_blocks)
+        .u64(status.free_meta_blocks)
+        .u64(status.origin_sectors)
+        .i64(status.created)
+        .u64(status.deleting)
+        .text(&status.fault);
+}
+
+fn get_status(body: &mut Reader<'_>) -> Result<Status, CodecError> {
+    let shift = body.u8()?;
+    let chunk = ChunkShift::new(shift).ok_or_else(|| body.bad("chunk size", shift.into()))?;
+    Ok(Status {
+        chunk,
+        separate_meta: body.flag("separate metadata")?,
+        channel: match body.u8()? {
+            0 => ChannelState::Absent,
+            1 => ChannelState::Lost,
+            2 => ChannelState::Attached,
+            other => return Err(body.bad("state of the channel", other.into())),
+        },
+        data_chunks: body.u64()?,
+        free_chunks: body.u64()?,
+        meta_blocks: body.u64()?,
+        free_meta_blocks: body.u64()?,
+        origin_sectors: body.u64()?,
+        created: body.i64()?,
+        deleting: body.u64()?,
+        fault: body.text()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
