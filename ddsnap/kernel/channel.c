@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * channel.c - /dev/ddsnap, through which a snapshot server serves one volume.
+ * /dev/ddsnap, through which a snapshot server serves one volume.
  * It moves records and checks their frame; what they mean is volume.c's.
  */
 #include "ddsnap.h"
@@ -24,15 +24,16 @@
  * @volume: set once, by attaching, for as long as the file is open
  */
 struct ddsnap_channel {
-	struct mutex mutex;
+	struct mutex mutex;	/* write(2) and DDSNAP_IOC_ATTACH */
 	struct ddsnap_volume *volume;
 };
 
-/* Set once; whoever sees it sees the volume whole. */
+/* Whoever sees a volume sees it whole. */
 static struct ddsnap_volume *channel_volume(struct file *file)
 {
 	struct ddsnap_channel *channel = file->private_data;
 
+	/* Pairs with the release in channel_attach(). */
 	return smp_load_acquire(&channel->volume);
 }
 
@@ -96,13 +97,14 @@ static ssize_t channel_read(struct kiocb *iocb, struct iov_iter *to)
 			continue;
 		}
 		for (i = 0; i < count; i++) {
-			if (!copy_to_iter_full(&requests[i],
-					       sizeof(requests[i]), to)) {
+			const size_t size = sizeof(requests[i]);
+
+			if (copy_to_iter(&requests[i], size, to) != size) {
 				ddsnap_volume_untake(v, &requests[i],
 						     count - i);
 				return done ?: -EFAULT;
 			}
-			done += sizeof(requests[i]);
+			done += size;
 		}
 	}
 	return done;
@@ -179,6 +181,7 @@ static int channel_attach(struct ddsnap_channel *channel,
 		ddsnap_volume_put(v);
 		return r;
 	}
+	/* Pairs with the acquire in channel_volume(). */
 	smp_store_release(&channel->volume, v);
 	return 0;
 }

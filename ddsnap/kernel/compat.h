@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * compat.h - what differs between the kernels dm-ddsnap builds for.
+ * What differs between the kernels dm-ddsnap builds for.
  *
  * The code is written for 6.12 and keeps to interfaces that 6.1 and the kernels
  * after 6.12 share, so that little has to stand here. Whatever does need a

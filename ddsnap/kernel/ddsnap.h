@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * ddsnap.h - what the files of dm-ddsnap share. target.c opens with the
+ * What the files of dm-ddsnap share. target.c opens with the
  * algorithm and the order of the locks.
  */
 #ifndef _DM_DDSNAP_H

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * stats.c - /proc/driver/ddsnap/NAME: what a device has done. The counters
+ * /proc/driver/ddsnap/NAME: what a device has done. The counters
  * belong to the mapped device, so that they survive a new table.
  */
 #include "ddsnap.h"

@@ -360,7 +360,7 @@ static void make_unique_bits(struct ddsnap_device *dev)
 		bits = __vmalloc(BITS_TO_LONGS(chunks) * sizeof(*bits),
 				 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
 	if (!bits) {
-		DMWARN("%s: no memory to remember which of %llu chunks are unique: every origin write asks the server",
+		DMWARN("%s: no memory for %llu unique bits: every write asks the server",
 		       dev->volume->key, chunks);
 		return;
 	}

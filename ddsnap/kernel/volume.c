@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * volume.c - questions and answers, the gate, the loss of the server. target.c
+ * Questions and answers, the gate, the loss of the server. target.c
  * opens with the algorithm and the order of the locks.
  *
  * A function whose name starts with __ runs under volume->lock.
@@ -691,7 +691,7 @@ static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 
 	end_bios(&ended);
 	if (!in_range)
-		DMERR_LIMIT("%s: the server maps chunk %llu to %s %llu, beyond the end of the device",
+		DMERR_LIMIT("%s: the server maps chunk %llu to %s %llu, beyond its end",
 			    v->key, chunk,
 			    from_origin ? "origin chunk" : "store chunk",
 			    from_origin ? chunk : value);
@@ -853,8 +853,8 @@ void ddsnap_volume_untake(struct ddsnap_volume *v,
  */
 static unsigned long __expire(struct ddsnap_volume *v, struct bio_list *ended)
 {
+	unsigned long now = jiffies, next = 0;
 	struct ddsnap_device *dev;
-	unsigned long next = 0;
 
 	lockdep_assert_held(&v->lock);
 
@@ -863,11 +863,11 @@ static unsigned long __expire(struct ddsnap_volume *v, struct bio_list *ended)
 
 		if (dev->failing || !dev->identified)
 			continue;
-		if (time_after_eq(jiffies, deadline)) {
+		if (time_after_eq(now, deadline)) {
 			dev->failing = true;
 			__cancel_device(dev, BLK_STS_IOERR, ended);
-		} else if (!next || deadline - jiffies < next) {
-			next = max(deadline - jiffies, 1UL);
+		} else {
+			next = min_not_zero(next, deadline - now);
 		}
 	}
 	return next;
@@ -976,7 +976,7 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 	spin_unlock_irq(&v->lock);
 
 	if (devices)
-		DMWARN("%s: the snapshot server is gone: I/O of %u devices that needs it waits for another",
+		DMWARN("%s: the snapshot server is gone; %u devices wait for another",
 		       v->key, devices);
 	if (tell)
 		log_failing(v, jiffies);
@@ -1039,7 +1039,7 @@ out:
 		return r;
 	wake_server(v);
 	if (devices)
-		DMINFO("%s: a snapshot server is attached again: I/O of %u devices goes on",
+		DMINFO("%s: a snapshot server is attached again; %u devices go on",
 		       v->key, devices);
 	return 0;
 }
