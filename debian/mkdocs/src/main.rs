@@ -38,8 +38,8 @@ fn main() -> Result<()> {
 }
 
 /// Writes the man pages and completions of `command`, installed as `name`, below `share`.
-fn write_docs(command: Command, name: &str, share: &Path) -> Result<()> {
-    let command = command.name(name.to_owned());
+fn write_docs(command: Command, name: &'static str, share: &Path) -> Result<()> {
+    let command = command.name(name);
     let man8 = share.join("man/man8");
     create_dir(&man8)?;
     // `help` repeats the tree of commands, and would give every page a twin.
