@@ -1,0 +1,887 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Tests dm-ddsnap against fake-server. Run as root, in a guest: it makes loop
+# and device-mapper devices and, when the target is at fault, may hang or crash
+# the machine. It builds nothing: `make` has to have made fake-server and stomp
+# beside this file, and the module has to be loaded or loadable.
+#
+#	run.sh [NAME...]	all tests, or those named
+#
+# Prints "ok NAME" or "not ok NAME: why"; exit code 1 if any test failed.
+
+here=$(cd "$(dirname "$0")" && pwd)
+key=/test/agents/volume
+shift=14
+chunk=$((1 << shift))
+origin_mib=32
+store_mib=96
+sectors=$((origin_mib * 2048))
+tmp=$(mktemp -d) || exit 1
+ctl_socket=$tmp/control
+failed=0
+server=
+
+#
+# Helpers
+#
+
+# fail WHY...: for use as "... || fail why || return"
+fail() {
+	[ -n "$why" ] || why=$*
+	return 1
+}
+
+# within SECONDS COMMAND...: until it succeeds
+within() {
+	local end=$((SECONDS + $1 + 1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $end ] || return 1
+		sleep 0.05
+	done
+}
+
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
+
+ctl() { timeout 90 "$here/fake-server" ctl "$ctl_socket" "$@"; }
+
+# stat NAME: one number of fake-server's
+stat() { ctl stats 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p"; }
+
+has() { [ "$(stat "$1")" -ge "$2" ] 2>/dev/null; }
+
+ended() { ! kill -0 "$1" 2>/dev/null; }
+
+# start_server [new]
+start_server() {
+	# Where $origin is made slow, the server's own reads are not.
+	"$here/fake-server" serve $key $store $origin_loop "$tmp/state" \
+		"$ctl_socket" $shift "$@" 2>>"$tmp/server.err" &
+	server=$!
+	within 20 ctl ping || fail "fake-server does not come up: $(tail -1 "$tmp/server.err")"
+}
+
+kill_server() {
+	[ -n "$server" ] || return 0
+	kill -9 $server 2>/dev/null
+	wait $server 2>/dev/null
+	server=
+	# Closing the file is what counts, and it is over when wait returns.
+}
+
+create_device() { # NAME ID [FEATURES...]
+	local name=$1 id=$2
+	shift 2
+	timeout 100 dmsetup create "$name" --table \
+		"0 $sectors ddsnap $store $origin $key $id $*"
+}
+
+make_origin() { create_device origin -1 "$@" || fail "no origin device"; }
+
+make_snapshot() { # TAG [FEATURES...]
+	local tag=$1
+	shift
+	ctl create "$tag" >/dev/null || fail "no snapshot $tag" || return
+	create_device "snap$tag" "$tag" "$@" || fail "no device for snapshot $tag"
+}
+
+org=/dev/mapper/origin
+
+# put DEVICE CHUNK LETTER [COUNT]: chunks full of a letter
+put() {
+	head -c $((chunk * ${4:-1})) /dev/zero | tr '\0' "$3" |
+		timeout 100 dd of="$1" bs=$chunk seek="$2" count="${4:-1}" \
+			iflag=fullblock oflag=direct conv=notrunc status=none
+}
+
+# get DEVICE CHUNK: what its bytes are, each named once
+get() {
+	timeout 100 dd if="$1" bs=$chunk skip="$2" count=1 iflag=direct status=none |
+		od -An -v -tx1 -w1 | sort -u | tr -d '\n '
+}
+
+# holds DEVICE CHUNK LETTER
+holds() {
+	local want is
+	want=$(printf '%02x' "'$3")
+	[ "$3" = 0 ] && want=00
+	is=$(get "$1" "$2")
+	[ "$is" = "$want" ] || fail "chunk $2 of $1 holds $is, not $want"
+}
+
+# expect_error WHY COMMAND...
+expect_error() {
+	local why_not=$1
+	shift
+	if "$@" 2>"$tmp/error"; then fail "$why_not"; fi
+}
+
+# log_has TEXT: in the kernel's log since the test began
+log_has() { dmesg | tail -n +$((log_start + 1)) | grep -qF -- "$1"; }
+log_count() { dmesg | tail -n +$((log_start + 1)) | grep -cF -- "$1"; }
+
+set_up() {
+	why=
+	log_start=$(dmesg | wc -l)
+	: >"$tmp/server.err"
+	rm -f "$tmp"/ledger* "$tmp"/low* "$tmp"/high*
+	blkdiscard -z $origin_loop
+	origin=$origin_loop
+	store=$store_loop
+}
+
+clean_up() {
+	local device
+	kill_server
+	local job
+	for job in $(jobs -p); do
+		kill -9 "$job" 2>/dev/null
+		within 60 ended "$job" || fail "a process does not end"
+	done
+	jobs >/dev/null
+	for device in $(dmsetup ls 2>/dev/null | sed -n 's/^\(snap[0-9]*\|origin\|other\)\t.*/\1/p'); do
+		timeout 60 dmsetup remove "$device" ||
+			timeout 60 dmsetup remove --force "$device" ||
+			fail "device $device stays"
+	done
+	for device in slow; do
+		dmsetup info $device >/dev/null 2>&1 &&
+			{ timeout 60 dmsetup remove $device || fail "device $device stays"; }
+	done
+	[ ! -e /proc/driver/ddsnap/origin ] || fail "counters stay"
+	if dmesg | tail -n +$((log_start + 1)) | grep -E \
+		'BUG:|WARNING:|Oops|KASAN|possible (recursive|circular|irq)|blocked for more|list_(add|del) corruption' \
+		>"$tmp/kernel"; then
+		fail "kernel: $(head -1 "$tmp/kernel")"
+	fi
+}
+
+# slow READ_MS WRITE_MS: the origin becomes that slow
+slow() {
+	modprobe dm-delay 2>/dev/null
+	dmsetup targets | grep -q '^delay ' || return 1
+	dmsetup create slow --table \
+		"0 $sectors delay $origin_loop 0 $1 $origin_loop 0 $2" || return 1
+	origin=/dev/mapper/slow
+}
+
+stomp() { timeout 200 "$here/stomp" "$@"; }
+
+#
+# Tests
+#
+
+t_arguments() {
+	local long
+	long=$(printf '%0200d' 0)
+	local line
+	while read -r line; do
+		line=${line//SNAP/$store}
+		line=${line//ORG/$origin}
+		line=${line//LONG/$long}
+		expect_error "taken: $line" dmsetup create origin --table "$line" || return
+	done <<-EOF
+		0 $sectors ddsnap
+		0 $sectors ddsnap SNAP ORG $key
+		0 $sectors ddsnap SNAP ORG $key -2
+		0 $sectors ddsnap SNAP ORG $key 4294967296
+		0 $sectors ddsnap SNAP ORG $key x
+		0 $sectors ddsnap SNAP ORG LONG -1
+		0 $sectors ddsnap SNAP SNAP $key -1
+		0 $sectors ddsnap /dev/nothere ORG $key -1
+		0 $sectors ddsnap SNAP /dev/nothere $key -1
+		0 $sectors ddsnap SNAP ORG $key -1 1 server_timeout
+		0 $sectors ddsnap SNAP ORG $key -1 2 nothing 3
+		0 $sectors ddsnap SNAP ORG $key -1 2 server_timeout 86401
+		0 $sectors ddsnap SNAP ORG $key -1 0 server_timeout
+	EOF
+	log_has "ID must be -1 for the origin" || fail "no word about the ID"
+}
+
+t_no_server() {
+	local start
+	start=$(milliseconds)
+	expect_error "created without a server" create_device origin -1 2 server_timeout 1 || return
+	[ $(($(milliseconds) - start)) -lt 5000 ] || fail "it took too long" || return
+	log_has "no snapshot server is attached under this socket name" || fail "no word about the server" || return
+	expect_error "created without a server" create_device origin -1 2 server_timeout 0
+}
+
+t_create_killed() {
+	dmsetup create origin --table "0 $sectors ddsnap $store $origin $key -1" &
+	local pid=$!
+	sleep 0.5
+	kill -0 $pid || fail "it did not wait" || return
+	kill -9 $pid
+	wait $pid 2>/dev/null
+	start_server new || return
+	[ "$(stat identify)" = 0 ] || fail "the killed one is still there"
+}
+
+t_create_waits() {
+	create_device origin -1 &
+	local pid=$!
+	sleep 0.5
+	start_server new || return
+	wait $pid || fail "not created when the server came" || return
+	holds $org 0 0
+}
+
+t_identify_errors() {
+	start_server new || return
+	expect_error "unknown snapshot created" create_device snap7 7 || return
+	log_has "knows no snapshot of this ID" || fail "no word about the ID" || return
+	sectors=$((sectors - chunk / 512)) expect_error "wrong size created" create_device origin -1 || return
+	log_has "the snapshot server $sectors" || fail "no word about the size" || return
+	ctl fail 1 5 >/dev/null
+	expect_error "squashed snapshot created" create_device snap7 7 || return
+	log_has "squashed" || fail "no word about squashing" || return
+	ctl fail 1 0 >/dev/null
+	make_origin || return
+	expect_error "second origin created" create_device other -1 || return
+	log_has "another origin device exists" || fail "no word about the other origin"
+}
+
+t_table_and_status() {
+	start_server new || return
+	make_origin 2 server_timeout 17 || return
+	make_snapshot 4 || return
+	[ "$(dmsetup status origin)" = "0 $sectors ddsnap" ] ||
+		[ "$(dmsetup status origin)" = "0 $sectors ddsnap " ] ||
+		fail "status is $(dmsetup status origin)" || return
+	local numbers
+	numbers="$(lsblk_numbers $store) $(lsblk_numbers $origin)"
+	[ "$(dmsetup table origin)" = "0 $sectors ddsnap $numbers $key -1 2 server_timeout 17" ] ||
+		fail "table is $(dmsetup table origin)" || return
+	[ "$(dmsetup table snap4)" = "0 $sectors ddsnap $numbers $key 4" ] ||
+		fail "table is $(dmsetup table snap4)"
+}
+
+lsblk_numbers() { cat /sys/class/block/"$(basename "$1")"/dev; }
+
+t_origin_read_write() {
+	start_server new || return
+	make_origin || return
+	put $org 3 a || fail "write" || return
+	holds $org 3 a || return
+	holds $org 2 0 || return
+	holds $origin_loop 3 a
+}
+
+t_copy_out() {
+	start_server new || return
+	make_origin || return
+	put $org 0 a 4 || fail "write" || return
+	make_snapshot 0 || return
+	put $org 1 b || fail "write" || return
+	holds /dev/mapper/snap0 1 a || return
+	holds $org 1 b || return
+	holds /dev/mapper/snap0 2 a || return
+	make_snapshot 2 || return
+	put $org 1 c || fail "write" || return
+	holds /dev/mapper/snap0 1 a || return
+	holds /dev/mapper/snap2 1 b || return
+	holds $org 1 c
+}
+
+t_unique() {
+	local i
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 && make_snapshot 2 && make_snapshot 4 || return
+	for i in 1 2 3 4 5 6 7 8; do
+		put $org 5 $i || fail "write" || return
+	done
+	[ "$(stat origin_write)" = 1 ] || fail "$(stat origin_write) questions for 8 writes" || return
+	[ "$(stat copies)" = 1 ] || fail "$(stat copies) copies for one chunk" || return
+	make_snapshot 6 || return
+	put $org 5 x && put $org 5 y || fail "write" || return
+	[ "$(stat origin_write)" = 2 ] || fail "$(stat origin_write) questions after the snapshot" || return
+	[ "$(stat copies)" = 2 ] || fail "$(stat copies) copies after the snapshot" || return
+	holds /dev/mapper/snap0 5 0 && holds /dev/mapper/snap4 5 0 &&
+		holds /dev/mapper/snap6 5 8 && holds $org 5 y || return
+	# One write over unique and shared chunks, one over unique ones alone.
+	put $org 4 z 4 || fail "write" || return
+	[ "$(stat origin_write)" = 5 ] || fail "$(stat origin_write) questions: 5 wanted" || return
+	put $org 4 w 4 || fail "write" || return
+	[ "$(stat origin_write)" = 5 ] || fail "unique chunks asked about" || return
+	holds $org 4 w && holds $org 7 w && holds /dev/mapper/snap6 4 0
+}
+
+t_snapshot_write() {
+	start_server new || return
+	make_origin || return
+	put $org 0 a 4 || fail "write" || return
+	make_snapshot 0 && make_snapshot 2 || return
+	put $org 1 b || fail "write" || return
+	# One still on the origin, one copied out already; partly and whole.
+	head -c 512 /dev/zero | tr '\0' s |
+		dd of=/dev/mapper/snap0 bs=512 seek=$((2 * chunk / 512 + 3)) oflag=direct conv=notrunc status=none ||
+		fail "write of a snapshot" || return
+	put /dev/mapper/snap0 1 t || fail "write of a snapshot" || return
+	[ "$(get /dev/mapper/snap0 2)" = 6173 ] || fail "chunk 2 holds $(get /dev/mapper/snap0 2)" || return
+	holds /dev/mapper/snap0 1 t && holds /dev/mapper/snap0 3 a &&
+		holds /dev/mapper/snap2 1 a && holds /dev/mapper/snap2 2 a &&
+		holds $org 1 b && holds $org 2 a || return
+	put $org 2 c || fail "write" || return
+	[ "$(get /dev/mapper/snap0 2)" = 6173 ] || fail "the origin's write reached the snapshot" || return
+	holds /dev/mapper/snap2 2 a
+}
+
+t_discard_and_zeroes() {
+	start_server new || return
+	make_origin || return
+	put $org 0 a 64 || fail "write" || return
+	make_snapshot 0 || return
+	# Neither begins nor ends with a chunk.
+	blkdiscard -z -o $((chunk / 2)) -l $((chunk * 20)) $org || fail "write-zeroes" || return
+	blkdiscard -o $((chunk * 30)) -l $((chunk * 20)) $org || fail "discard" || return
+	holds $org 5 0 || return
+	[ "$(get $org 0)" = 0061 ] || fail "chunk 0 holds $(get $org 0)" || return
+	[ "$(get $org 20)" = 0061 ] || fail "chunk 20 holds $(get $org 20)" || return
+	holds $org 21 a && holds $org 29 a && holds $org 35 0 && holds $org 50 a || return
+	local i
+	for i in 0 1 10 20 21 30 35 49 50 63; do
+		holds /dev/mapper/snap0 $i a || return
+	done
+	[ "$(stat copies)" = 41 ] || fail "$(stat copies) copies, 41 wanted" || return
+	# Unique by now: no question.
+	blkdiscard -z -o $((chunk * 2)) -l $((chunk * 10)) $org || fail "write-zeroes" || return
+	[ "$(stat origin_write)" = 105 ] || fail "$(stat origin_write) questions, 105 wanted" || return
+	blkdiscard -z -o 0 -l $((chunk * 3 + 512)) /dev/mapper/snap0 || fail "write-zeroes of a snapshot" || return
+	holds /dev/mapper/snap0 2 0 && holds /dev/mapper/snap0 4 a && holds $org 21 a || return
+	[ "$(get /dev/mapper/snap0 3)" = 0061 ] || fail "chunk 3 holds $(get /dev/mapper/snap0 3)" || return
+	expect_error "a snapshot takes discards" blkdiscard -l $chunk /dev/mapper/snap0
+}
+
+t_flush_and_fua() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	local device
+	for device in $org /dev/mapper/snap0; do
+		dd if=/dev/zero of=$device bs=4k count=32 oflag=direct,dsync conv=notrunc status=none || fail "dsync on $device" || return
+		dd if=/dev/zero of=$device bs=4k count=256 conv=fsync,notrunc status=none || fail "fsync on $device" || return
+	done
+	kill_server
+	# Flushes ask nobody.
+	timeout 20 sync $org || fail "flush of the origin" || return
+	timeout 20 sync /dev/mapper/snap0 || fail "flush of the snapshot"
+}
+
+t_read_tracking() {
+	slow 1500 0 || { echo "# no dm-delay" && return; }
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	local read write start
+	start=$(milliseconds)
+	get /dev/mapper/snap0 6 >"$tmp/read" &
+	read=$!
+	within 10 has snapshot_read 1 || fail "no question" || return
+	put $org 6 n &
+	write=$!
+	within 10 has copies 1 || fail "not copied out" || return
+	sleep 0.2
+	kill -0 $write 2>/dev/null || fail "the write did not wait for the read" || return
+	# A write already granted does not hold up a barrier.
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	[ $(($(milliseconds) - start)) -lt 1400 ] || echo "# slow machine: the read may have ended before the barrier"
+	wait $read
+	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
+	sleep 0.2
+	kill -0 $write 2>/dev/null || fail "the write went through the barrier" || return
+	ctl end >/dev/null || fail "end of the barrier" || return
+	wait $write || fail "the write failed" || return
+	[ "$(stat origin_write)" = 2 ] || fail "not asked again after the barrier" || return
+	holds $origin_loop 6 n && holds /dev/mapper/snap0 6 0
+}
+
+t_read_tracking_release() {
+	slow 1000 0 || { echo "# no dm-delay" && return; }
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	local i read write
+	get /dev/mapper/snap0 6 >"$tmp/read" &
+	read=$!
+	within 10 has snapshot_read 1 || fail "no question" || return
+	put $org 6 n &
+	write=$!
+	# The next server knows nothing of the read, and the write still waits.
+	within 10 has copies 1 || fail "not copied out" || return
+	kill_server
+	start_server || return
+	wait $write || fail "the write failed" || return
+	wait $read
+	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
+	holds $origin_loop 6 n && holds /dev/mapper/snap0 6 0
+}
+
+t_barrier_drains() {
+	slow 0 1500 || { echo "# no dm-delay" && return; }
+	start_server new || return
+	make_origin || return
+	put $org 8 a || fail "write" || return
+	local write start took
+	start=$(milliseconds)
+	put $org 8 b &
+	write=$!
+	within 10 counter_is released_at_once 1 || fail "the write was not released at once" || return
+	ctl begin >/dev/null || fail "begin" || return
+	put $org 8 c &
+	local held=$!
+	ctl reached >/dev/null || fail "not reached" || return
+	took=$(($(milliseconds) - start))
+	[ $took -ge 1400 ] || fail "reached after $took ms, with a write of 1500 ms in flight" || return
+	wait $write || fail "the write failed" || return
+	holds $origin_loop 8 b || return
+	kill -0 $held || fail "a write went through the barrier" || return
+	[ "$(stat origin_write)" = 1 ] || fail "a question was sent during the barrier" || return
+	ctl end >/dev/null || fail "end" || return
+	wait $held || fail "the held write failed" || return
+	holds $origin_loop 8 c
+}
+
+counter_is() { [ "$(sed -n "s/^$1: //p" /proc/driver/ddsnap/origin)" = "$2" ]; }
+
+t_counters() {
+	start_server new || return
+	make_origin || return
+	put $org 1 a && put $org 1 b && holds $org 1 b || return
+	counter_is writes 2 && counter_is questions 1 && counter_is released_at_once 1 &&
+		counter_is waiting 0 || fail "$(tr '\n' ' ' </proc/driver/ddsnap/origin)"
+}
+
+# load SECONDS: stomp at work; $load is its pid
+load() {
+	"$here/stomp" write $org "$tmp/ledger" 4 "$1" $RANDOM >"$tmp/load" 2>&1 &
+	load=$!
+	within 20 test -s "$tmp/ledger" || fail "no load"
+}
+
+bounded_snapshot() { # TAG
+	cp "$tmp/ledger" "$tmp/low$1"
+	ctl create "$1" >/dev/null || fail "no snapshot $1" || return
+	cp "$tmp/ledger" "$tmp/high$1"
+	create_device "snap$1" "$1" || fail "no device for snapshot $1"
+}
+
+check_all() { # TAG...
+	local tag
+	for tag; do
+		stomp check "/dev/mapper/snap$tag" "$tmp/low$tag" "$tmp/high$tag" 2>"$tmp/check" ||
+			fail "snapshot $tag: $(cat "$tmp/check")" || return
+	done
+}
+
+end_of_load() {
+	kill -TERM $load 2>/dev/null
+	within 60 ended $load || fail "the load does not end" || return
+	wait $load || fail "load: $(cat "$tmp/load")" || return
+	stomp check $org "$tmp/ledger" "$tmp/ledger" 2>"$tmp/check" ||
+		fail "origin: $(cat "$tmp/check")"
+}
+
+t_barrier_under_load() {
+	start_server new || return
+	make_origin || return
+	load 100 || return
+	local tag
+	for tag in 0 2 4; do
+		sleep 1
+		bounded_snapshot $tag || return
+		check_all $tag || return
+	done
+	sleep 1
+	end_of_load || return
+	check_all 0 2 4
+}
+
+t_server_killed_under_load() {
+	start_server new || return
+	make_origin || return
+	load 100 || return
+	local i
+	bounded_snapshot 0 || return
+	for i in 1 2 3 4 5 6; do
+		sleep 0.$((RANDOM % 9))
+		kill_server
+		sleep 0.$((RANDOM % 9))
+		start_server || return
+		[ $i != 3 ] || bounded_snapshot 2 || return
+	done
+	end_of_load || return
+	check_all 0 2
+}
+
+t_snapshot_read_under_load() {
+	start_server new || return
+	make_origin || return
+	load 100 || return
+	bounded_snapshot 0 || return
+	local i
+	for i in 1 2 3; do
+		check_all 0 || return
+		kill_server
+		start_server || return
+	done
+	put /dev/mapper/snap0 1 p || fail "snapshot write" || return
+	holds /dev/mapper/snap0 1 p || return
+	end_of_load
+}
+
+t_server_lost_in_barrier() {
+	start_server new || return
+	make_origin || return
+	put $org 0 a 2 || fail "write" || return
+	ctl begin >/dev/null && ctl reached >/dev/null && ctl commit 9 >/dev/null || fail "barrier" || return
+	kill_server
+	# The chunk was unique, but the snapshot needs it.
+	put $org 1 b &
+	local write=$!
+	sleep 0.5
+	kill -0 $write || fail "written though the snapshot was committed" || return
+	holds $origin_loop 1 a || return
+	start_server || return
+	wait $write || fail "the write failed" || return
+	create_device snap9 9 || fail "no device" || return
+	holds /dev/mapper/snap9 1 a && holds $org 1 b
+}
+
+t_server_lost_in_draining() {
+	slow 0 800 || { echo "# no dm-delay" && return; }
+	start_server new || return
+	make_origin || return
+	put $org 0 a || fail "write" || return
+	put $org 0 b &
+	local write=$!
+	within 10 counter_is released_at_once 1 || fail "not released at once" || return
+	ctl begin >/dev/null || fail "begin" || return
+	kill_server
+	start_server || return
+	wait $write || fail "the write failed" || return
+	put $org 0 c || fail "write" || return
+	[ "$(ctl created-early)" = "err EPROTO" ] || fail "CREATED before REACHED was taken" || return
+	ctl create 1 >/dev/null || fail "no snapshot afterwards"
+}
+
+t_server_timeout() {
+	start_server new || return
+	make_origin 2 server_timeout 2 || return
+	make_snapshot 0 2 server_timeout 2 || return
+	put $org 1 a || fail "write" || return
+	kill_server
+	local start
+	start=$(milliseconds)
+	expect_error "written without a server" put $org 2 b || return
+	[ $(($(milliseconds) - start)) -ge 1500 ] || fail "it did not wait" || return
+	[ $(($(milliseconds) - start)) -lt 8000 ] || fail "it waited too long" || return
+	start=$(milliseconds)
+	expect_error "written without a server" put $org 2 b || return
+	expect_error "read without a server" dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
+	[ $(($(milliseconds) - start)) -lt 1500 ] || fail "later I/O waited again" || return
+	holds $org 1 a || return
+	put $org 1 c || fail "a unique chunk cannot be written" || return
+	start_server || return
+	put $org 2 d || fail "write with the new server" || return
+	holds $org 2 d && holds /dev/mapper/snap0 2 0 && holds /dev/mapper/snap0 1 0 || return
+	[ "$(log_count 'the snapshot server is gone')" = 1 ] || fail "$(log_count 'the snapshot server is gone') lines for the loss" || return
+	[ "$(log_count 'no snapshot server for')" = 1 ] || fail "$(log_count 'no snapshot server for') lines for failing" || return
+	[ "$(log_count 'is attached again')" = 1 ] || fail "$(log_count 'is attached again') lines for the return"
+}
+
+t_timeout_zero() {
+	start_server new || return
+	make_origin 2 server_timeout 0 || return
+	make_snapshot 0 || return
+	kill_server
+	local start
+	start=$(milliseconds)
+	expect_error "written without a server" put $org 2 b || return
+	[ $(($(milliseconds) - start)) -lt 1500 ] || fail "it waited" || return
+	start_server || return
+	put $org 2 d || fail "write with the new server"
+}
+
+t_remove_without_server() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	kill_server
+	local start
+	start=$(milliseconds)
+	timeout 20 dmsetup remove snap0 || fail "remove" || return
+	put $org 2 b 2>/dev/null &
+	local write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 30 dmsetup remove --force origin 2>/dev/null
+	if wait $write; then fail "the write succeeded" || return; fi
+	within 5 remove_if_there origin || fail "remove --force" || return
+	[ $(($(milliseconds) - start)) -lt 20000 ] || fail "it took too long"
+}
+
+remove_if_there() { ! dmsetup info "$1" >/dev/null 2>&1 || dmsetup remove "$1"; }
+
+t_suspend_without_server() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	kill_server
+	# Not flushing: pushed back, done after the resumption.
+	put $org 2 b &
+	local write=$!
+	get /dev/mapper/snap0 3 >"$tmp/read" &
+	local read=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 20 dmsetup suspend --noflush --nolockfs origin || fail "suspend --noflush" || return
+	timeout 20 dmsetup suspend --noflush --nolockfs snap0 || fail "suspend --noflush" || return
+	counter_is waiting 0 || fail "the write was not pushed back" || return
+	kill -0 $write || fail "the write ended" || return
+	timeout 20 dmsetup resume origin || fail "resume" || return
+	start_server || return
+	timeout 20 dmsetup resume snap0 || fail "resume" || return
+	wait $write || fail "the write failed" || return
+	wait $read
+	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
+	holds $org 2 b || return
+	# Flushing: fails, and does not wait for the timeout.
+	kill_server
+	put $org 4 b 2>/dev/null &
+	write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 20 dmsetup suspend origin || fail "suspend" || return
+	if wait $write; then fail "the write succeeded" || return; fi
+	timeout 20 dmsetup resume origin || fail "resume" || return
+	put $org 4 c &
+	write=$!
+	start_server || return
+	wait $write || fail "the write after the resumption failed"
+}
+
+t_server_lost_in_suspension() {
+	start_server new || return
+	make_origin || return
+	ctl silent on >/dev/null
+	put $org 2 b &
+	local write=$!
+	within 5 has queued 1 || fail "no question" || return
+	dmsetup suspend --noflush --nolockfs origin &
+	local suspend=$!
+	sleep 0.5
+	kill -0 $suspend || fail "suspended with a question under way" || return
+	kill_server
+	wait $suspend || fail "suspend" || return
+	start_server || return
+	timeout 20 dmsetup resume origin || fail "resume" || return
+	wait $write || fail "the write failed" || return
+	holds $org 2 b
+}
+
+t_suspend_and_reload_under_load() {
+	start_server new || return
+	make_origin || return
+	load 100 || return
+	bounded_snapshot 0 || return
+	local i
+	for i in 1 2 3; do
+		timeout 60 dmsetup suspend origin || fail "suspend" || return
+		timeout 60 dmsetup resume origin || fail "resume" || return
+		timeout 60 dmsetup load origin --table "0 $sectors ddsnap $store $origin $key -1 2 server_timeout $((20 + i))" || fail "load" || return
+		timeout 60 dmsetup suspend --noflush --nolockfs origin || fail "suspend --noflush" || return
+		timeout 60 dmsetup resume origin || fail "resume" || return
+		[ $i != 2 ] || bounded_snapshot 2 || return
+	done
+	end_of_load || return
+	check_all 0 2 || return
+	[ "$(stat devices)" = 3 ] || fail "$(stat devices) devices, 3 wanted"
+}
+
+t_gone() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	[ "$(stat devices)" = 2 ] || fail "$(stat devices) devices" || return
+	dmsetup remove snap0 || fail "remove" || return
+	[ "$(stat devices)" = 1 ] || fail "the use count had not dropped" || return
+	# A server that says nothing delays the removal, but does not prevent it.
+	create_device snap0 0 || fail "create" || return
+	ctl silent gone >/dev/null
+	local start
+	start=$(milliseconds)
+	timeout 30 dmsetup remove snap0 || fail "remove" || return
+	[ $(($(milliseconds) - start)) -ge 4000 ] || fail "it did not wait" || return
+	[ "$(stat devices)" = 2 ] || fail "answered all the same" || return
+	ctl silent off >/dev/null
+	within 5 devices_are 1 || fail "the late answer was not taken" || return
+	put $org 1 a || fail "write"
+}
+
+devices_are() { [ "$(stat devices)" = "$1" ]; }
+
+t_identified_too_late() {
+	start_server new || return
+	ctl silent on >/dev/null
+	expect_error "created without an answer" create_device origin -1 2 server_timeout 1 || return
+	log_has "did not answer in time" || fail "no word about it" || return
+	ctl silent off >/dev/null
+	within 5 has gone 1 || fail "GONE does not follow" || return
+	within 5 devices_are 0 || fail "$(stat devices) devices"
+}
+
+t_refused_after_return() {
+	start_server new || return
+	make_origin || return
+	ctl create 0 >/dev/null && create_device snap0 0 || return
+	kill_server
+	: >"$tmp/state"
+	start_server || return
+	# This store has no snapshot 0: its device is lost, the origin is not.
+	expect_error "read of a lost snapshot" dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
+	within 5 log_has "refuses snapshot 0" || fail "no word about it" || return
+	put $org 1 a || fail "write" || return
+	holds $org 1 a
+}
+
+t_rubbish() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	local kind
+	for kind in id op op-barrier-reached end two fault-write:EFAULT short-write:EINVAL short-read:EINVAL; do
+		[ "$(ctl rubbish ${kind%:*})" = "err $(echo "$kind:EPROTO" | cut -d: -f2)" ] ||
+			fail "$kind: $(ctl rubbish ${kind%:*})" || return
+	done
+	ctl silent on >/dev/null
+	put $org 1 a &
+	local write=$!
+	within 5 has queued 1 || fail "no question" || return
+	for kind in other-op flags created reserved status; do
+		[ "$(ctl rubbish $kind)" = "err EPROTO" ] || fail "$kind was taken" || return
+	done
+	[ "$(ctl created-early)" = "err EPROTO" ] || fail "CREATED before REACHED was taken" || return
+	# Nothing has changed: the true answer counts.
+	ctl silent off >/dev/null
+	wait $write || fail "the write failed" || return
+	holds $org 1 a
+}
+
+t_fault_read() {
+	start_server new || return
+	make_origin || return
+	ctl silent on >/dev/null
+	# The server's own read comes first unless it is kept busy.
+	ctl delay 300000 >/dev/null
+	put $org 1 a &
+	local one=$!
+	within 5 has queued 1
+	put $org 2 a &
+	local two=$! answer
+	answer=$(ctl rubbish fault-read)
+	[ "$answer" = "err EFAULT" ] || [ "$answer" = "err EAGAIN" ] || fail "$answer" || return
+	ctl delay 0 >/dev/null
+	ctl silent off >/dev/null
+	wait $one && wait $two || fail "a request was lost"
+}
+
+t_channel() {
+	start_server new || return
+	[ "$(ctl intrude $key)" = "err EBUSY" ] || fail "$(ctl intrude $key)" || return
+	[ "$(ctl intrude /another/key)" = ok ] || fail "$(ctl intrude /another/key)" || return
+	[ "$(command stat -c %a /dev/ddsnap)" = 600 ] || fail "mode of /dev/ddsnap" || return
+	make_origin || return
+	kill_server
+	shift=$((shift - 1)) start_server 2>/dev/null && { fail "another chunk size was taken"; return; }
+	why=
+	grep -q EINVAL "$tmp/server.err" || fail "$(cat "$tmp/server.err")" || return
+	server=
+	start_server || return
+	put $org 1 a || fail "write"
+}
+
+t_errors() {
+	start_server new || return
+	make_origin || return
+	make_snapshot 0 || return
+	ctl fail 3 28 >/dev/null
+	expect_error "written" put $org 1 a || return
+	grep -q 'No space left' "$tmp/error" || fail "$(cat "$tmp/error")" || return
+	ctl fail 3 0 >/dev/null
+	put $org 1 a || fail "write after the error" || return
+	ctl fail 5 85 >/dev/null
+	expect_error "written" put /dev/mapper/snap0 1 a || return
+	grep -q 'Input/output error' "$tmp/error" || fail "$(cat "$tmp/error")" || return
+	ctl fail 5 0 >/dev/null
+	ctl beyond on >/dev/null
+	expect_error "read" dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
+	log_has "beyond its end" || fail "no word about it" || return
+	ctl beyond off >/dev/null
+	holds /dev/mapper/snap0 1 0
+}
+
+# Devices come and go while servers come and go.
+t_churn() {
+	start_server new || return
+	ctl create 0 >/dev/null && ctl create 2 >/dev/null || return
+	local tag i workers=
+	for tag in 0 2; do
+		(
+			for i in $(seq 12); do
+				create_device "snap$tag" $tag 2>/dev/null || exit 1
+				dd if="/dev/mapper/snap$tag" of=/dev/null bs=64k count=8 iflag=direct status=none || exit 2
+				timeout 60 dmsetup remove --retry "snap$tag" || exit 3
+			done
+		) &
+		workers="$workers $!"
+	done
+	for i in 1 2 3 4 5 6; do
+		sleep 0.$((RANDOM % 9))
+		kill_server
+		sleep 0.$((RANDOM % 5))
+		start_server || return
+	done
+	for i in $workers; do
+		wait $i || fail "a worker ended with $?" || return
+	done
+	within 5 devices_are 0 || fail "$(stat devices) devices are left"
+}
+
+#
+# All of them
+#
+
+tests=$(sed -n 's/^t_\([a-z_]*\)() {$/\1/p' "$0")
+
+[ "$(id -u)" = 0 ] || { echo "run.sh: has to run as root" >&2; exit 2; }
+for program in fake-server stomp; do
+	[ -x "$here/$program" ] || { echo "run.sh: no $program; run make in $here" >&2; exit 2; }
+done
+modprobe dm-ddsnap 2>/dev/null
+dmsetup targets | grep -q '^ddsnap ' || { echo "run.sh: the kernel has no ddsnap target" >&2; exit 2; }
+
+finish() {
+	kill_server
+	losetup -d $origin_loop $store_loop 2>/dev/null
+	rm -rf "$tmp"
+}
+trap finish EXIT
+truncate -s ${origin_mib}M "$tmp/origin" && truncate -s ${store_mib}M "$tmp/store" &&
+	origin_loop=$(losetup -f --show "$tmp/origin") &&
+	store_loop=$(losetup -f --show "$tmp/store") || exit 2
+
+for name in ${*:-$tests}; do
+	set_up
+	"t_${name//-/_}"
+	result=$?
+	clean_up || result=1
+	[ -z "$why" ] || result=1
+	if [ $result = 0 ]; then
+		echo "ok ${name//_/-}"
+	else
+		echo "not ok ${name//_/-}: ${why:-status $result}"
+		sed 's/^/# /' "$tmp/server.err"
+		failed=1
+	fi
+done
+exit $failed
