@@ -7,5 +7,7 @@
 
 pub mod client;
 pub mod device;
+pub mod format;
 pub mod protocol;
+pub mod store;
 pub mod units;

@@ -6,6 +6,11 @@
 //! and it lets the crash tests cut the power between any two writes of a device that lives in
 //! memory. Real devices run a batch in parallel.
 
+pub mod buffer;
+pub mod latched;
+pub mod lock;
+pub mod uring;
+
 use std::io;
 
 /// One read of a batch.

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Which chunks of the data region are in use.
+//!
+//! The bitmaps on disk are as old as the last checkpoint. What changed since is kept as a set of
+//! chunks, rebuilt from the journal after a crash, so memory follows the changes and not the size
+//! of the volume.
+
+use std::collections::BTreeMap;
+
+use super::error::StoreError;
+use super::index::merge::{Change, Writer, merge};
+use super::index::tree::Cursor;
+use super::media::Media;
+use crate::format::bitmap::{BITS, Bitmap, place_of};
+use crate::format::block::{Kind, Pointer};
+use crate::format::node::Value;
+use crate::format::superblock::TreeRoot;
+use crate::units::{MetaBlock, StoreChunk};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub root: TreeRoot,
+    pub first: u64,
+    pub end: u64,
+    /// Chunks in use.
+    pub used: u64,
+    /// Chunks whose bit on disk may be old, with what it should be.
+    pub changed: BTreeMap<u64, bool>,
+    /// The bitmap looked at last, up to date.
+    current: Option<(u64, Bitmap)>,
+    /// Where the search for a free chunk begins.
+    cursor: u64,
+}
+
+impl Space {
+    pub fn new(root: TreeRoot, first: StoreChunk, end: StoreChunk, used: u64) -> Self {
+        let (first, end) = (first.0, end.0);
+        Space {
+            root,
+            first,
+            end,
+            used,
+            changed: BTreeMap::new(),
+            current: None,
+            cursor: first,
+        }
+    }
+
+    /// Free chunks.
+    pub fn free(&self) -> u64 {
+        (self.end - self.first).saturating_sub(self.used)
+    }
+
+    /// Bitmaps that the region has when each of them exists.
+    pub fn bitmaps(&self) -> u64 {
+        self.end.div_ceil(BITS) - self.first / BITS
+    }
+
+    /// Whether a chunk lies in the region.
+    pub fn contains(&self, chunk: StoreChunk) -> bool {
+        (self.first..self.end).contains(&chunk.0)
+    }
+
+    /// Whether a chunk of the region is in use.
+    pub fn is_used(&mut self, media: &mut Media, chunk: StoreChunk) -> Result<bool, StoreError> {
+        let (index, bit) = place_of(chunk);
+        Ok(self.bitmap(media, index)?.get(bit))
+    }
+
+    /// Marks a chunk used or free; the caller knows that it was the opposite.
+    pub fn mark(&mut self, chunk: StoreChunk, used: bool) {
+        self.changed.insert(chunk.0, used);
+        if used {
+            self.used += 1;
+        } else {
+            self.used = self.used.saturating_sub(1);
+        }
+        let (index, bit) = place_of(chunk);
+        if let Some((current, map)) = &mut self.current {
+            if *current == index {
+                map.set(bit, used);
+            }
+        }
+    }
+
+    /// Finds `count` free chunks; fewer only if there are no more. They stay free until marked.
+    pub fn find_free(
+        &mut self,
+        media: &mut Media,
+        count: usize,
+    ) -> Result<Vec<StoreChunk>, StoreError> {
+        let mut found = Vec::with_capacity(count);
+        let mut at = self.cursor;
+        let mut left = self.end - self.first;
+        while found.len() < count && left > 0 {
+            let (index, bit) = place_of(StoreChunk(at));
+            let end = ((index + 1) * BITS).min(self.end).min(at + left);
+            let free = self
+                .bitmap(media, index)?
+                .next_clear(bit)
+                .map(|bit| index * BITS + bit);
+            let next = match free.filter(|&chunk| chunk < end) {
+                Some(chunk) => {
+                    found.push(StoreChunk(chunk));
+                    chunk + 1
+                }
+                None => end,
+            };
+            left -= next - at;
+            at = if next == self.end { self.first } else { next };
+        }
+        self.cursor = at;
+        Ok(found)
+    }
+
+    fn bitmap(&mut self, media: &mut Media, index: u64) -> Result<&Bitmap, StoreError> {
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|(current, _)| *current != index)
+        {
+            let mut map = self
+                .stored(media, index)?
+                .map(|(_, map)| map)
+                .unwrap_or_default();
+            for (&chunk, &used) in self.changed.range(index * BITS..(index + 1) * BITS) {
+                map.set(chunk % BITS, used);
+            }
+            self.current = Some((index, map));
+        }
+        // Set just above if it was not.
+        self.current
+            .as_ref()
+            .map(|(_, map)| map)
+            .ok_or_else(|| media.inconsistent("no bitmap"))
+    }
+
+    fn stored(
+        &self,
+        media: &mut Media,
+        index: u64,
+    ) -> Result<Option<(Pointer, Bitmap)>, StoreError> {
+        let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (index, 0))?;
+        let Some((_, value)) = cursor.next(media)?.filter(|&(key, _)| key == (index, 0)) else {
+            return Ok(None);
+        };
+        let pointer = Pointer {
+            block: MetaBlock(value.place),
+            crc: value.crc,
+        };
+        let block = media.block(pointer, Kind::Bitmap, 0)?;
+        let map = Bitmap::decode(&block, index).map_err(|source| media.damaged(pointer, source))?;
+        Ok(Some((pointer, map)))
+    }
+
+    /// Bitmaps that a checkpoint would write.
+    pub fn dirty_bitmaps(&self, more: u64) -> u64 {
+        (self.changed.len() as u64 + more).min(self.bitmaps())
+    }
+
+    /// Writes every bitmap that changed, and the tree over them; gives the new root.
+    pub fn write(&self, writer: &mut Writer<'_>) -> Result<TreeRoot, StoreError> {
+        let mut changes: Vec<Change> = Vec::new();
+        let mut changed = self.changed.iter().peekable();
+        while let Some(&(&chunk, _)) = changed.peek() {
+            let index = chunk / BITS;
+            let stored = self.stored(writer.media, index)?;
+            let mut map = Bitmap::default();
+            if let Some((pointer, old)) = stored {
+                writer.replaced.push(pointer.block);
+                map = old;
+            }
+            while let Some((&chunk, &used)) = changed.next_if(|&(&chunk, _)| chunk / BITS == index)
+            {
+                map.set(chunk % BITS, used);
+            }
+            if map.count() == 0 {
+                changes.push(((index, 0), None));
+            } else {
+                let pointer = writer.put(map.encode(), Kind::Bitmap, 0, index)?;
+                changes.push((
+                    (index, 0),
+                    Some(Value {
+                        place: pointer.block.0,
+                        crc: pointer.crc,
+                    }),
+                ));
+            }
+        }
+        merge(writer, Kind::Space, &self.root, &changes)
+    }
+}

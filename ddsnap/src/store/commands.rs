@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Commands on snapshots: each is one journal record, durable when the method returns.
+
+use super::Store;
+use super::api::OpError;
+use super::error::StoreError;
+use crate::format::journal::Entry;
+use crate::format::snaptable::{MAX_ENTRIES, MAX_SNAPSHOTS, Snapshot};
+use crate::units::SnapTag;
+
+/// Entries a synchronous sweep looks at in a step.
+const SWEEP_BUDGET: usize = 4096;
+
+impl Store {
+    /// Creates a snapshot of the origin as it is now. The caller holds back origin writes meanwhile.
+    ///
+    /// `now` is in seconds since 1970-01-01 UTC. If the table is full, the unused snapshot of the
+    /// least priority, the oldest of these, is deleted.
+    ///
+    /// # Errors
+    /// The store cannot go on. Inner: the tag is taken, or there is no room.
+    pub fn create(&mut self, tag: SnapTag, now: i64) -> Result<Result<(), OpError>, StoreError> {
+        self.check_latch()?;
+        if self.state.snapshots.by_tag(tag).is_some() {
+            return Ok(Err(OpError::SnapshotExists(tag)));
+        }
+        if self.state.snapshots.visible() >= MAX_SNAPSHOTS && !self.make_entry_room()? {
+            return Ok(Err(OpError::TooManySnapshots));
+        }
+        while self.state.snapshots.len() >= MAX_ENTRIES && self.sweep.pending() {
+            self.sweep_step(SWEEP_BUDGET)?;
+        }
+        if let Err(refused) = self.make_table_room()? {
+            return Ok(Err(refused));
+        }
+        let (seq, origin_chunks) = (self.state.next_seq, self.state.origin_chunks);
+        self.record(&[Entry::Create {
+            seq,
+            tag,
+            created: now,
+            origin_chunks,
+        }])?;
+        Ok(Ok(()))
+    }
+
+    /// Deletes a snapshot: marks it, in constant time; the sweep frees its chunks later.
+    ///
+    /// # Errors
+    /// The store cannot go on. Inner: there is no such snapshot, or it is in use.
+    pub fn delete(&mut self, tag: SnapTag) -> Result<Result<(), OpError>, StoreError> {
+        self.check_latch()?;
+        let snapshot = match self.snapshot_of(tag) {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if self.state.snapshots.in_use(&snapshot) {
+            return Ok(Err(OpError::InUse(tag)));
+        }
+        self.record(&[Entry::Delete(snapshot.seq)])?;
+        self.sweep.want();
+        Ok(Ok(()))
+    }
+
+    /// Sets a snapshot's priority: -128 (given up first) to 127 (never given up).
+    ///
+    /// # Errors
+    /// The store cannot go on. Inner: there is no such snapshot.
+    pub fn set_priority(
+        &mut self,
+        tag: SnapTag,
+        priority: i8,
+    ) -> Result<Result<(), OpError>, StoreError> {
+        self.check_latch()?;
+        match self.snapshot_of(tag) {
+            Ok(snapshot) => self
+                .record(&[Entry::Priority(snapshot.seq, priority)])
+                .map(Ok),
+            Err(refused) => Ok(Err(refused)),
+        }
+    }
+
+    /// Adds `delta` to a snapshot's persistent use count and gives the new one.
+    ///
+    /// # Errors
+    /// The store cannot go on. Inner: there is no such snapshot, or the count would leave 0..=65535.
+    pub fn adjust_usecount(
+        &mut self,
+        tag: SnapTag,
+        delta: i32,
+    ) -> Result<Result<u16, OpError>, StoreError> {
+        self.check_latch()?;
+        let snapshot = match self.snapshot_of(tag) {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let count = i64::from(snapshot.usecount) + i64::from(delta);
+        let Ok(count) = u16::try_from(count) else {
+            let refused = if count < 0 {
+                OpError::UsecountUnderflow
+            } else {
+                OpError::UsecountOverflow
+            };
+            return Ok(Err(refused));
+        };
+        if delta != 0 {
+            self.record(&[Entry::Usecount(snapshot.seq, count)])?;
+        }
+        Ok(Ok(count))
+    }
+
+    /// Says whether a device of the snapshot is connected. Lasts until the store is closed.
+    ///
+    /// A connected snapshot is not deleted. When room is needed it may be squashed, after all that are not
+    /// in use; its chunks then stay until it is not connected any more.
+    pub fn set_in_use(&mut self, tag: SnapTag, connected: bool) {
+        if let Ok(snapshot) = self.snapshot_of(tag) {
+            self.state.snapshots.set_connected(snapshot.seq, connected);
+            if !connected && snapshot.state != crate::format::snaptable::State::Live {
+                self.sweep.want();
+            }
+        }
+    }
+
+    fn snapshot_of(&self, tag: SnapTag) -> Result<Snapshot, OpError> {
+        self.state
+            .snapshots
+            .by_tag(tag)
+            .copied()
+            .ok_or(OpError::NoSuchSnapshot(tag))
+    }
+}

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Commit groups: old data is saved and recorded before anything overwrites it.
+//!
+//! The order of a group of copy-outs: read all old chunks; write all copies and one journal record;
+//! flush once; then apply the record to memory and answer. If the power goes before the flush ends,
+//! no answer was given, so the origin still holds the old data, and recovery may drop the record:
+//! it does so entry by entry, by the checksums of the copies (see `recover`).
+//!
+//! Overlays need a flush more. Their data changes in place once they are answered, so later nobody
+//! can tell by a checksum whether the first copy ever became durable. A group that makes overlays
+//! flushes the data before it writes the record: then the record's presence proves the data.
+
+use std::collections::HashMap;
+
+use super::Store;
+use super::api::{Done, Location, Op, OpError};
+use super::checkpoint::MAX_RECENT;
+use super::error::StoreError;
+use super::media::Source;
+use crate::device::Write;
+use crate::device::buffer::AlignedBuf;
+use crate::format::journal::Entry;
+use crate::format::snaptable::{Snapshot, State};
+use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
+
+/// The most bytes of data a group holds in memory.
+const MAX_GROUP_BYTES: u64 = 16 << 20;
+
+/// A chunk to be copied, and the entry it becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Target {
+    Exception(Chunk, SnapSeq),
+    Overlay(SnapSeq, Chunk),
+}
+
+/// What one op of a group comes to.
+enum Slot {
+    Known(Result<Done, OpError>),
+    Copy(usize),
+}
+
+/// What a group is going to do.
+#[derive(Default)]
+struct Plan {
+    slots: Vec<Slot>,
+    targets: Vec<Target>,
+    sources: Vec<Source>,
+    known: HashMap<Target, usize>,
+}
+
+impl Plan {
+    fn add(&mut self, target: Target, source: Source) -> Slot {
+        let index = *self.known.entry(target).or_insert_with(|| {
+            self.targets.push(target);
+            self.sources.push(source);
+            self.targets.len() - 1
+        });
+        Slot::Copy(index)
+    }
+
+    fn overlays(&self) -> usize {
+        self.targets
+            .iter()
+            .filter(|target| matches!(target, Target::Overlay(..)))
+            .count()
+    }
+}
+
+impl Store {
+    /// Does what a group of requests asks for; all of it is durable when this returns.
+    ///
+    /// The answers are in the order of `ops`. The caller may write the chunks then and not before.
+    ///
+    /// # Errors
+    /// The store cannot go on: nothing of the group may be taken as done.
+    pub fn commit(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, OpError>>, StoreError> {
+        self.check_latch()?;
+        let chunks = (MAX_GROUP_BYTES >> self.superblock.chunk.get()).max(1) as usize;
+        let most = chunks.min(self.ring.max_entries());
+        let mut answers = Vec::with_capacity(ops.len());
+        for group in ops.chunks(most) {
+            let result = self.commit_group(group, &mut answers);
+            self.latch(result)?;
+        }
+        Ok(answers)
+    }
+
+    /// Where a snapshot's chunk is to be read from.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn locate(
+        &mut self,
+        tag: SnapTag,
+        chunk: Chunk,
+    ) -> Result<Result<Location, OpError>, StoreError> {
+        let snapshot = match self.live_snapshot(tag, chunk) {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Some(place) = self.overlay(snapshot.seq, chunk)? {
+            return Ok(Ok(Location::Store(place)));
+        }
+        Ok(match self.present(snapshot.seq, chunk)? {
+            Some(place) => Ok(Location::Store(place)),
+            None if chunk.0 >= self.state.origin_chunks => Err(OpError::OutOfRange(chunk)),
+            None => Ok(Location::Origin),
+        })
+    }
+
+    /// Whether the origin's chunk may be written without asking, until the next snapshot.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn is_unique(&mut self, chunk: Chunk) -> Result<bool, StoreError> {
+        match self.state.snapshots.newest_with(chunk) {
+            None => Ok(true),
+            Some(newest) => Ok(self.present(newest, chunk)?.is_some()),
+        }
+    }
+
+    fn live_snapshot(&self, tag: SnapTag, chunk: Chunk) -> Result<Snapshot, OpError> {
+        let snapshot = *self
+            .state
+            .snapshots
+            .by_tag(tag)
+            .ok_or(OpError::NoSuchSnapshot(tag))?;
+        if snapshot.state != State::Live {
+            return Err(OpError::Squashed(tag));
+        }
+        if chunk.0 >= snapshot.origin_chunks {
+            return Err(OpError::OutOfRange(chunk));
+        }
+        Ok(snapshot)
+    }
+
+    fn overlay(&mut self, seq: SnapSeq, chunk: Chunk) -> Result<Option<StoreChunk>, StoreError> {
+        let value = self.state.overlays.get(&mut self.media, (seq.0, chunk.0))?;
+        value
+            .map(|value| self.checked_place(value.place))
+            .transpose()
+    }
+
+    /// The exception that serves a snapshot: the one of the smallest sequence that is not older.
+    fn present(&mut self, seq: SnapSeq, chunk: Chunk) -> Result<Option<StoreChunk>, StoreError> {
+        let first = self
+            .state
+            .exceptions
+            .first_from(&mut self.media, (chunk.0, seq.0))?;
+        let value = first
+            .filter(|(key, _)| key.0 == chunk.0)
+            .map(|(_, value)| value);
+        value
+            .map(|value| self.checked_place(value.place))
+            .transpose()
+    }
+
+    /// A place from the index, which must not lead outside the data region whatever the disk says.
+    fn checked_place(&self, place: u64) -> Result<StoreChunk, StoreError> {
+        let place = StoreChunk(place);
+        if self.state.space.contains(place) {
+            Ok(place)
+        } else {
+            Err(self
+                .media
+                .inconsistent(format!("store chunk {place} lies outside the data region")))
+        }
+    }
+
+    fn commit_group(
+        &mut self,
+        ops: &[Op],
+        answers: &mut Vec<Result<Done, OpError>>,
+    ) -> Result<(), StoreError> {
+        let mut rest = ops;
+        while !rest.is_empty() {
+            let plan = self.plan(rest)?;
+            let overlays = plan.overlays();
+            let exceptions = plan.targets.len() - overlays;
+            let room = self.make_room(exceptions, overlays)?;
+            if room.changed {
+                continue; // A snapshot was given up: who needs what has to be found out again.
+            }
+            if room.copies == 0 {
+                // Either nothing has to be copied, or there is no room and nothing can be given up.
+                answers.extend(plan.slots.iter().map(|slot| match slot {
+                    Slot::Known(answer) => *answer,
+                    Slot::Copy(_) => Err(OpError::StoreFull),
+                }));
+                return Ok(());
+            }
+            // The ops up to the first whose copy has no room now; the others have a further round.
+            let beyond = |slot: &Slot| matches!(slot, Slot::Copy(index) if *index >= room.copies);
+            let end = plan.slots.iter().position(beyond).unwrap_or(rest.len());
+            let places = self.copy_out(&plan, room.copies)?;
+            answers.extend(plan.slots[..end].iter().map(|slot| match slot {
+                Slot::Known(answer) => *answer,
+                Slot::Copy(index) => Ok(match plan.targets[*index] {
+                    Target::Exception(..) => Done::Unique,
+                    Target::Overlay(..) => Done::Private(places[*index]),
+                }),
+            }));
+            rest = &rest[end..];
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, ops: &[Op]) -> Result<Plan, StoreError> {
+        let mut plan = Plan::default();
+        for op in ops {
+            let slot = match *op {
+                Op::OriginWrite(chunk) => self.plan_origin(&mut plan, chunk)?,
+                Op::SnapshotWrite(tag, chunk) => self.plan_snapshot(&mut plan, tag, chunk)?,
+            };
+            plan.slots.push(slot);
+        }
+        Ok(plan)
+    }
+
+    fn plan_origin(&mut self, plan: &mut Plan, chunk: Chunk) -> Result<Slot, StoreError> {
+        if chunk.0 >= self.state.origin_chunks {
+            return Ok(Slot::Known(Err(OpError::OutOfRange(chunk))));
+        }
+        let Some(newest) = self.state.snapshots.newest_with(chunk) else {
+            return Ok(Slot::Known(Ok(Done::Unique)));
+        };
+        if self.present(newest, chunk)?.is_some() {
+            return Ok(Slot::Known(Ok(Done::Unique)));
+        }
+        Ok(plan.add(Target::Exception(chunk, newest), Source::Origin(chunk)))
+    }
+
+    fn plan_snapshot(
+        &mut self,
+        plan: &mut Plan,
+        tag: SnapTag,
+        chunk: Chunk,
+    ) -> Result<Slot, StoreError> {
+        let snapshot = match self.live_snapshot(tag, chunk) {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Slot::Known(Err(refused))),
+        };
+        if let Some(place) = self.overlay(snapshot.seq, chunk)? {
+            return Ok(Slot::Known(Ok(Done::Private(place))));
+        }
+        let source = match self.present(snapshot.seq, chunk)? {
+            Some(place) => Source::Store(place),
+            None if chunk.0 >= self.state.origin_chunks => {
+                return Ok(Slot::Known(Err(OpError::OutOfRange(chunk))));
+            }
+            None => Source::Origin(chunk),
+        };
+        Ok(plan.add(Target::Overlay(snapshot.seq, chunk), source))
+    }
+
+    /// Copies the first `count` chunks of a plan and makes the copies and their record durable.
+    fn copy_out(&mut self, plan: &Plan, count: usize) -> Result<Vec<StoreChunk>, StoreError> {
+        let targets = &plan.targets[..count];
+        let chunk_bytes = self.superblock.chunk.bytes() as usize;
+        let places = self.state.space.find_free(&mut self.media, count)?;
+        if places.len() < count {
+            return Err(self
+                .media
+                .inconsistent("fewer chunks are free than the count of free chunks says"));
+        }
+        let mut buffer = AlignedBuf::zeroed(count * chunk_bytes);
+        self.media
+            .read_chunks(&plan.sources[..count], &mut buffer)?;
+        let entries: Vec<Entry> = targets
+            .iter()
+            .zip(&places)
+            .zip(buffer.chunks_exact(chunk_bytes))
+            .map(|((target, &place), data)| match *target {
+                Target::Exception(chunk, seq) => Entry::Exception {
+                    chunk,
+                    seq,
+                    place,
+                    crc: crc32c::crc32c(data),
+                },
+                Target::Overlay(seq, chunk) => Entry::Overlay { seq, chunk, place },
+            })
+            .collect();
+        let shift = self.superblock.chunk;
+        let writes: Vec<_> = places
+            .iter()
+            .zip(buffer.chunks_exact(chunk_bytes))
+            .map(|(place, from)| Write {
+                offset: place.to_offset(shift),
+                from,
+            })
+            .collect();
+        let overlays = targets
+            .iter()
+            .any(|target| matches!(target, Target::Overlay(..)));
+        let placed = self.place_record(&entries)?;
+        let record = Write {
+            offset: placed.at.to_offset(),
+            from: &placed.bytes,
+        };
+        if overlays {
+            self.media.write_data(&writes)?;
+            self.media.flush_data()?;
+            self.media.write_meta(&[record])?;
+            self.media.flush_meta()?;
+        } else {
+            self.media.write_both(writes, record)?;
+            self.media.flush_both()?;
+        }
+        self.ring.advance(&placed);
+        entries.iter().for_each(|entry| self.state.apply(entry));
+        Ok(places)
+    }
+
+    /// Places a record, after a checkpoint if the ring is full.
+    fn place_record(&mut self, entries: &[Entry]) -> Result<super::journal::Placed, StoreError> {
+        if let Some(placed) = self.ring.place(entries) {
+            return Ok(placed);
+        }
+        self.checkpoint()?;
+        self.ring.place(entries).ok_or_else(|| {
+            self.media
+                .inconsistent("a record does not fit into the empty journal")
+        })
+    }
+
+    /// Makes entries without data durable and applies them.
+    pub(crate) fn record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        let result = self.try_record(entries);
+        self.latch(result)
+    }
+
+    fn try_record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        if self
+            .state
+            .exceptions
+            .recent
+            .len()
+            .max(self.state.overlays.recent.len())
+            >= MAX_RECENT
+        {
+            self.checkpoint()?;
+        }
+        let placed = self.place_record(entries)?;
+        self.media.write_meta(&[Write {
+            offset: placed.at.to_offset(),
+            from: &placed.bytes,
+        }])?;
+        self.media.flush_meta()?;
+        self.ring.advance(&placed);
+        entries.iter().for_each(|entry| self.state.apply(entry));
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Why the engine cannot go on, with the place.
+
+use std::io;
+
+use crate::format::FormatError;
+
+/// A failure of the store as a whole; what a single request may meet is [`super::OpError`].
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A device failed to read.
+    #[error("{device}: cannot read {len} bytes at byte {offset}")]
+    Read {
+        /// The device.
+        device: String,
+        /// Where the batch begins, in bytes.
+        offset: u64,
+        /// Bytes of the batch.
+        len: u64,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// A device failed to write; the store takes no more changes until it is opened again.
+    #[error(
+        "{device}: cannot write {len} bytes at byte {offset}; the store is read-only until the server is restarted"
+    )]
+    Write {
+        /// The device.
+        device: String,
+        /// Where the batch begins, in bytes.
+        offset: u64,
+        /// Bytes of the batch.
+        len: u64,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// A device failed to make writes durable; the store takes no more changes.
+    #[error("{device}: cannot flush; the store is read-only until the server is restarted")]
+    Flush {
+        /// The device.
+        device: String,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// An earlier failure made the store read-only.
+    #[error("the snapshot store is read-only after an error: {0}")]
+    Latched(String),
+    /// A metadata block is not what it must be.
+    #[error("{device}: metadata block {block} is damaged")]
+    Damaged {
+        /// The device.
+        device: String,
+        /// The block, of 4096 bytes.
+        block: u64,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// Valid blocks contradict each other.
+    #[error("{device}: the store's metadata is damaged: {problem}")]
+    Inconsistent {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There is no store here.
+    #[error(
+        "{device}: no snapshot store here (initialise it first); superblock: {first}; its copy: {second}"
+    )]
+    NoStore {
+        /// The device.
+        device: String,
+        /// What is wrong with the first superblock.
+        first: FormatError,
+        /// What is wrong with its copy.
+        second: FormatError,
+    },
+    /// The devices given do not belong together or to this store.
+    #[error("{device}: {problem}")]
+    WrongDevice {
+        /// The device.
+        device: String,
+        /// What does not fit, and what to do.
+        problem: String,
+    },
+    /// The journal holds damage where no power cut can leave any.
+    #[error("{device}: Journal recovery failed: {problem}")]
+    Journal {
+        /// The device.
+        device: String,
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// The devices are too small, or an option does not fit them.
+    #[error("{device}: {problem}")]
+    CannotInitialize {
+        /// The device.
+        device: String,
+        /// What does not fit, and what to do.
+        problem: String,
+    },
+    /// The metadata region has no free block where the engine had kept some: a bug or damage.
+    #[error("{device}: no free metadata block")]
+    MetaExhausted {
+        /// The device.
+        device: String,
+    },
+}

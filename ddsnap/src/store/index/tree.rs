@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Reading a tree: a cursor that walks entries in order, and a walk over the nodes themselves.
+
+use crate::format::block::{Block, Kind, Pointer};
+use crate::format::node::{Interior, Key, LeafReader, Value};
+use crate::format::superblock::TreeRoot;
+use crate::store::error::StoreError;
+use crate::store::media::Media;
+
+/// Walks the entries of a tree from a key on.
+pub(crate) struct Cursor {
+    kind: Kind,
+    /// Interior nodes from the root down, each with the index of the next child to visit.
+    path: Vec<(Interior, usize)>,
+    leaf: Option<(LeafReader, Pointer)>,
+    /// The entry `next` gives, found by `seek`.
+    ahead: Option<(Key, Value)>,
+}
+
+impl Cursor {
+    /// A cursor before the first entry at or after `from`.
+    pub fn seek(
+        media: &mut Media,
+        kind: Kind,
+        root: &TreeRoot,
+        from: Key,
+    ) -> Result<Cursor, StoreError> {
+        let mut cursor = Cursor {
+            kind,
+            path: Vec::new(),
+            leaf: None,
+            ahead: None,
+        };
+        let Some((pointer, level, _)) = root.root else {
+            return Ok(cursor);
+        };
+        cursor.descend(media, pointer, level, from)?;
+        cursor.ahead = loop {
+            match cursor.step(media)? {
+                Some((key, _)) if key < from => {}
+                entry => break entry,
+            }
+        };
+        Ok(cursor)
+    }
+
+    /// The next entry; none at the end.
+    pub fn next(&mut self, media: &mut Media) -> Result<Option<(Key, Value)>, StoreError> {
+        match self.ahead.take() {
+            Some(entry) => Ok(Some(entry)),
+            None => self.step(media),
+        }
+    }
+
+    fn step(&mut self, media: &mut Media) -> Result<Option<(Key, Value)>, StoreError> {
+        loop {
+            let Some((leaf, pointer)) = &mut self.leaf else {
+                return Ok(None);
+            };
+            let entry = leaf.next_entry();
+            if let Some(entry) = entry.map_err(|source| media.damaged(*pointer, source))? {
+                return Ok(Some(entry));
+            }
+            self.leaf = None;
+            while let Some((node, next)) = self.path.last_mut() {
+                if *next < node.len() {
+                    let child = node.child(*next);
+                    *next += 1;
+                    // Every node of the path has a level of at least 1 (checked by Interior).
+                    let level = node.level() - 1;
+                    self.descend(media, child.pointer, level, (0, 0))?;
+                    break;
+                }
+                self.path.pop();
+            }
+        }
+    }
+
+    /// Goes down from a node to the leaf that covers `key`.
+    fn descend(
+        &mut self,
+        media: &mut Media,
+        mut pointer: Pointer,
+        mut level: u8,
+        key: Key,
+    ) -> Result<(), StoreError> {
+        loop {
+            let block = media.block(pointer, self.kind, level)?;
+            if level == 0 {
+                let leaf =
+                    LeafReader::new(block).map_err(|source| media.damaged(pointer, source))?;
+                self.leaf = Some((leaf, pointer));
+                return Ok(());
+            }
+            let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+            let index = node.find(key);
+            pointer = node.child(index).pointer;
+            self.path.push((node, index + 1));
+            level -= 1;
+        }
+    }
+}
+
+/// Calls `visit` with the place of every node; leaves are named by their parents, not read.
+pub(crate) fn walk(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    visit: &mut dyn FnMut(Pointer) -> Result<(), String>,
+) -> Result<u64, StoreError> {
+    let Some((pointer, level, _)) = root.root else {
+        return Ok(0);
+    };
+    let mut nodes = 0;
+    let mut waiting = vec![(pointer, level)];
+    while let Some((pointer, level)) = waiting.pop() {
+        // A pointer back to a node already met would make the walk endless: `visit` refuses it.
+        visit(pointer).map_err(|problem| media.inconsistent(problem))?;
+        nodes += 1;
+        if level > 0 {
+            let block: Block = media.block(pointer, kind, level)?;
+            let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+            if level > 1 {
+                media.prefetch(node.children().map(|child| child.pointer), kind, level - 1);
+            }
+            waiting.extend(node.children().map(|child| (child.pointer, level - 1)));
+        }
+    }
+    Ok(nodes)
+}

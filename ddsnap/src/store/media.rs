@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The store's devices with the cache in front of them: bytes in, checked blocks out.
+
+use std::io;
+
+use super::cache::Cache;
+use super::error::StoreError;
+use crate::device::buffer::AlignedBuf;
+use crate::device::latched::Latched;
+use crate::device::{BlockDevice, Read, Write};
+use crate::format::block::{Block, Expected, Kind, Pointer};
+use crate::format::{BLOCK_LEN, FormatError};
+use crate::units::{Chunk, ChunkShift, MetaBlock, StoreChunk};
+
+/// The devices of a store.
+pub struct Devices {
+    /// The volume whose snapshots are kept. The engine only reads it.
+    pub origin: Box<dyn BlockDevice>,
+    /// Holds the snapshots' data, and the metadata if it has no device of its own.
+    pub data: Box<dyn BlockDevice>,
+    /// Holds superblock, journal and index, if not on the data device.
+    pub meta: Option<Box<dyn BlockDevice>>,
+}
+
+/// Where a copied chunk comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Origin(Chunk),
+    Store(StoreChunk),
+}
+
+pub(crate) struct Media {
+    pub origin: Box<dyn BlockDevice>,
+    data: Latched,
+    meta: Option<Latched>,
+    cache: Cache,
+    pub chunk: ChunkShift,
+    pub uuid_part: u64,
+    /// Generation of the newest durable superblock, or of the checkpoint being written.
+    pub generation: u64,
+}
+
+impl Media {
+    pub fn new(
+        devices: Devices,
+        chunk: ChunkShift,
+        uuid_part: u64,
+        generation: u64,
+        cache_bytes: u64,
+    ) -> Self {
+        Media {
+            origin: devices.origin,
+            data: Latched::new(devices.data),
+            meta: devices.meta.map(Latched::new),
+            cache: Cache::new(cache_bytes),
+            chunk,
+            uuid_part,
+            generation,
+        }
+    }
+
+    fn meta(&mut self) -> &mut Latched {
+        self.meta.as_mut().unwrap_or(&mut self.data)
+    }
+
+    /// Name of the device that holds the metadata, for messages.
+    pub fn meta_name(&self) -> String {
+        self.meta.as_ref().unwrap_or(&self.data).name().to_owned()
+    }
+
+    pub fn data_name(&self) -> String {
+        self.data.name().to_owned()
+    }
+
+    pub fn separate_meta(&self) -> bool {
+        self.meta.is_some()
+    }
+
+    /// Reads and checks one block, or takes it from the cache.
+    pub fn block(&mut self, pointer: Pointer, kind: Kind, level: u8) -> Result<Block, StoreError> {
+        if let Some(block) = self.cache.get(pointer) {
+            return Ok(block);
+        }
+        self.load(&[pointer], kind, level)?
+            .pop()
+            .ok_or_else(|| self.inconsistent("a block was not read"))
+    }
+
+    /// Brings blocks into the cache by one batch of reads; errors are left to who uses the blocks.
+    pub fn prefetch(&mut self, pointers: impl Iterator<Item = Pointer>, kind: Kind, level: u8) {
+        let missing: Vec<_> = pointers
+            .filter(|&pointer| self.cache.get(pointer).is_none())
+            .collect();
+        if missing.len() > 1 {
+            // A bad block among them spoils the batch; it is met again and reported when it is used.
+            let _ = self.load(&missing, kind, level);
+        }
+    }
+
+    fn load(
+        &mut self,
+        pointers: &[Pointer],
+        kind: Kind,
+        level: u8,
+    ) -> Result<Vec<Block>, StoreError> {
+        let mut buffers = Vec::with_capacity(pointers.len());
+        buffers.resize_with(pointers.len(), || AlignedBuf::zeroed(BLOCK_LEN));
+        let reads = pointers.iter().zip(&mut buffers).map(|(p, into)| Read {
+            offset: p.block.to_offset(),
+            into,
+        });
+        let mut reads: Vec<_> = reads.collect();
+        read_batch(self.meta(), &mut reads)?;
+        let mut blocks = Vec::with_capacity(pointers.len());
+        for (&pointer, bytes) in pointers.iter().zip(buffers) {
+            let expected = Expected {
+                pointer,
+                newest_generation: self.generation,
+                uuid_part: self.uuid_part,
+                kind,
+                level,
+            };
+            let block =
+                Block::check(bytes, &expected).map_err(|source| self.damaged(pointer, source))?;
+            self.cache.put(pointer, block.clone());
+            blocks.push(block);
+        }
+        Ok(blocks)
+    }
+
+    /// Remembers a block that was just written.
+    pub fn remember(&mut self, pointer: Pointer, block: Block) {
+        self.cache.put(pointer, block);
+    }
+
+    pub fn damaged(&self, pointer: Pointer, source: FormatError) -> StoreError {
+        StoreError::Damaged {
+            device: self.meta_name(),
+            block: pointer.block.0,
+            source,
+        }
+    }
+
+    pub fn inconsistent(&self, problem: impl Into<String>) -> StoreError {
+        StoreError::Inconsistent {
+            device: self.meta_name(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Reads raw bytes of the metadata device.
+    pub fn read_meta(&mut self, at: MetaBlock, into: &mut [u8]) -> Result<(), StoreError> {
+        read_batch(
+            self.meta(),
+            &mut [Read {
+                offset: at.to_offset(),
+                into,
+            }],
+        )
+    }
+
+    pub fn write_meta(&mut self, batch: &[Write<'_>]) -> Result<(), StoreError> {
+        write_batch(self.meta(), batch)
+    }
+
+    pub fn write_data(&mut self, batch: &[Write<'_>]) -> Result<(), StoreError> {
+        write_batch(&mut self.data, batch)
+    }
+
+    /// Writes data and journal in one go: one batch where they share a device.
+    pub fn write_both(&mut self, data: Vec<Write<'_>>, meta: Write<'_>) -> Result<(), StoreError> {
+        match &mut self.meta {
+            Some(device) => {
+                write_batch(&mut self.data, &data)?;
+                write_batch(device, &[meta])
+            }
+            None => {
+                let mut batch = data;
+                batch.push(meta);
+                write_batch(&mut self.data, &batch)
+            }
+        }
+    }
+
+    pub fn flush_meta(&mut self) -> Result<(), StoreError> {
+        flush(self.meta())
+    }
+
+    pub fn flush_data(&mut self) -> Result<(), StoreError> {
+        flush(&mut self.data)
+    }
+
+    /// Makes data and journal durable: one flush where they share a device.
+    pub fn flush_both(&mut self) -> Result<(), StoreError> {
+        flush(&mut self.data)?;
+        self.meta.as_mut().map_or(Ok(()), flush)
+    }
+
+    /// Reads chunks into consecutive parts of `into`, in one batch for each device.
+    pub fn read_chunks(&mut self, sources: &[Source], into: &mut [u8]) -> Result<(), StoreError> {
+        let shift = self.chunk;
+        let (mut origin, mut store) = (Vec::new(), Vec::new());
+        for (source, into) in sources
+            .iter()
+            .zip(into.chunks_exact_mut(shift.bytes() as usize))
+        {
+            match source {
+                Source::Origin(chunk) => origin.push(Read {
+                    offset: chunk.to_offset(shift),
+                    into,
+                }),
+                Source::Store(chunk) => store.push(Read {
+                    offset: chunk.to_offset(shift),
+                    into,
+                }),
+            }
+        }
+        read_batch(&mut *self.origin, &mut origin)?;
+        read_batch(&mut self.data, &mut store)
+    }
+}
+
+pub(crate) fn read_batch(
+    device: &mut dyn BlockDevice,
+    batch: &mut [Read<'_>],
+) -> Result<(), StoreError> {
+    let Some(first) = batch.first() else {
+        return Ok(());
+    };
+    let (offset, len) = (
+        first.offset,
+        batch.iter().map(|read| read.into.len() as u64).sum(),
+    );
+    device.read(batch).map_err(|source| StoreError::Read {
+        device: device.name().to_owned(),
+        offset,
+        len,
+        source,
+    })
+}
+
+pub(crate) fn write_batch(
+    device: &mut dyn BlockDevice,
+    batch: &[Write<'_>],
+) -> Result<(), StoreError> {
+    let Some(first) = batch.first() else {
+        return Ok(());
+    };
+    let (offset, len) = (
+        first.offset,
+        batch.iter().map(|write| write.from.len() as u64).sum(),
+    );
+    device
+        .write(batch)
+        .map_err(|source: io::Error| StoreError::Write {
+            device: device.name().to_owned(),
+            offset,
+            len,
+            source,
+        })
+}
+
+pub(crate) fn flush<D: BlockDevice + ?Sized>(device: &mut D) -> Result<(), StoreError> {
+    device.flush().map_err(|source| StoreError::Flush {
+        device: device.name().to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The snapshot store's engine: one owner, synchronous; it opens no socket, reads no clock and starts
+//! no thread, so tests can drive all of it. ARCHITECTURE.md has the crash argument.
+//!
+//! What changes goes through [`State`](state::State) as journal entries: durable first, then applied.
+//! A failed write or flush latches the store: nothing more is changed until it is opened again.
+
+mod alloc;
+pub mod api;
+mod cache;
+mod checkpoint;
+mod commands;
+mod commit;
+mod error;
+mod full;
+mod index;
+mod init;
+mod journal;
+mod media;
+mod metaalloc;
+mod open;
+mod recover;
+mod snapshot;
+mod state;
+mod status;
+mod sweep;
+
+pub use api::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
+pub use error::StoreError;
+pub use media::Devices;
+
+use crate::format::superblock::Superblock;
+use crate::units::{ChunkShift, SnapTag};
+
+/// How to make a store.
+#[derive(Clone, Copy, Debug)]
+pub struct InitOptions {
+    /// Chunk size.
+    pub chunk: ChunkShift,
+    /// Length of the journal in bytes, 64 KiB to 1 GiB, rounded up; none for the default, a 64th of
+    /// the device up to 32 MiB.
+    pub journal_bytes: Option<u64>,
+    /// Seconds since 1970-01-01 UTC.
+    pub now: i64,
+    /// A new random UUID.
+    pub uuid: [u8; 16],
+}
+
+/// How to open a store.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// The most memory for cached index nodes.
+    pub cache_bytes: u64,
+}
+
+/// What opening a store found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// It had been closed in order.
+    pub clean: bool,
+    /// Records of the journal that were applied.
+    pub replayed_records: u64,
+    /// Of these, records of which a part was left out because its data was never written: they were
+    /// not acknowledged. 0 or 1.
+    pub dropped_records: u64,
+}
+
+/// An open store.
+pub struct Store {
+    media: media::Media,
+    /// The superblock as both copies on disk have it.
+    superblock: Superblock,
+    state: state::State,
+    meta: metaalloc::MetaAlloc,
+    ring: journal::Ring,
+    sweep: sweep::Sweep,
+    /// Why the store takes no more changes.
+    failed: Option<String>,
+    /// Snapshots given up for lack of room, and whether they were squashed.
+    given_up: Vec<(SnapTag, bool)>,
+}
+
+impl Store {
+    /// Closes the store in order, so that the next open need not replay.
+    ///
+    /// # Errors
+    /// A device failed; the next open recovers.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        self.checkpoint_with(|next| next.clean = true)
+    }
+
+    /// Why the store takes no more changes; none while all is well.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    fn check_latch(&self) -> Result<(), StoreError> {
+        self.failed
+            .as_ref()
+            .map_or(Ok(()), |text| Err(StoreError::Latched(text.clone())))
+    }
+
+    /// Passes a result on; an error after which the disk's content is not known latches the store.
+    fn latch<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &result {
+            if !matches!(error, StoreError::Read { .. } | StoreError::Damaged { .. }) {
+                self.latch_now(error);
+            }
+        }
+        result
+    }
+
+    fn latch_now(&mut self, error: &StoreError) {
+        if self.failed.is_none() {
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                text = format!("{text}: {error}");
+                cause = error.source();
+            }
+            self.failed = Some(text);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Opening a store: find the newest whole superblock, load what it leads to, replay the journal, and
+//! begin a new epoch with a checkpoint. Until that checkpoint nothing the superblock needs is
+//! overwritten, so a crash at any point leaves a store that opens the same way again.
+
+use super::error::StoreError;
+use super::index::tree;
+use super::index::{Index, after};
+use super::journal::Ring;
+use super::media::{Devices, Media, read_batch};
+use super::metaalloc::MetaAlloc;
+use super::snapshot::Snapshots;
+use super::state::State;
+use super::sweep::Sweep;
+use super::{OpenOptions, Opened, Store, alloc::Space, recover};
+use crate::device::buffer::AlignedBuf;
+use crate::device::{BlockDevice, Read};
+use crate::format::BLOCK_LEN;
+use crate::format::FormatError;
+use crate::format::block::{Kind, Pointer};
+use crate::format::label::Label;
+use crate::format::snaptable;
+use crate::format::superblock::{COPIES, Superblock};
+use crate::units::{META_BLOCK_BYTES, MetaBlock};
+
+impl Store {
+    /// Opens the store on `devices`, after a crash too.
+    ///
+    /// # Errors
+    /// There is no store, the devices do not belong to it, or it is damaged: then nothing was
+    /// written.
+    pub fn open(
+        mut devices: Devices,
+        options: &OpenOptions,
+    ) -> Result<(Store, Opened), StoreError> {
+        let superblock = read_superblock(&mut devices)?;
+        check_devices(&mut devices, &superblock)?;
+        let origin_device_chunks = devices.origin.len_bytes() >> superblock.chunk.get();
+        let mut media = Media::new(
+            devices,
+            superblock.chunk,
+            superblock.uuid_part(),
+            superblock.generation,
+            options.cache_bytes,
+        );
+        let mut state = load_state(&mut media, &superblock)?;
+        let meta = find_used_blocks(&mut media, &superblock, &state)?;
+        let mut opened = Opened {
+            clean: superblock.clean,
+            replayed_records: 0,
+            dropped_records: 0,
+        };
+        if !superblock.clean {
+            recover::replay(&mut media, &superblock, &mut state, &mut opened)?;
+            // After a crash of the server alone, what was just read may still be in the disk's cache.
+            media.flush_data()?;
+        }
+        state.origin_chunks = origin_device_chunks;
+        let mut sweep = Sweep::default();
+        if state
+            .snapshots
+            .iter()
+            .any(|snapshot| snapshot.state != snaptable::State::Live)
+        {
+            sweep.want();
+        }
+        let ring = Ring::new(&superblock);
+        let mut store = Store {
+            media,
+            superblock,
+            state,
+            meta,
+            ring,
+            sweep,
+            failed: None,
+            given_up: Vec::new(),
+        };
+        store.checkpoint_with(|next| {
+            next.epoch += 1;
+            next.tail = 0;
+            next.tail_sequence = 1;
+        })?;
+        Ok((store, opened))
+    }
+}
+
+fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
+    let device = devices.meta.as_mut().unwrap_or(&mut devices.data);
+    let copies = [read_copy(&mut **device, 0), read_copy(&mut **device, 1)];
+    let newer =
+        |copy: &Result<Superblock, FormatError>| matches!(copy, Err(FormatError::Version { .. }));
+    let [first, second] = copies;
+    if newer(&first) || newer(&second) {
+        let error = if newer(&first) {
+            first.err()
+        } else {
+            second.err()
+        };
+        let problem = error
+            .map(|error| format!("{error}; use a newer ddsnap"))
+            .unwrap_or_default();
+        return Err(StoreError::WrongDevice {
+            device: device.name().to_owned(),
+            problem,
+        });
+    }
+    match (first, second) {
+        // A copy that cannot be read is no loss: the other is as new, or one complete step older
+        // with all that it needs still in place.
+        (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
+        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+        (Err(first), Err(second)) => Err(StoreError::NoStore {
+            device: device.name().to_owned(),
+            first,
+            second,
+        }),
+    }
+}
+
+fn read_copy(device: &mut dyn BlockDevice, copy: usize) -> Result<Superblock, FormatError> {
+    let mut bytes = AlignedBuf::zeroed(BLOCK_LEN);
+    let offset = COPIES[copy].to_offset();
+    if device.len_bytes() < offset + META_BLOCK_BYTES {
+        return Err(FormatError::Malformed {
+            what: "superblock",
+            problem: "the device ends before it",
+        });
+    }
+    device
+        .read(&mut [Read {
+            offset,
+            into: &mut bytes,
+        }])
+        .map_err(|_| FormatError::Malformed {
+            what: "superblock",
+            problem: "it cannot be read",
+        })?;
+    Superblock::decode(&bytes, copy as u32)
+}
+
+fn check_devices(devices: &mut Devices, superblock: &Superblock) -> Result<(), StoreError> {
+    let wrong = |device: &dyn BlockDevice, problem: String| {
+        Err(StoreError::WrongDevice {
+            device: device.name().to_owned(),
+            problem,
+        })
+    };
+    let meta: &dyn BlockDevice = devices.meta.as_deref().unwrap_or(&*devices.data);
+    match (superblock.separate_meta, devices.meta.is_some()) {
+        (true, false) => {
+            return wrong(
+                meta,
+                "it holds only the metadata of a store; name the data device and this one".into(),
+            );
+        }
+        (false, true) => {
+            return wrong(
+                meta,
+                "it holds a whole store; name it alone, without a metadata device".into(),
+            );
+        }
+        _ => {}
+    }
+    let data_bytes = superblock.data_end.to_offset(superblock.chunk);
+    if devices.data.len_bytes() < data_bytes {
+        let problem = format!(
+            "it has {} bytes, the store on it {data_bytes}",
+            devices.data.len_bytes()
+        );
+        return wrong(&*devices.data, problem);
+    }
+    let journal_end = superblock.journal_first.0 + superblock.journal_blocks;
+    let ends = superblock
+        .extents
+        .iter()
+        .map(|extent| extent.first.0 + extent.blocks);
+    let meta_bytes = ends
+        .fold(journal_end, u64::max)
+        .saturating_mul(META_BLOCK_BYTES);
+    if meta.len_bytes() < meta_bytes {
+        let problem = format!(
+            "it has {} bytes, the store's metadata {meta_bytes}",
+            meta.len_bytes()
+        );
+        return wrong(meta, problem);
+    }
+    for device in [&devices.origin, &devices.data] {
+        if device.alignment() as u64 > superblock.chunk.bytes() {
+            let problem = format!(
+                "its sectors are larger than the store's chunks of {} bytes",
+                superblock.chunk.bytes()
+            );
+            return wrong(&**device, problem);
+        }
+    }
+    if superblock.separate_meta {
+        let mut bytes = AlignedBuf::zeroed(BLOCK_LEN);
+        read_batch(
+            &mut *devices.data,
+            &mut [Read {
+                offset: 0,
+                into: &mut bytes,
+            }],
+        )?;
+        match Label::decode(&bytes) {
+            Ok(label) if label.uuid == superblock.uuid && label.chunk == superblock.chunk => {}
+            Ok(_) => {
+                return wrong(
+                    &*devices.data,
+                    "it belongs to another store than the metadata device".into(),
+                );
+            }
+            Err(error) => return wrong(&*devices.data, format!("it belongs to no store: {error}")),
+        }
+    }
+    Ok(())
+}
+
+fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, StoreError> {
+    let snapshots = Snapshots::load(media, superblock.snapshots, superblock.snapshot_count)?;
+    if let Some(newest) = snapshots.iter().next_back() {
+        if newest.seq >= superblock.next_seq {
+            let problem = format!(
+                "snapshot sequence {} is not below {}",
+                newest.seq, superblock.next_seq
+            );
+            return Err(media.inconsistent(problem));
+        }
+    }
+    Ok(State {
+        next_seq: superblock.next_seq,
+        origin_chunks: superblock.origin_chunks,
+        snapshots,
+        exceptions: Index::new(Kind::Exceptions, superblock.exceptions),
+        overlays: Index::new(Kind::Overlays, superblock.overlays),
+        space: Space::new(
+            superblock.space,
+            superblock.data_first,
+            superblock.data_end,
+            superblock.data_used,
+        ),
+    })
+}
+
+/// Walks everything the superblock leads to and notes the blocks it takes.
+fn find_used_blocks(
+    media: &mut Media,
+    superblock: &Superblock,
+    state: &State,
+) -> Result<MetaAlloc, StoreError> {
+    let mut meta = MetaAlloc::new(&superblock.extents);
+    let take = |meta: &mut MetaAlloc, block: MetaBlock| {
+        if meta.take(block) {
+            Ok(())
+        } else {
+            Err(format!(
+                "block {block} is used twice or lies outside the region"
+            ))
+        }
+    };
+    for &block in state.snapshots.blocks() {
+        take(&mut meta, block).map_err(|problem| media.inconsistent(problem))?;
+    }
+    for (kind, root) in [
+        (Kind::Exceptions, &superblock.exceptions),
+        (Kind::Overlays, &superblock.overlays),
+        (Kind::Space, &superblock.space),
+    ] {
+        let mut visit = |pointer: Pointer| take(&mut meta, pointer.block);
+        let nodes = tree::walk(media, kind, root, &mut visit)?;
+        if nodes != root.nodes {
+            let problem = format!(
+                "a tree has {nodes} nodes, the superblock says {}",
+                root.nodes
+            );
+            return Err(media.inconsistent(problem));
+        }
+    }
+    let bitmaps = Index::new(Kind::Space, superblock.space);
+    let mut from = Some((0, 0));
+    while let Some(key) = from {
+        let found = bitmaps.scan(media, key, 1024)?;
+        for (_, value) in &found {
+            take(&mut meta, MetaBlock(value.place))
+                .map_err(|problem| media.inconsistent(problem))?;
+        }
+        from = found.last().and_then(|&(key, _)| after(key));
+    }
+    Ok(meta)
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Replaying the journal: every acknowledged record, none that is not whole.
+//!
+//! Only one group is ever under way, so a power cut can leave at most one record that is not whole,
+//! the last. Two things follow. A record missing while a later one of the same epoch is there is
+//! damage to what was acknowledged: refuse, never guess. And only the last record can be there
+//! without the data it speaks of: its copies are compared with their checksums.
+//!
+//! A copy that does not fit its checksum is either unwritten, of a group never acknowledged, or
+//! damaged since. The origin decides: of a group never acknowledged it still holds the old data,
+//! whose checksum the record has. Then the entry can go, for the snapshot reads the same from the
+//! origin. Otherwise the copy was acknowledged and is lost: refuse.
+
+use super::Opened;
+use super::error::StoreError;
+use super::media::{Media, Source};
+use super::state::State;
+use crate::device::buffer::AlignedBuf;
+use crate::format::BLOCK_LEN;
+use crate::format::journal::{Entry, RecordId, UncheckedHeader, decode};
+use crate::format::superblock::Superblock;
+use crate::units::{Chunk, MetaBlock, StoreChunk};
+
+/// Blocks read at once.
+const WINDOW: u64 = 256;
+
+/// A part of the ring in memory.
+struct RingReader {
+    first: MetaBlock,
+    blocks: u64,
+    start: u64,
+    window: AlignedBuf,
+}
+
+impl RingReader {
+    fn new(superblock: &Superblock) -> Self {
+        let (first, blocks) = (superblock.journal_first, superblock.journal_blocks);
+        RingReader {
+            first,
+            blocks,
+            start: 0,
+            window: AlignedBuf::zeroed(0),
+        }
+    }
+
+    /// `count` blocks from `position` on, all before the ring's end.
+    fn read(&mut self, media: &mut Media, position: u64, count: u64) -> Result<&[u8], StoreError> {
+        let held = self.window.len() as u64 / BLOCK_LEN as u64;
+        if position < self.start || position + count > self.start + held {
+            let take = WINDOW.max(count).min(self.blocks - position);
+            let mut window = AlignedBuf::zeroed((take as usize) * BLOCK_LEN);
+            media.read_meta(MetaBlock(self.first.0 + position), &mut window)?;
+            (self.start, self.window) = (position, window);
+        }
+        let at = (position - self.start) as usize * BLOCK_LEN;
+        Ok(&self.window[at..at + count as usize * BLOCK_LEN])
+    }
+
+    /// The header at `position`, if one of this store and epoch is there.
+    fn header(
+        &mut self,
+        media: &mut Media,
+        position: u64,
+        epoch: u64,
+    ) -> Result<Option<UncheckedHeader>, StoreError> {
+        let uuid_part = media.uuid_part;
+        let header = UncheckedHeader::decode(self.read(media, position, 1)?).ok();
+        Ok(header.filter(|header| {
+            let id = header.id;
+            id.epoch == epoch && id.uuid_part == uuid_part && id.position == position
+        }))
+    }
+
+    /// The whole record `sequence` at `position`, with the position behind it.
+    fn record(
+        &mut self,
+        media: &mut Media,
+        position: u64,
+        epoch: u64,
+        sequence: u64,
+    ) -> Result<Option<(Vec<Entry>, u64)>, StoreError> {
+        let Some(header) = self.header(media, position, epoch)? else {
+            return Ok(None);
+        };
+        let blocks = u64::from(header.blocks);
+        if header.id.sequence != sequence || position + blocks > self.blocks {
+            return Ok(None);
+        }
+        let id = RecordId {
+            epoch,
+            sequence,
+            uuid_part: media.uuid_part,
+            position,
+        };
+        let whole = decode(self.read(media, position, blocks)?)
+            .ok()
+            .filter(|(found, _)| *found == id);
+        Ok(whole.map(|(_, entries)| (entries, (position + blocks) % self.blocks)))
+    }
+
+    /// The record `sequence`, which begins at `position` or, if it did not fit there, at the start.
+    fn find(
+        &mut self,
+        media: &mut Media,
+        position: u64,
+        epoch: u64,
+        sequence: u64,
+    ) -> Result<Option<(Vec<Entry>, u64)>, StoreError> {
+        match self.record(media, position, epoch, sequence)? {
+            None if position != 0 => self.record(media, 0, epoch, sequence),
+            found => Ok(found),
+        }
+    }
+}
+
+/// Applies all whole records of the superblock's epoch to `state`.
+pub(crate) fn replay(
+    media: &mut Media,
+    superblock: &Superblock,
+    state: &mut State,
+    opened: &mut Opened,
+) -> Result<(), StoreError> {
+    let epoch = superblock.epoch;
+    let mut ring = RingReader::new(superblock);
+    let mut sequence = superblock.tail_sequence;
+    let mut next = ring.find(media, superblock.tail, epoch, sequence)?;
+    while let Some((mut entries, position)) = next {
+        sequence += 1;
+        next = ring.find(media, position, epoch, sequence)?;
+        if next.is_none() {
+            check_nothing_follows(media, &mut ring, epoch, sequence)?;
+            let all = entries.len();
+            drop_unwritten(media, state, &mut entries)?;
+            opened.dropped_records += u64::from(entries.len() < all);
+        }
+        for entry in &entries {
+            state.check(media, entry)?;
+            state.apply(entry);
+        }
+        opened.replayed_records += 1;
+    }
+    if opened.replayed_records == 0 {
+        check_nothing_follows(media, &mut ring, epoch, sequence)?;
+    }
+    Ok(())
+}
+
+/// Makes sure that no record after the missing one, `sequence`, is anywhere in the ring.
+fn check_nothing_follows(
+    media: &mut Media,
+    ring: &mut RingReader,
+    epoch: u64,
+    sequence: u64,
+) -> Result<(), StoreError> {
+    for position in 0..ring.blocks {
+        let Some(header) = ring.header(media, position, epoch)? else {
+            continue;
+        };
+        if header.id.sequence > sequence {
+            return Err(StoreError::Journal {
+                device: media.meta_name(),
+                problem: format!(
+                    "record {sequence} is damaged, but record {} is there at block {}",
+                    header.id.sequence,
+                    ring.first.0 + position
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Takes those exceptions out of the last record whose copies were never written.
+fn drop_unwritten(
+    media: &mut Media,
+    state: &State,
+    entries: &mut Vec<Entry>,
+) -> Result<(), StoreError> {
+    let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
+    let mut kept = Vec::with_capacity(entries.len());
+    for &entry in entries.iter() {
+        if let Entry::Exception {
+            chunk, place, crc, ..
+        } = entry
+        {
+            if !state.space.contains(place) {
+                return Err(lost(media, chunk, place));
+            }
+            if checksum(media, Source::Store(place), &mut buffer)? != crc {
+                if checksum(media, Source::Origin(chunk), &mut buffer)? != crc {
+                    return Err(lost(media, chunk, place));
+                }
+                continue;
+            }
+        }
+        kept.push(entry);
+    }
+    *entries = kept;
+    Ok(())
+}
+
+fn checksum(media: &mut Media, source: Source, buffer: &mut [u8]) -> Result<u32, StoreError> {
+    media.read_chunks(&[source], buffer)?;
+    Ok(crc32c::crc32c(buffer))
+}
+
+fn lost(media: &Media, chunk: Chunk, place: StoreChunk) -> StoreError {
+    StoreError::Journal {
+        device: media.data_name(),
+        problem: format!(
+            "the last record saved origin chunk {chunk} in store chunk {place}, but that data is damaged and the origin has changed"
+        ),
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The table of snapshots in memory, and which of them are live.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::api::{SnapState, SnapshotInfo};
+use super::error::StoreError;
+use super::index::merge::Writer;
+use super::media::Media;
+use crate::format::block::{Kind, Pointer};
+use crate::format::snaptable::{self, MAX_ENTRIES, PER_BLOCK, Snapshot, State};
+use crate::units::{Chunk, MetaBlock, SnapSeq, SnapTag};
+
+/// All snapshots: live, squashed, and deleted ones that wait for the sweep.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    by_seq: BTreeMap<u64, Snapshot>,
+    /// Not the deleted ones: their tags may be used again.
+    by_tag: HashMap<u32, u64>,
+    live: BTreeSet<u64>,
+    /// Snapshots with a connected device; lasts as long as the server.
+    connected: BTreeSet<u64>,
+    /// Blocks of the table on disk.
+    blocks: Vec<MetaBlock>,
+    /// Whether the table on disk is old.
+    pub dirty: bool,
+}
+
+impl Snapshots {
+    pub fn insert(&mut self, snapshot: Snapshot) {
+        if snapshot.state != State::Deleted {
+            self.by_tag.insert(snapshot.tag.0, snapshot.seq.0);
+        }
+        if snapshot.state == State::Live {
+            self.live.insert(snapshot.seq.0);
+        }
+        self.by_seq.insert(snapshot.seq.0, snapshot);
+        self.dirty = true;
+    }
+
+    pub fn get(&self, seq: SnapSeq) -> Option<&Snapshot> {
+        self.by_seq.get(&seq.0)
+    }
+
+    /// The snapshot that has this tag, unless it is deleted.
+    pub fn by_tag(&self, tag: SnapTag) -> Option<&Snapshot> {
+        self.by_seq.get(self.by_tag.get(&tag.0)?)
+    }
+
+    pub fn set_state(&mut self, seq: SnapSeq, state: State) {
+        if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
+            snapshot.state = state;
+            self.live.remove(&seq.0);
+            if state == State::Deleted && self.by_tag.get(&snapshot.tag.0) == Some(&seq.0) {
+                self.by_tag.remove(&snapshot.tag.0);
+            }
+            self.dirty = true;
+        }
+    }
+
+    pub fn set_priority(&mut self, seq: SnapSeq, priority: i8) {
+        if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
+            snapshot.priority = priority;
+            self.dirty = true;
+        }
+    }
+
+    pub fn set_usecount(&mut self, seq: SnapSeq, usecount: u16) {
+        if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
+            snapshot.usecount = usecount;
+            self.dirty = true;
+        }
+    }
+
+    pub fn forget(&mut self, seq: SnapSeq) {
+        self.by_seq.remove(&seq.0);
+        self.connected.remove(&seq.0);
+        self.dirty = true;
+    }
+
+    pub fn set_connected(&mut self, seq: SnapSeq, connected: bool) {
+        if connected {
+            self.connected.insert(seq.0);
+        } else {
+            self.connected.remove(&seq.0);
+        }
+    }
+
+    pub fn is_connected(&self, seq: SnapSeq) -> bool {
+        self.connected.contains(&seq.0)
+    }
+
+    /// Persistent use count or a connected device.
+    pub fn in_use(&self, snapshot: &Snapshot) -> bool {
+        snapshot.usecount > 0 || self.is_connected(snapshot.seq)
+    }
+
+    /// All entries, oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Snapshot> {
+        self.by_seq.values()
+    }
+
+    /// Entries of the table.
+    pub fn len(&self) -> usize {
+        self.by_seq.len()
+    }
+
+    /// Entries that are not deleted.
+    pub fn visible(&self) -> usize {
+        self.by_tag.len()
+    }
+
+    /// The newest live snapshot that has this chunk: the one an exception must serve.
+    ///
+    /// Snapshots taken when the origin was shorter have nothing to lose beyond their end.
+    pub fn newest_with(&self, chunk: Chunk) -> Option<SnapSeq> {
+        self.live
+            .iter()
+            .rev()
+            .find(|seq| {
+                self.by_seq
+                    .get(seq)
+                    .is_some_and(|snapshot| snapshot.origin_chunks > chunk.0)
+            })
+            .map(|&seq| SnapSeq(seq))
+    }
+
+    /// Live sequences, ascending.
+    pub fn live(&self) -> &BTreeSet<u64> {
+        &self.live
+    }
+
+    /// Whether data of this sequence must stay: it is live, or its device may still be using it.
+    pub fn needs_data(&self, seq: u64) -> bool {
+        self.live.contains(&seq) || self.connected.contains(&seq)
+    }
+
+    /// Whether any sequence in `(after, upto]` needs its data.
+    pub fn any_needs(&self, after: u64, upto: u64) -> bool {
+        use std::ops::Bound::{Excluded, Included};
+        if after >= upto {
+            return false;
+        }
+        let range = (Excluded(after), Included(upto));
+        self.live.range(range).next().is_some() || self.connected.range(range).next().is_some()
+    }
+
+    /// Blocks the table takes with `more` further entries.
+    pub fn blocks_with(&self, more: usize) -> u64 {
+        (self.len() + more).div_ceil(PER_BLOCK) as u64
+    }
+
+    /// Reads the table.
+    pub fn load(media: &mut Media, first: Option<Pointer>, count: u32) -> Result<Self, StoreError> {
+        let mut table = Snapshots::default();
+        let mut next = first;
+        while let Some(pointer) = next {
+            if table.blocks.len() > MAX_ENTRIES {
+                return Err(media.inconsistent("the snapshot table has no end"));
+            }
+            let block = media.block(pointer, Kind::Snapshots, 0)?;
+            let (snapshots, behind) =
+                snaptable::decode(&block).map_err(|source| media.damaged(pointer, source))?;
+            table.blocks.push(pointer.block);
+            for snapshot in snapshots {
+                let last = table.by_seq.last_key_value().map_or(0, |(&seq, _)| seq);
+                if snapshot.seq.0 <= last {
+                    return Err(media.inconsistent(format!(
+                        "snapshot sequence {} follows {last}",
+                        snapshot.seq
+                    )));
+                }
+                if snapshot.state != State::Deleted && table.by_tag.contains_key(&snapshot.tag.0) {
+                    return Err(
+                        media.inconsistent(format!("two snapshots have the tag {}", snapshot.tag))
+                    );
+                }
+                table.insert(snapshot);
+            }
+            next = behind;
+        }
+        if table.len() != count as usize {
+            let problem = format!(
+                "the snapshot table has {} entries, the superblock says {count}",
+                table.len()
+            );
+            return Err(media.inconsistent(problem));
+        }
+        table.dirty = false;
+        Ok(table)
+    }
+
+    /// Blocks of the table on disk.
+    pub fn blocks(&self) -> &[MetaBlock] {
+        &self.blocks
+    }
+
+    /// Writes the table anew: its first block, and all of them for [`set_written`](Self::set_written).
+    pub fn write(
+        &self,
+        writer: &mut Writer<'_>,
+    ) -> Result<(Option<Pointer>, Vec<MetaBlock>), StoreError> {
+        writer.replaced.extend(&self.blocks);
+        let all: Vec<_> = self.by_seq.values().copied().collect();
+        let mut next = None;
+        let mut blocks = Vec::new();
+        // The last block first: each holds the place of the one behind it.
+        for part in all.chunks(PER_BLOCK).rev() {
+            let pointer = writer.put(snaptable::encode(part, next), Kind::Snapshots, 0, 0)?;
+            blocks.push(pointer.block);
+            next = Some(pointer);
+        }
+        Ok((next, blocks))
+    }
+
+    /// The table on disk is up to date and lies in `blocks`.
+    pub fn set_written(&mut self, blocks: Vec<MetaBlock>) {
+        self.blocks = blocks;
+        self.dirty = false;
+    }
+}
+
+/// What the outside sees of a snapshot that is not deleted.
+pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        tag: snapshot.tag,
+        seq: snapshot.seq,
+        created: snapshot.created,
+        priority: snapshot.priority,
+        usecount: snapshot.usecount,
+        state: if snapshot.state == State::Live {
+            SnapState::Live
+        } else {
+            SnapState::Squashed
+        },
+        origin_chunks: snapshot.origin_chunks,
+    }
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The store's state and the one way it changes: by journal entries.
+//!
+//! The running store and recovery apply the same entries with the same code, so what is replayed is
+//! what was acknowledged.
+
+use super::alloc::Space;
+use super::error::StoreError;
+use super::index::Index;
+use super::media::Media;
+use super::snapshot::Snapshots;
+use crate::format::journal::Entry;
+use crate::format::node::Value;
+use crate::format::snaptable::{MAX_ENTRIES, Snapshot, State as SnapshotState};
+use crate::units::{Chunk, SnapSeq, StoreChunk};
+
+/// Everything a checkpoint makes durable.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub next_seq: SnapSeq,
+    pub origin_chunks: u64,
+    pub snapshots: Snapshots,
+    /// (chunk, seq)
+    pub exceptions: Index,
+    /// (seq, chunk)
+    pub overlays: Index,
+    pub space: Space,
+}
+
+impl State {
+    /// Applies an entry that is durable in the journal.
+    pub fn apply(&mut self, entry: &Entry) {
+        match *entry {
+            Entry::Exception {
+                chunk,
+                seq,
+                place,
+                crc,
+            } => {
+                self.exceptions.insert(
+                    (chunk.0, seq.0),
+                    Value {
+                        place: place.0,
+                        crc,
+                    },
+                );
+                self.space.mark(place, true);
+            }
+            Entry::Overlay { seq, chunk, place } => {
+                self.overlays.insert(
+                    (seq.0, chunk.0),
+                    Value {
+                        place: place.0,
+                        crc: 0,
+                    },
+                );
+                self.space.mark(place, true);
+            }
+            Entry::RemoveException { chunk, seq, place } => {
+                self.exceptions.remove((chunk.0, seq.0));
+                self.space.mark(place, false);
+            }
+            Entry::RemoveOverlay { seq, chunk, place } => {
+                self.overlays.remove((seq.0, chunk.0));
+                self.space.mark(place, false);
+            }
+            Entry::Create {
+                seq,
+                tag,
+                created,
+                origin_chunks,
+            } => {
+                self.snapshots.insert(Snapshot {
+                    seq,
+                    tag,
+                    state: SnapshotState::Live,
+                    priority: 0,
+                    usecount: 0,
+                    created,
+                    origin_chunks,
+                });
+                self.next_seq = SnapSeq(seq.0 + 1);
+            }
+            Entry::Delete(seq) => self.snapshots.set_state(seq, SnapshotState::Deleted),
+            Entry::Squash(seq) => self.snapshots.set_state(seq, SnapshotState::Squashed),
+            Entry::Priority(seq, priority) => self.snapshots.set_priority(seq, priority),
+            Entry::Usecount(seq, usecount) => self.snapshots.set_usecount(seq, usecount),
+            Entry::Forget(seq) => self.snapshots.forget(seq),
+        }
+    }
+
+    /// Checks an entry read from the journal against the state it is to change.
+    ///
+    /// Its checksum holds, so a contradiction means that something else is damaged or that a
+    /// program had a bug: either way replaying on would make it worse.
+    pub fn check(&mut self, media: &mut Media, entry: &Entry) -> Result<(), StoreError> {
+        let problem = match *entry {
+            Entry::Exception {
+                chunk, seq, place, ..
+            } => {
+                if self.exceptions.get(media, (chunk.0, seq.0))?.is_some() {
+                    Some("an exception is recorded twice")
+                } else {
+                    self.check_new(media, chunk, seq, place)?
+                }
+            }
+            Entry::Overlay { seq, chunk, place } => {
+                if self.overlays.get(media, (seq.0, chunk.0))?.is_some() {
+                    Some("an overlay is recorded twice")
+                } else {
+                    self.check_new(media, chunk, seq, place)?
+                }
+            }
+            Entry::RemoveException { chunk, seq, place } => {
+                let there = self.exceptions.get(media, (chunk.0, seq.0))?;
+                there
+                    .is_none_or(|value| value.place != place.0)
+                    .then_some("an exception that is not there is removed")
+            }
+            Entry::RemoveOverlay { seq, chunk, place } => {
+                let there = self.overlays.get(media, (seq.0, chunk.0))?;
+                there
+                    .is_none_or(|value| value.place != place.0)
+                    .then_some("an overlay that is not there is removed")
+            }
+            Entry::Create { seq, tag, .. } => {
+                if seq != self.next_seq || seq.0 >= u64::MAX - 1 {
+                    Some("a snapshot is created out of sequence")
+                } else if self.snapshots.by_tag(tag).is_some()
+                    || self.snapshots.len() >= MAX_ENTRIES
+                {
+                    Some("a snapshot is created whose tag is taken")
+                } else {
+                    None
+                }
+            }
+            Entry::Delete(seq)
+            | Entry::Squash(seq)
+            | Entry::Priority(seq, _)
+            | Entry::Usecount(seq, _)
+            | Entry::Forget(seq) => self
+                .snapshots
+                .get(seq)
+                .is_none()
+                .then_some("a snapshot that is not there is changed"),
+        };
+        match problem {
+            Some(problem) => Err(StoreError::Journal {
+                device: media.meta_name(),
+                problem: format!("{problem} ({entry:?})"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_new(
+        &mut self,
+        media: &mut Media,
+        chunk: Chunk,
+        seq: SnapSeq,
+        place: StoreChunk,
+    ) -> Result<Option<&'static str>, StoreError> {
+        Ok(
+            if self
+                .snapshots
+                .get(seq)
+                .is_none_or(|snapshot| snapshot.origin_chunks <= chunk.0)
+            {
+                Some("a chunk is recorded for a snapshot that does not have it")
+            } else if !self.space.contains(place) {
+                Some("a store chunk lies outside the data region")
+            } else if self.space.is_used(media, place)? {
+                Some("a store chunk in use is taken again")
+            } else {
+                None
+            },
+        )
+    }
+}
