@@ -1,2 +1,52 @@
-//! Placeholder entry point, replaced by the first real command.
-fn main() {}
+// SPDX-License-Identifier: GPL-2.0-only
+//! `cargo xtask`: builds, packages and tests Zumastor.
+//!
+//! Each task is one module; `flags` is the command line. Whatever takes long is
+//! cached by content outside the checkout (see `paths::cache`).
+
+mod deb;
+mod digest;
+mod flags;
+mod guest;
+mod hand;
+mod image;
+mod kernel;
+mod lock;
+mod packages;
+mod paths;
+mod ui;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use flags::{Flags, Task};
+
+fn main() -> ExitCode {
+    match run(Flags::parse().task) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let not_allowed = error.downcast_ref::<packages::NotAllowed>().is_some();
+            ExitCode::from(if not_allowed { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<u8> {
+    match task {
+        Task::Deb => {
+            for deb in deb::build()? {
+                println!("{}", deb.display());
+            }
+        }
+        Task::Kernel(kernel) => {
+            let built = kernel::build(&kernel.config, kernel::Driver::With)?;
+            println!("{}\n{}", built.image.display(), built.headers.display());
+        }
+        Task::Vm(vm) => return hand::run(vm),
+        _ => anyhow::bail!("later"),
+    }
+    Ok(0)
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The command line of `cargo xtask`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds, packages and tests Zumastor.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub task: Task,
+}
+
+/// The tasks.
+#[derive(Subcommand)]
+pub enum Task {
+    /// Run the scenarios of vmtest/scenarios/ in guests, building whatever they need.
+    Vmtest(Vmtest),
+    /// Run every test: format, lints, tidy, unit and integration tests, one scenario.
+    #[command(alias = "ci")]
+    Test(Test),
+    /// Build the Debian packages into target/deb/.
+    Deb,
+    /// Build the kernel packages into target/kernel/.
+    Kernel(Kernel),
+    /// Start, use and stop a guest by hand.
+    #[command(subcommand)]
+    Vm(Vm),
+    /// Check what needs no compiler: imports between modules, documents, scenarios, text.
+    Tidy(Tidy),
+    /// Check licences and advisories of the dependencies, where cargo-deny is installed.
+    Deny,
+}
+
+/// A Debian release a guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Distro {
+    /// Debian 13.
+    #[default]
+    Trixie,
+    /// Debian 12.
+    Bookworm,
+}
+
+impl Distro {
+    /// The suite's name in the archive.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Distro::Trixie => "trixie",
+            Distro::Bookworm => "bookworm",
+        }
+    }
+}
+
+impl std::fmt::Display for Distro {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.suite())
+    }
+}
+
+/// Options of `vmtest`.
+#[derive(Args)]
+pub struct Vmtest {
+    /// Scenarios to run; all of them when none is named.
+    pub names: Vec<String>,
+    /// List the scenarios and what they show.
+    #[arg(long)]
+    pub list: bool,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Keep the disks of scenarios that pass, too.
+    #[arg(long)]
+    pub keep: bool,
+    /// Debian release of the guests.
+    #[arg(long, value_enum, default_value_t)]
+    pub distro: Distro,
+    /// Kernel configuration of the guests (kernel-config/NAME.config), for
+    /// scenarios that name none.
+    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    pub kernel: String,
+}
+
+/// Options of `test`.
+#[derive(Args)]
+pub struct Test {
+    /// Leave the guest out: for machines without QEMU.
+    #[arg(long)]
+    pub no_vm: bool,
+}
+
+/// Options of `kernel`.
+#[derive(Args)]
+pub struct Kernel {
+    /// Configuration: kernel-config/NAME.config over base.config.
+    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    pub config: String,
+}
+
+/// Options of `tidy`.
+#[derive(Args)]
+pub struct Tidy {
+    /// Record that FORMAT.md and PROTOCOL.md describe the sources as they are now.
+    #[arg(long)]
+    pub bless: bool,
+}
+
+/// What a guest started by hand contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageName {
+    /// Our kernel and our packages.
+    Ddsnap,
+    /// Debian's kernel; our packages lie in /srv/debs.
+    Stock,
+}
+
+/// `vm` commands.
+#[derive(Subcommand)]
+pub enum Vm {
+    /// Start a guest.
+    Up(Up),
+    /// Run a command in it, with standard input, output, error and exit code passed through.
+    Exec(Exec),
+    /// Copy a file into it.
+    Push(Push),
+    /// Copy a file out of it.
+    Pull(Pull),
+    /// Log in to it, as root.
+    Ssh(Ssh),
+    /// Kill it without warning and boot it again from its disks.
+    PowerCut(Named),
+    /// Stop it and remove its disks.
+    Down(Named),
+}
+
+/// A guest by its name.
+#[derive(Args)]
+pub struct Named {
+    /// The guest's name.
+    #[arg(default_value = "vm")]
+    pub name: String,
+}
+
+/// Options of `vm up`.
+#[derive(Args)]
+pub struct Up {
+    /// A name of your choice.
+    #[arg(default_value = "vm")]
+    pub name: String,
+    /// What it contains.
+    #[arg(long, value_enum, default_value_t = ImageName::Ddsnap)]
+    pub image: ImageName,
+    /// Our kernel without dm-ddsnap, and none of our packages.
+    #[arg(long, conflicts_with = "image")]
+    pub bare: bool,
+    /// Debian release.
+    #[arg(long, value_enum, default_value_t)]
+    pub distro: Distro,
+    /// Kernel configuration.
+    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    pub kernel: String,
+    /// Sizes of the blank disks /dev/vdb, /dev/vdc, ...
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "2G,2G,2G,2G")]
+    pub disks: Vec<String>,
+}
+
+/// Options of `vm exec`.
+#[derive(Args)]
+pub struct Exec {
+    /// The guest's name.
+    pub name: String,
+    /// Seconds until the command is given up.
+    #[arg(long, default_value_t = 3600)]
+    pub timeout: u64,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Options of `vm push`.
+#[derive(Args)]
+pub struct Push {
+    /// The guest's name.
+    pub name: String,
+    /// File here.
+    pub from: PathBuf,
+    /// File there.
+    pub to: String,
+}
+
+/// Options of `vm pull`.
+#[derive(Args)]
+pub struct Pull {
+    /// The guest's name.
+    pub name: String,
+    /// File there.
+    pub from: String,
+    /// File here.
+    pub to: PathBuf,
+}
+
+/// Options of `vm ssh`.
+#[derive(Args)]
+pub struct Ssh {
+    /// The guest's name.
+    #[arg(default_value = "vm")]
+    pub name: String,
+    /// A command instead of a shell.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! From what a guest shall be to its image: kernel, packages and disk are built
+//! or found in the cache on the way.
+
+use anyhow::Result;
+
+use crate::flags::Distro;
+use crate::image::{self, Content};
+use crate::kernel::{self, Driver};
+use crate::deb;
+
+/// What a guest contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Image {
+    /// Our kernel without the driver, none of our packages.
+    Bare,
+    /// Our kernel and our packages.
+    Ddsnap,
+    /// Debian's kernel; our packages in /srv/debs.
+    Stock,
+}
+
+/// A guest asked for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Debian release.
+    pub distro: Distro,
+    /// Content.
+    pub image: Image,
+    /// Kernel configuration; Debian's kernel has none.
+    pub kernel: String,
+}
+
+/// The image of a guest.
+pub fn image(wanted: &Wanted) -> Result<image::Image> {
+    let content = match wanted.image {
+        Image::Bare => Content::Own {
+            kernel: kernel::build(&wanted.kernel, Driver::Without)?.image,
+            debs: Vec::new(),
+        },
+        Image::Ddsnap => {
+            let kernel = kernel::build(&wanted.kernel, Driver::With)?.image;
+            // The module comes with the kernel; DKMS would only build it again.
+            let debs = deb::build()?.into_iter().filter(|deb| !deb::is_dkms(deb)).collect();
+            Content::Own { kernel, debs }
+        }
+        Image::Stock => Content::Stock { debs: deb::build()? },
+    };
+    image::build(wanted.distro, &content)
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `cargo xtask vm`: the scenarios' guest, by hand.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::flags::{Exec, ImageName, Pull, Push, Ssh, Up, Vm};
+use crate::image::booted::{self, Booted};
+use crate::ui::run_logged;
+use crate::vm::machine::{BOOT_DEADLINE, Machine, guest_env};
+use crate::{guest, packages, paths};
+
+/// Time for the small commands that prepare something in the guest.
+const SOON: Duration = Duration::from_secs(120);
+
+/// Runs one `vm` command; the exit code is the command's.
+pub fn run(vm: Vm) -> Result<u8> {
+    match vm {
+        Vm::Up(up) => start(&up).map(|()| 0),
+        Vm::Exec(exec) => execute(&exec),
+        Vm::Push(push) => copy_in(&push).map(|()| 0),
+        Vm::Pull(pull) => copy_out(&pull).map(|()| 0),
+        Vm::Ssh(ssh) => log_in(&ssh),
+        Vm::PowerCut(named) => power_cut(&named.name).map(|()| 0),
+        Vm::Down(named) => stop(&named.name).map(|()| 0),
+    }
+}
+
+fn dir_of(name: &str) -> Result<PathBuf> {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+        bail!("{name:?} is no name for a guest: use letters, digits, - and _");
+    }
+    Ok(paths::target().join("vm").join(name))
+}
+
+fn attach(name: &str) -> Result<Machine> {
+    let mut machine = Machine::attach(&dir_of(name)?)
+        .with_context(|| format!("no guest {name}; start one: cargo xtask vm up {name}"))?;
+    machine.wait_for_agent(SOON)?;
+    Ok(machine)
+}
+
+fn image_of(up: &Up) -> guest::Wanted {
+    let image = match (up.bare, up.image) {
+        (true, _) => guest::Image::Bare,
+        (false, ImageName::Ddsnap) => guest::Image::Ddsnap,
+        (false, ImageName::Stock) => guest::Image::Stock,
+    };
+    guest::Wanted { distro: up.distro, image, kernel: up.kernel.clone() }
+}
+
+fn start(up: &Up) -> Result<()> {
+    let dir = dir_of(&up.name)?;
+    if Machine::attach(&dir).is_ok() {
+        bail!("guest {0} is up already; stop it first: cargo xtask vm down {0}", up.name);
+    }
+    let image = guest::image(&image_of(up))?;
+    let booted = booted::booted(&image, &up.disks)?;
+    paths::fresh_dir(&dir)?;
+    booted.resume(&dir)?;
+    booted.describe(&dir.join("booted.json"))?;
+    eprintln!("up; try: cargo xtask vm exec {} -- uname -a", up.name);
+    Ok(())
+}
+
+fn power_cut(name: &str) -> Result<()> {
+    let dir = dir_of(name)?;
+    let mut machine = attach(name)?;
+    machine.cut_power()?;
+    Booted::described(&dir.join("booted.json"))?.boot_again(&dir)?;
+    Ok(())
+}
+
+fn stop(name: &str) -> Result<()> {
+    let dir = dir_of(name)?;
+    if let Ok(machine) = Machine::attach(&dir) {
+        machine.stop()?;
+    } else if !dir.exists() {
+        bail!("no guest {name}");
+    }
+    paths::remove_dir(&dir)
+}
+
+fn execute(exec: &Exec) -> Result<u8> {
+    let mut machine = attach(&exec.name)?;
+    let mut input = Vec::new();
+    let mut stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        stdin.read_to_end(&mut input).context("cannot read standard input")?;
+    }
+    // The agent wants a full path; env finds the program as a shell would.
+    let mut argv = vec!["/usr/bin/env".to_string(), "--".into()];
+    argv.extend(exec.command.iter().cloned());
+    let pid = machine.agent().start(&argv, &guest_env(), &input)?;
+    let out = machine.finish(pid, Duration::from_secs(exec.timeout))?;
+    std::io::stdout().write_all(&out.stdout).context("cannot write standard output")?;
+    std::io::stderr().write_all(&out.stderr).context("cannot write standard error")?;
+    Ok(u8::try_from(out.code).unwrap_or(255))
+}
+
+fn copy_in(push: &Push) -> Result<()> {
+    let mut file =
+        File::open(&push.from).with_context(|| format!("cannot open {}", push.from.display()))?;
+    let mut machine = attach(&push.name)?;
+    machine.agent().push(&mut file, &push.to)?;
+    // The agent creates files without the execute bits of the original.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata()?.permissions()) & 0o7777;
+    let argv = ["/bin/chmod".to_string(), format!("{mode:o}"), "--".into(), push.to.clone()];
+    let pid = machine.agent().start(&argv, &guest_env(), b"")?;
+    machine.finish(pid, SOON)?;
+    Ok(())
+}
+
+fn copy_out(pull: &Pull) -> Result<()> {
+    let mut machine = attach(&pull.name)?;
+    let mut file =
+        File::create(&pull.to).with_context(|| format!("cannot create {}", pull.to.display()))?;
+    machine.agent().pull(&pull.from, &mut file)
+}
+
+/// The guest's network card and ssh server are idle until now.
+fn log_in(ssh: &Ssh) -> Result<u8> {
+    packages::require(&["openssh-client"])?;
+    let dir = dir_of(&ssh.name)?;
+    let mut machine = attach(&ssh.name)?;
+    let key = dir.join("ssh-key");
+    if !key.exists() {
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "vm", "-f"]).arg(&key);
+        run_logged(&mut keygen, &dir.join("ssh.log"))?;
+    }
+    let public = fs::read_to_string(key.with_extension("pub"))?;
+    let script = format!(
+        "set -e; umask 077; mkdir -p /root/.ssh /run/sshd; \
+         printf '%s' '{public}' >/root/.ssh/authorized_keys; \
+         ip link set lo up; ip link set eth0 up; ip addr replace 10.0.2.15/24 dev eth0; \
+         systemctl start ssh.service"
+    );
+    let out = machine.shell(&script, BOOT_DEADLINE)?;
+    if out.code != 0 {
+        bail!("the guest's ssh did not start: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    let port = free_port()?;
+    machine.qmp()?.forward_port(port, 22)?;
+    let error = Command::new("ssh")
+        .arg("-i")
+        .arg(&key)
+        .args(["-p", &port.to_string()])
+        .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+        .args(["-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "root@127.0.0.1"])
+        .args(&ssh.command)
+        .exec();
+    Err(error).context("cannot run ssh")
+}
+
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free port on this machine")?;
+    Ok(listener.local_addr()?.port())
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! An image booted once: disks and memory of the running guest, saved.
+//!
+//! Emulated, a boot takes the best part of a minute; resuming takes a second. So
+//! the first guest of an image is booted, saved and ended, and every later one
+//! starts from copies of its disks, which hold the saved memory too.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Image;
+use crate::digest::Key;
+use crate::ui::Step;
+use crate::vm::accel::{self, Accel};
+use crate::vm::args::{Spec, kernel_command_line};
+use crate::vm::disk;
+use crate::vm::machine::{BOOT_DEADLINE, Machine};
+use crate::{lock, paths};
+
+/// Name of the internal snapshot in the disks.
+const SAVED: &str = "booted";
+
+/// Guest memory. Enough for a module build beside the page cache.
+const MEMORY_MIB: u32 = 1536;
+
+/// A saved guest.
+#[derive(Serialize, Deserialize)]
+pub struct Booted {
+    image: Image,
+    accel: Accel,
+    dir: PathBuf,
+    disks: usize,
+}
+
+/// Boots the image with blank disks of the given sizes, or finds that in the cache.
+pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
+    let accel = accel::choose(&image.vmlinuz)?;
+    let version = accel::qemu_version()?;
+    let host = match accel {
+        // Memory saved under KVM holds the features of the processor.
+        Accel::Kvm => std::fs::read_to_string("/proc/cpuinfo")
+            .unwrap_or_default()
+            .lines()
+            .filter(|l| l.starts_with("model name") || l.starts_with("flags"))
+            .take(2)
+            .collect(),
+        Accel::Tcg { .. } => String::new(),
+    };
+    let key = Key::new("booted-2")
+        .text(&format!("{accel:?} {version:?} {MEMORY_MIB} {disk_sizes:?}"))
+        .text(&kernel_command_line())
+        .text(include_str!("../vm/args.rs"))
+        .text(&host)
+        .finish();
+    let dir = image.dir.join(format!("booted-{key}"));
+    let booted = Booted { image: image.clone(), accel, dir, disks: disk_sizes.len() };
+    let _lock = lock::take(&image.dir.join("booted.lock"))?;
+    if !booted.dir.is_dir() {
+        booted.make(disk_sizes)?;
+    }
+    Ok(booted)
+}
+
+impl Booted {
+    /// A guest of its own in `dir`, resumed from the saved one.
+    pub fn resume(&self, dir: &Path) -> Result<Machine> {
+        let spec = self.spec(dir, Some(SAVED));
+        paths::make_dir(dir)?;
+        for disk in std::iter::once(&spec.root).chain(&spec.disks) {
+            let name = disk.file_name().context("a disk without a name")?;
+            disk::copy(&self.dir.join(name), disk)?;
+        }
+        let mut machine = Machine::start(&spec, dir)?;
+        machine.wait_for_agent(BOOT_DEADLINE)?;
+        machine.agent().set_clock()?;
+        Ok(machine)
+    }
+
+    /// Boots from the disks already in `dir`, as after a power cut.
+    pub fn boot_again(&self, dir: &Path) -> Result<Machine> {
+        let mut machine = Machine::start(&self.spec(dir, None), dir)?;
+        machine.wait_for_agent(BOOT_DEADLINE)?;
+        Ok(machine)
+    }
+
+    /// How its instructions are run.
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+
+    /// Notes in `file` what a guest was started from, for a later process.
+    pub fn describe(&self, file: &Path) -> Result<()> {
+        std::fs::write(file, serde_json::to_vec(self)?)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Reads such a note.
+    pub fn described(file: &Path) -> Result<Self> {
+        let text =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))
+    }
+
+    fn spec(&self, dir: &Path, resume: Option<&str>) -> Spec {
+        Spec {
+            accel: self.accel,
+            vmlinuz: self.image.vmlinuz.clone(),
+            initrd: self.image.initrd.clone(),
+            root: dir.join("root.qcow2"),
+            disks: (1..=self.disks).map(|i| dir.join(format!("disk{i}.qcow2"))).collect(),
+            memory_mib: MEMORY_MIB,
+            resume: resume.map(str::to_string),
+        }
+    }
+
+    fn make(&self, disk_sizes: &[String]) -> Result<()> {
+        let partial = self.dir.with_extension("partial");
+        paths::fresh_dir(&partial)?;
+        let spec = self.spec(&partial, None);
+        disk::create_overlay(&spec.root, &self.image.root)?;
+        for (disk, size) in spec.disks.iter().zip(disk_sizes) {
+            disk::create_blank(disk, size)?;
+        }
+        let step = Step::start(format!("booting the guest once under {:?}", self.accel));
+        let mut machine = Machine::start(&spec, &partial)?;
+        let result = self.settle_and_save(&mut machine);
+        machine.stop()?;
+        result?;
+        std::fs::rename(&partial, &self.dir)
+            .with_context(|| format!("cannot make {}", self.dir.display()))?;
+        step.done("saved");
+        Ok(())
+    }
+
+    /// Waits until the guest has nothing left to start, then saves it.
+    fn settle_and_save(&self, machine: &mut Machine) -> Result<()> {
+        machine.wait_for_agent(BOOT_DEADLINE)?;
+        // `degraded` is an answer too; what failed shows in the journal.
+        machine.shell("systemctl is-system-running --wait; sync", BOOT_DEADLINE)?;
+        machine.check()?;
+        machine.agent().disconnect();
+        machine.qmp()?.save(SAVED)
+    }
+}

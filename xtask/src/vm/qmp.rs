@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! QEMU's machine protocol: the few commands the harness gives.
+
+use std::io::{BufReader, BufWriter};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use qapi::qmp;
+
+type Socket = qapi::Stream<BufReader<UnixStream>, BufWriter<UnixStream>>;
+
+/// A QMP session; every answer has a deadline.
+pub struct Qmp(qapi::Qmp<Socket>);
+
+impl Qmp {
+    /// Connects and negotiates. `deadline` holds for each later answer too.
+    pub fn connect(path: &Path, deadline: Duration) -> Result<Self> {
+        let stream = UnixStream::connect(path)
+            .with_context(|| format!("cannot connect to QEMU at {}", path.display()))?;
+        stream.set_read_timeout(Some(deadline))?;
+        stream.set_write_timeout(Some(deadline))?;
+        let reader = BufReader::new(stream.try_clone()?);
+        let mut qmp = qapi::Qmp::new(qapi::Stream::new(reader, BufWriter::new(stream)));
+        qmp.handshake().context("QEMU did not complete the QMP handshake")?;
+        Ok(Qmp(qmp))
+    }
+
+    /// Saves the running guest, memory and disks, as the internal snapshot `name`.
+    pub fn save(&mut self, name: &str) -> Result<()> {
+        self.monitor(&format!("savevm {name}"))
+    }
+
+    /// Forwards a loopback TCP port of the host to one of the guest.
+    pub fn forward_port(&mut self, host: u16, guest: u16) -> Result<()> {
+        self.monitor(&format!("hostfwd_add net0 tcp:127.0.0.1:{host}-:{guest}"))
+    }
+
+    /// Ends QEMU in an orderly way: disks are flushed.
+    pub fn quit(&mut self) -> Result<()> {
+        self.0.execute(&qmp::quit {}).context("QEMU did not accept quit")?;
+        Ok(())
+    }
+
+    /// A human-monitor command. These print nothing when they succeed.
+    fn monitor(&mut self, line: &str) -> Result<()> {
+        let command = qmp::human_monitor_command { cpu_index: None, command_line: line.into() };
+        let said = self.0.execute(&command).with_context(|| format!("QEMU: {line}"))?;
+        if !said.trim().is_empty() {
+            bail!("QEMU: {line}: {}", said.trim());
+        }
+        Ok(())
+    }
+}
