@@ -5,9 +5,13 @@
 //! `device` and `protocol`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
 //! `format`, `device` and `protocol` use `units`. ARCHITECTURE.md has the argument.
 
+pub mod agent;
+pub mod cli;
 pub mod client;
+pub mod daemon;
 pub mod device;
 pub mod format;
 pub mod protocol;
+pub mod server;
 pub mod store;
 pub mod units;

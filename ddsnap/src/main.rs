@@ -1,2 +1,8 @@
-//! Placeholder entry point, replaced by the first real command.
-fn main() {}
+// SPDX-License-Identifier: GPL-2.0-only
+//! The `ddsnap` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ddsnap::cli::run(std::env::args_os())
+}

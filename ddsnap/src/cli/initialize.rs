@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `ddsnap initialize`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::numbers::bytes;
+use crate::device::lock::lock_store;
+use crate::device::uring::Access;
+use crate::server::start::open_device;
+use crate::store::{Devices, InitOptions, Store};
+use crate::units::ChunkShift;
+
+/// Chunk and block size if neither is given, in bytes.
+const DEFAULT_BYTES: u64 = 4096;
+/// The smallest journal the store takes; smaller wishes are rounded up, in bytes.
+const LEAST_JOURNAL_BYTES: u64 = 64 << 10;
+
+/// Make an empty snapshot store. What the origin holds is not touched.
+#[derive(Debug, Args)]
+pub struct Initialize {
+    /// Device or file that is to keep the snapshots; everything on it is lost.
+    #[arg(value_name = "SNAPSTORE")]
+    snapstore: PathBuf,
+    /// The volume whose snapshots it will keep.
+    #[arg(value_name = "ORIGIN")]
+    origin: PathBuf,
+    /// Device or file for metadata, if it is to have one of its own; everything on it is lost.
+    #[arg(value_name = "METADEV")]
+    meta: Option<PathBuf>,
+    /// Do not ask before a store is overwritten.
+    #[arg(short, long)]
+    yes: bool,
+    /// Size of the journal: bytes, or with k, m or g; rounded up. Default: a 64th of the device, at
+    /// most 32m.
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    journalsize: Option<u64>,
+    /// Block size, for old scripts: checked as ever, but metadata blocks always have 4096 bytes.
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    blocksize: Option<u64>,
+    /// Chunk size, 512 to 1m, a power of two: what is copied when the origin changes. Default: 4k.
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    chunksize: Option<u64>,
+}
+
+impl Initialize {
+    pub fn run(&self) -> Result<u8> {
+        let chunk = chunk_size(self.chunksize, self.blocksize, self.meta.is_some())?;
+        let locked = self.meta.as_deref().unwrap_or(&self.snapstore);
+        let _lock = lock_store(locked, Duration::ZERO)
+            .with_context(|| format!("cannot lock {}", locked.display()))?;
+        let mut devices = Devices {
+            origin: Box::new(open_device(&self.origin, Access::Read)?),
+            data: Box::new(open_device(&self.snapstore, Access::ReadWrite)?),
+            meta: match &self.meta {
+                Some(meta) => Some(Box::new(open_device(meta, Access::ReadWrite)?)),
+                None => None,
+            },
+        };
+        if !self.yes && !self.may_overwrite(&mut devices)? {
+            eprintln!("ddsnap: nothing was changed");
+            return Ok(1);
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let options = InitOptions {
+            chunk,
+            journal_bytes: self.journalsize.map(|size| size.max(LEAST_JOURNAL_BYTES)),
+            now: now.map_or(0, |since| since.as_secs() as i64),
+            uuid: uuid::Uuid::new_v4().into_bytes(),
+        };
+        Store::initialize(&mut devices, &options)?;
+        Ok(0)
+    }
+
+    /// Asks about each device that holds a store.
+    fn may_overwrite(&self, devices: &mut Devices) -> Result<bool> {
+        let mut found: Vec<&Path> = Vec::new();
+        if Store::probe(&mut *devices.data)? {
+            found.push(&self.snapstore);
+        }
+        if let (Some(device), Some(path)) = (&mut devices.meta, &self.meta) {
+            if Store::probe(&mut **device)? {
+                found.push(path);
+            }
+        }
+        found
+            .iter()
+            .try_fold(true, |yes, path| Ok(yes && ask(path)?))
+    }
+}
+
+fn ask(path: &Path) -> Result<bool> {
+    let mut stdout = io::stdout();
+    write!(
+        stdout,
+        "{} holds a snapshot store; overwrite it? (y/N) ",
+        path.display()
+    )?;
+    stdout.flush()?;
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .context("cannot read the answer")?;
+    Ok(answer.trim() == "y")
+}
+
+/// The chunk size, once both sizes are in order. One that is not given follows the other.
+fn chunk_size(chunk: Option<u64>, block: Option<u64>, separate_meta: bool) -> Result<ChunkShift> {
+    let (chunk, block) = match separate_meta {
+        true => (
+            chunk.unwrap_or(DEFAULT_BYTES),
+            block.unwrap_or(DEFAULT_BYTES),
+        ),
+        false => (
+            chunk.or(block).unwrap_or(DEFAULT_BYTES),
+            block.or(chunk).unwrap_or(DEFAULT_BYTES),
+        ),
+    };
+    for (name, size) in [("chunk", chunk), ("block", block)] {
+        if ChunkShift::from_bytes(size).is_none() {
+            bail!("a {name} size of {size} bytes is not a power of two from 512 to 1048576");
+        }
+    }
+    if chunk != block && !separate_meta {
+        bail!(
+            "chunk size {chunk} and block size {block} differ, which needs a metadata device of its \
+             own; give METADEV, or only one of the sizes"
+        );
+    }
+    ChunkShift::from_bytes(chunk).context("checked above")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of(chunk: Option<u64>, block: Option<u64>, meta: bool) -> Option<u64> {
+        chunk_size(chunk, block, meta).ok().map(ChunkShift::bytes)
+    }
+
+    #[test]
+    fn sizes_are_checked_as_ever() {
+        assert_eq!(bytes_of(None, None, false), Some(4096));
+        assert_eq!(bytes_of(Some(16384), None, false), Some(16384));
+        assert_eq!(bytes_of(None, Some(8192), false), Some(8192));
+        assert_eq!(bytes_of(None, Some(8192), true), Some(4096));
+        assert_eq!(bytes_of(Some(512), Some(4096), true), Some(512));
+        assert_eq!(bytes_of(Some(512), Some(4096), false), None);
+        assert_eq!(bytes_of(Some(256), None, false), None);
+        assert_eq!(bytes_of(Some(3000), None, true), None);
+        assert_eq!(bytes_of(Some(2 << 20), None, true), None);
+    }
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `ddsnap status`.
+
+use std::fmt::Write;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use nix::errno::Errno;
+
+use super::numbers::{ctime, thousands};
+use super::output::print;
+use super::{refused, snap_tag};
+use crate::client::{Client, ClientError, Snapshot, SnapshotState, Status as StoreStatus, Usage};
+use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
+
+/// Show the store and what each snapshot uses of it.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The server's control socket: a path, or @NAME for an abstract one.
+    #[arg(value_name = "SOCK")]
+    socket: String,
+    /// Only this snapshot.
+    #[arg(value_name = "SNAP", value_parser = snap_tag)]
+    tag: Option<SnapTag>,
+    /// Show with how many others chunks are shared, a column for each number.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print the snapshots' numbers on one line.
+    #[arg(long, group = "what")]
+    list: bool,
+    /// Print the number of the newest snapshot.
+    #[arg(long, group = "what")]
+    last: bool,
+    /// Print the size of the origin or of SNAP in sectors.
+    #[arg(long, group = "what")]
+    size: bool,
+    /// Print nothing; exit 0 if SNAP is sound, 1 if there is none, 2 if it is squashed, 9 on an error.
+    #[arg(long, group = "what")]
+    state: bool,
+}
+
+impl Status {
+    pub fn run(&self) -> Result<u8> {
+        if self.state {
+            return self.state();
+        }
+        let mut client = Client::connect(&self.socket)?;
+        if self.list {
+            return print_ids(&client.list()?);
+        }
+        if self.last {
+            let snapshots = client.list()?;
+            return print_ids(&snapshots[snapshots.len().saturating_sub(1)..]);
+        }
+        if self.size {
+            return self.size(&mut client);
+        }
+        let (status, mut rows) = client.usage()?;
+        if let Some(tag) = self.tag {
+            rows.retain(|row| row.snapshot.tag == tag);
+            if rows.is_empty() {
+                let reason = "snapshot doesn't exist".to_owned();
+                let errno = Errno::ENOENT as i32;
+                let refusal = ClientError::Refused { errno, reason };
+                return refused(&format!("show snapshot {tag}"), Err(refusal));
+            }
+        }
+        print(&render(&status, &rows, self.verbose, ctime))?;
+        Ok(0)
+    }
+
+    fn state(&self) -> Result<u8> {
+        let Some(tag) = self.tag else {
+            bail!("--state needs the number of a snapshot")
+        };
+        let state = Client::connect(&self.socket).and_then(|mut client| client.state(tag));
+        Ok(match state {
+            Ok(Some(SnapshotState::Live)) => 0,
+            Ok(None) => 1,
+            Ok(Some(SnapshotState::Squashed)) => 2,
+            Err(error) => {
+                eprintln!("ddsnap: {:#}", anyhow::Error::from(error));
+                9
+            }
+        })
+    }
+
+    /// Of a snapshot that is none: says so, and 0 sectors, without failing. Scripts rely on it.
+    fn size(&self, client: &mut Client) -> Result<u8> {
+        match client.size(self.tag) {
+            Ok(sectors) => print(&format!("{sectors}\n"))?,
+            Err(error @ ClientError::Refused { .. }) => {
+                refused("get size", Err(error))?;
+                print("0\n")?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(0)
+    }
+}
+
+fn print_ids(snapshots: &[Snapshot]) -> Result<u8> {
+    let ids: Vec<String> = snapshots
+        .iter()
+        .map(|snapshot| snapshot.tag.to_string())
+        .collect();
+    print(&format!("{}\n", ids.join(" ")))?;
+    Ok(0)
+}
+
+/// The status table. Its columns are what scripts cut out.
+fn render(
+    status: &StoreStatus,
+    rows: &[Usage],
+    verbose: bool,
+    time: impl Fn(i64) -> String,
+) -> String {
+    let mut text = String::new();
+    let chunk_bytes = status.chunk.bytes();
+    let (free, all) = (status.free_chunks, status.data_chunks);
+    if status.separate_meta {
+        let (free_meta, all_meta) = (status.free_meta_blocks, status.meta_blocks);
+        let _ = writeln!(
+            text,
+            "Snapshot metadata block size = {META_BLOCK_BYTES}; {free_meta} of {all_meta} chunks free"
+        );
+        let _ = writeln!(
+            text,
+            "Snapshot data store chunk size = {chunk_bytes}; {free} of {all} chunks free"
+        );
+    } else {
+        let _ = writeln!(
+            text,
+            "Snapshot store block size = {chunk_bytes}; {free} of {all} chunks free"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "Origin size: {} bytes",
+        thousands(status.origin_sectors * SECTOR_BYTES)
+    );
+    let _ = writeln!(text, "Write density: 0");
+    let _ = writeln!(text, "Creation time: {}", time(status.created));
+
+    let columns = if verbose {
+        Columns::EachDegree(most_shared(rows))
+    } else {
+        Columns::Shared
+    };
+    let _ = write!(
+        text,
+        "  Snap            Creation time Usecnt Prio   Chunks Unshared"
+    );
+    match columns {
+        Columns::Shared => text.push_str("   Shared"),
+        Columns::EachDegree(most) => {
+            (1..=most).for_each(|others| text.push_str(&cell(format!("{others}X"))));
+        }
+    }
+    text.push('\n');
+    for row in rows {
+        let snapshot = &row.snapshot;
+        let _ = write!(
+            text,
+            "{:>6} {:>24} {:>6} {:>4}",
+            snapshot.tag,
+            time(snapshot.created),
+            snapshot.usecount(),
+            snapshot.priority
+        );
+        let squashed = snapshot.state == SnapshotState::Squashed;
+        for count in columns.counts(row) {
+            text.push_str(&if squashed { cell("!") } else { cell(count) });
+        }
+        text.push('\n');
+    }
+    let _ = write!(text, "{:<43}", "totals");
+    columns
+        .totals(rows)
+        .into_iter()
+        .for_each(|total| text.push_str(&cell(total)));
+    text.push('\n');
+    let used_meta = status.meta_blocks.saturating_sub(status.free_meta_blocks);
+    let _ = writeln!(
+        text,
+        "Metadata usage: {} bytes",
+        thousands(used_meta * META_BLOCK_BYTES)
+    );
+    if !status.fault.is_empty() {
+        let _ = writeln!(text, "Store failed: {}", status.fault);
+    }
+    text
+}
+
+fn cell(value: impl std::fmt::Display) -> String {
+    format!(" {value:>8}")
+}
+
+/// The most others that any chunk is shared with; at least 1, so that there is a column.
+fn most_shared(rows: &[Usage]) -> u32 {
+    let degrees = rows
+        .iter()
+        .flat_map(|row| &row.shared_with)
+        .map(|&(others, _)| others);
+    degrees.max().unwrap_or(0).max(1)
+}
+
+/// What follows `Unshared` in the table.
+#[derive(Clone, Copy)]
+enum Columns {
+    /// All shared chunks in one.
+    Shared,
+    /// One column for each number of others, up to this.
+    EachDegree(u32),
+}
+
+impl Columns {
+    /// A row's numbers: all chunks, unshared ones, and the columns behind.
+    fn counts(self, row: &Usage) -> Vec<u64> {
+        self.fold(std::slice::from_ref(row))
+            .into_iter()
+            .map(|shares| shares.references)
+            .collect()
+    }
+
+    /// The store's chunks behind the numbers: what is shared by n snapshots counts once.
+    fn totals(self, rows: &[Usage]) -> Vec<u64> {
+        self.fold(rows)
+            .into_iter()
+            .map(|shares| shares.chunks())
+            .collect()
+    }
+
+    fn fold(self, rows: &[Usage]) -> Vec<Shares> {
+        let degrees = match self {
+            Columns::Shared => 1,
+            Columns::EachDegree(most) => most as usize,
+        };
+        let mut columns = vec![Shares::default(); 2 + degrees];
+        for &(others, chunks) in rows.iter().flat_map(|row| &row.shared_with) {
+            columns[0].add(others, chunks);
+            let column = match (others, self) {
+                (0, _) => 1,
+                (_, Columns::Shared) => 2,
+                (others, Columns::EachDegree(_)) => 1 + others as usize,
+            };
+            columns[column].add(others, chunks);
+        }
+        columns
+    }
+}
+
+/// References to chunks, and what they are worth in chunks.
+#[derive(Clone, Default)]
+struct Shares {
+    references: u64,
+    /// References by degree of sharing: others, references.
+    by_degree: std::collections::BTreeMap<u32, u64>,
+}
+
+impl Shares {
+    fn add(&mut self, others: u32, references: u64) {
+        self.references += references;
+        *self.by_degree.entry(others).or_default() += references;
+    }
+
+    fn chunks(&self) -> u64 {
+        self.by_degree
+            .iter()
+            .map(|(&others, references)| references / (u64::from(others) + 1))
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::ChannelState;
+    use crate::units::{ChunkShift, SnapSeq};
+
+    fn row(tag: u32, usecount: u32, squashed: bool, shared_with: &[(u32, u64)]) -> Usage {
+        let state = if squashed {
+            SnapshotState::Squashed
+        } else {
+            SnapshotState::Live
+        };
+        let snapshot = Snapshot {
+            tag: SnapTag(tag),
+            seq: SnapSeq(tag.into()),
+            created: tag.into(),
+            priority: 0,
+            state,
+            persistent_usecount: usecount,
+            devices: 0,
+            sectors: 16384,
+        };
+        Usage {
+            snapshot,
+            shared_with: shared_with.to_vec(),
+        }
+    }
+
+    fn status() -> StoreStatus {
+        StoreStatus {
+            chunk: ChunkShift::from_bytes(8192).unwrap(),
+            data_chunks: 512,
+            free_chunks: 443,
+            meta_blocks: 200,
+            free_meta_blocks: 66,
+            separate_meta: false,
+            origin_sectors: 16384,
+            created: 39,
+            deleting: 0,
+            channel: ChannelState::Absent,
+            fault: String::new(),
+        }
+    }
+
+    fn time(seconds: i64) -> String {
+        format!(
+            "Sun Nov 22 01:44:{:02} 2026",
+            if seconds == 39 { 39 } else { 41 + seconds }
+        )
+    }
+
+    /// The example of the original's documentation, to the letter.
+    #[test]
+    fn the_table_is_as_it_was() {
+        let rows = [
+            row(0, 1, false, &[(0, 1), (1, 1)]),
+            row(2, 1, false, &[(1, 1)]),
+        ];
+        let expected = "\
+Snapshot store block size = 8192; 443 of 512 chunks free
+Origin size: 8,388,608 bytes
+Write density: 0
+Creation time: Sun Nov 22 01:44:39 2026
+  Snap            Creation time Usecnt Prio   Chunks Unshared   Shared
+     0 Sun Nov 22 01:44:41 2026      1    0        2        1        1
+     2 Sun Nov 22 01:44:43 2026      1    0        1        0        1
+totals                                             2        1        1
+Metadata usage: 548,864 bytes
+";
+        assert_eq!(render(&status(), &rows, false, time), expected);
+    }
+
+    #[test]
+    fn verbose_has_a_column_for_each_degree() {
+        let rows = [
+            row(0, 0, false, &[(0, 5), (2, 3)]),
+            row(1, 0, false, &[(1, 4), (2, 3)]),
+            row(2, 0, false, &[(1, 4), (2, 3)]),
+        ];
+        let text = render(&status(), &rows, true, time);
+        let table: Vec<&str> = text.lines().skip(4).take(5).collect();
+        assert_eq!(
+            table,
+            [
+                "  Snap            Creation time Usecnt Prio   Chunks Unshared       1X       2X",
+                "     0 Sun Nov 22 01:44:41 2026      0    0        8        5        0        3",
+                "     1 Sun Nov 22 01:44:42 2026      0    0        7        0        4        3",
+                "     2 Sun Nov 22 01:44:43 2026      0    0        7        0        4        3",
+                "totals                                            12        5        4        3",
+            ]
+        );
+    }
+
+    #[test]
+    fn squashed_snapshots_have_marks_and_metadata_of_its_own_a_line() {
+        let status = StoreStatus {
+            separate_meta: true,
+            ..status()
+        };
+        let text = render(&status, &[row(7, 2, true, &[])], false, time);
+        let expected = "\
+Snapshot metadata block size = 4096; 66 of 200 chunks free
+Snapshot data store chunk size = 8192; 443 of 512 chunks free
+Origin size: 8,388,608 bytes
+Write density: 0
+Creation time: Sun Nov 22 01:44:39 2026
+  Snap            Creation time Usecnt Prio   Chunks Unshared   Shared
+     7 Sun Nov 22 01:44:48 2026      2    0        !        !        !
+totals                                             0        0        0
+Metadata usage: 548,864 bytes
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_failed_store_says_so_last() {
+        let status = StoreStatus {
+            fault: "disk on fire".into(),
+            ..status()
+        };
+        let text = render(&status, &[], false, time);
+        assert!(
+            text.ends_with("bytes\nStore failed: disk on fire\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The daemons' log: lines `date command[pid]: text`, in a file that is opened again on request.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Where log lines go.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// None: standard error.
+    path: Option<PathBuf>,
+    file: Arc<Mutex<Option<File>>>,
+}
+
+impl Log {
+    /// Opens the log and makes it the process's.
+    ///
+    /// `path`: a file, made if missing with mode 0600, or none for standard error. `command`: what
+    /// the lines say after the date. `debug`: write down every request too.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn start(path: Option<&Path>, command: &'static str, debug: bool) -> io::Result<Log> {
+        let path = path.map(std::path::absolute).transpose()?;
+        let file = path.as_deref().map(open).transpose()?;
+        let log = Log {
+            path,
+            file: Arc::new(Mutex::new(file)),
+        };
+        let level = if debug {
+            LevelFilter::DEBUG
+        } else {
+            LevelFilter::INFO
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .event_format(Line { command })
+            .with_writer(log.clone())
+            .finish();
+        // Only a test can have set one before; then its own stays.
+        let _ = tracing::subscriber::set_global_default(subscriber);
+        Ok(log)
+    }
+
+    /// Whether lines go to standard error.
+    #[must_use]
+    pub fn is_stderr(&self) -> bool {
+        self.path.is_none()
+    }
+
+    /// Opens the file again, as after it was renamed. If that fails the old one stays.
+    pub fn reopen(&self) {
+        let Some(path) = &self.path else { return };
+        match open(path) {
+            Ok(file) => *self.lock() = Some(file),
+            Err(error) => tracing::error!("cannot open the log {} again: {error}", path.display()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOCTTY)
+        .open(path)
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.lock().as_mut() {
+            Some(file) => file.write(bytes),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Log;
+
+    fn make_writer(&self) -> Log {
+        self.clone()
+    }
+}
+
+struct Line {
+    command: &'static str,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let date = jiff::Zoned::now().strftime("%a %b %e %H:%M:%S %Y");
+        write!(writer, "{date} {}[{}]: ", self.command, std::process::id())?;
+        match *event.metadata().level() {
+            Level::ERROR => write!(writer, "error: ")?,
+            Level::WARN => write!(writer, "warning: ")?,
+            _ => {}
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}

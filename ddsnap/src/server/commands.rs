@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The commands of clients, as far as they need no barrier: those are in [`super::core`].
+
+use std::collections::HashMap;
+
+use tracing::info;
+
+use super::core::{ClientId, Core, Now, Output};
+use super::engine::{Answer, Engine};
+use super::refusal;
+use crate::protocol::control::{Reply, Request, Snapshot, SnapshotState, Status, Usage};
+use crate::store::{OpError, Sharing, SnapState, SnapshotInfo};
+use crate::units::{ChunkShift, SnapTag};
+
+impl<E: Engine> Core<E> {
+    /// A client's request. Its answer may come later: each client asks one thing at a time.
+    pub fn command(&mut self, now: Now, client: ClientId, request: Request, out: &mut Output) {
+        match request {
+            Request::Create(_) | Request::Delete(_) => {
+                self.when_settled(now, client, request, out);
+            }
+            Request::List => out
+                .clients
+                .push((client, Reply::snapshot_pages(self.list()))),
+            Request::Status => {
+                let replies = self.status();
+                out.clients.push((client, replies));
+            }
+            Request::State(tag) => out.client(client, self.state(tag)),
+            Request::Sectors(tag) => out.client(
+                client,
+                match self.sectors(tag) {
+                    Ok(sectors) => Reply::Sectors(sectors),
+                    Err(refused) => refusal::reply(&refused),
+                },
+            ),
+            Request::Priority(tag, priority) => {
+                let reply = self.set_priority(tag, priority);
+                out.client(client, reply);
+            }
+            Request::UseCount(tag, delta) => {
+                let reply = self.adjust_usecount(tag, delta);
+                out.client(client, reply);
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<Snapshot> {
+        let chunk = self.engine.status().chunk;
+        self.engine
+            .snapshots()
+            .iter()
+            .map(|info| self.describe(info, chunk))
+            .collect()
+    }
+
+    fn describe(&self, info: &SnapshotInfo, chunk: ChunkShift) -> Snapshot {
+        Snapshot {
+            tag: info.tag,
+            seq: info.seq,
+            created: info.created,
+            priority: info.priority,
+            state: state_of(info),
+            persistent_usecount: info.usecount.into(),
+            devices: self.devices_of(info.tag),
+            sectors: info.origin_chunks * chunk.sectors(),
+        }
+    }
+
+    fn status(&mut self) -> Vec<Reply> {
+        let status = self.engine.status();
+        let sharing = self.sharing();
+        let rows = self
+            .engine
+            .snapshots()
+            .iter()
+            .map(|info| {
+                let shared_with = sharing.get(&info.tag).map_or(Vec::new(), sparse);
+                Usage {
+                    snapshot: self.describe(info, status.chunk),
+                    shared_with,
+                }
+            })
+            .collect();
+        let status = Status {
+            chunk: status.chunk,
+            data_chunks: status.data_chunks,
+            free_chunks: status.free_chunks,
+            meta_blocks: status.meta_blocks,
+            free_meta_blocks: status.free_meta_blocks,
+            separate_meta: status.separate_meta,
+            origin_sectors: status.origin_chunks * status.chunk.sectors(),
+            created: status.created,
+            deleting: status.deleting,
+            channel: self.channel,
+            fault: self.fault.clone().unwrap_or_default(),
+        };
+        let mut replies = vec![Reply::Status(status)];
+        replies.extend(Reply::usage_pages(rows));
+        replies
+    }
+
+    /// The columns of the status table; without them if the store is broken, as the status says.
+    fn sharing(&mut self) -> HashMap<SnapTag, Sharing> {
+        if self.fault.is_some() {
+            return HashMap::new();
+        }
+        match self.engine.sharing() {
+            Ok(sharing) => sharing.into_iter().collect(),
+            Err(broken) => {
+                self.broken(&broken);
+                HashMap::new()
+            }
+        }
+    }
+
+    fn state(&self, tag: SnapTag) -> Reply {
+        match self.engine.snapshot(tag) {
+            Some(info) => Reply::State(state_of(&info)),
+            None => refusal::reply(&OpError::NoSuchSnapshot(tag)),
+        }
+    }
+
+    fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Reply {
+        if self.fault.is_some() {
+            return self.fault_reply();
+        }
+        let answer = self.engine.set_priority(tag, priority);
+        self.answer(answer, |()| {
+            info!("snapshot {tag} has priority {priority}");
+            Reply::Priority(priority)
+        })
+    }
+
+    fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Reply {
+        let devices = self.devices_of(tag);
+        if delta == 0 {
+            return match self.engine.snapshot(tag) {
+                Some(info) => Reply::UseCount(u32::from(info.usecount) + devices),
+                None => refusal::reply(&OpError::NoSuchSnapshot(tag)),
+            };
+        }
+        if self.fault.is_some() {
+            return self.fault_reply();
+        }
+        let answer = self.engine.adjust_usecount(tag, delta);
+        self.answer(answer, |count| Reply::UseCount(u32::from(count) + devices))
+    }
+
+    fn answer<T>(&mut self, answer: Answer<T>, good: impl FnOnce(T) -> Reply) -> Reply {
+        match answer {
+            Ok(Ok(value)) => good(value),
+            Ok(Err(refused)) => refusal::reply(&refused),
+            Err(broken) => self.failed(&broken),
+        }
+    }
+}
+
+fn state_of(info: &SnapshotInfo) -> SnapshotState {
+    match info.state {
+        SnapState::Live => SnapshotState::Live,
+        SnapState::Squashed => SnapshotState::Squashed,
+    }
+}
+
+fn sparse(sharing: &Sharing) -> Vec<(u32, u64)> {
+    (0..)
+        .zip(sharing.shared_by.iter().copied())
+        .filter(|&(_, chunks)| chunks > 0)
+        .collect()
+}

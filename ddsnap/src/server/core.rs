@@ -1,0 +1,628 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The server's state and decisions, without I/O: it takes what came from the kernel and from
+//! clients, uses the engine, and gives back what is to be sent. The ring only moves bytes.
+//!
+//! # The order of replies
+//!
+//! The kernel target keeps origin writes off chunks that a snapshot is reading, but only from the
+//! moment it has taken the reply `FROM_ORIGIN`. So this must hold for the stream of replies:
+//!
+//! > A `SNAPSHOT_READ` answered `FROM_ORIGIN` comes before the `ORIGIN_WRITE` reply of a commit that
+//! > was made after its lookup; and a lookup made after that commit sees the exception.
+//!
+//! [`Core::requests`] keeps it by looking up all reads of a batch first and putting their replies
+//! first; nothing is ever looked up and kept for later. Were a read looked up before a commit and
+//! answered after it, the write could overwrite the origin before the read reaches it, and the
+//! snapshot would show new data.
+//!
+//! # The barrier
+//!
+//! A snapshot is made while no origin write is in flight: `BARRIER_BEGIN`, wait for
+//! `BARRIER_REACHED`, create, `BARRIER_END`. In between no `ORIGIN_WRITE` is answered; those that
+//! arrive are held and answered after the snapshot exists, by copying for it. The target answers a
+//! barrier at once when it has no device, so one is used whenever the channel is attached: there is
+//! no moment in which a device could be overlooked. Without `/dev/ddsnap` there are no devices. While
+//! the channel is lost devices may write to chunks they know to be unique, so nothing is created.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tracing::{debug, error, info, warn};
+
+use super::engine::{Engine, EngineError};
+use super::refusal;
+use crate::protocol::channel::{self, Answer, Ask, Place};
+use crate::protocol::control::{ChannelState, Reply, Request};
+use crate::store::{Done, Location, Op, OpError, SnapState};
+use crate::units::{Chunk, SnapTag};
+
+/// How long a command waits for the writes in flight, or for the channel to come back.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A client's number, never used twice by one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
+/// What time it is, as the caller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Since some fixed moment; for deadlines.
+    pub monotonic: Duration,
+    /// Seconds since 1970-01-01 UTC; for people.
+    pub unix: i64,
+}
+
+/// What is to be sent, in this order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// To the kernel.
+    pub channel: Vec<channel::Reply>,
+    /// To clients; each entry is one whole answer.
+    pub clients: Vec<(ClientId, Vec<Reply>)>,
+}
+
+impl Output {
+    fn channel(&mut self, id: u64, answer: Answer) {
+        self.channel.push(channel::Reply { id, answer });
+    }
+
+    pub(super) fn client(&mut self, client: ClientId, reply: Reply) {
+        self.clients.push((client, vec![reply]));
+    }
+}
+
+/// A device that the kernel has identified.
+#[derive(Clone, Copy, Debug)]
+struct Device {
+    /// `None`: the origin.
+    snapshot: Option<SnapTag>,
+    /// Whether it has been identified since the channel was attached.
+    seen: bool,
+}
+
+/// A snapshot in the making.
+#[derive(Clone, Copy, Debug)]
+struct Barrier {
+    id: u64,
+    tag: SnapTag,
+    client: ClientId,
+    deadline: Duration,
+}
+
+/// A command that cannot be carried out now.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    request: Request,
+    client: ClientId,
+    deadline: Duration,
+}
+
+/// All state of a server.
+pub struct Core<E> {
+    pub(super) engine: E,
+    pub(super) channel: ChannelState,
+    /// The devices that existed when the channel was attached have not all been identified yet.
+    greeting: bool,
+    devices: HashMap<u32, Device>,
+    /// How many of the devices show each snapshot; no zeros.
+    shown: HashMap<SnapTag, u32>,
+    barrier: Option<Barrier>,
+    next_barrier: u64,
+    /// Origin writes asked for during a barrier. The kernel holds new ones back, so these are few.
+    held_writes: Vec<(u64, Chunk)>,
+    waiting: VecDeque<Waiting>,
+    /// Why the engine does no more I/O.
+    pub(super) fault: Option<String>,
+    /// The store has been full and this was logged.
+    full: bool,
+    background: bool,
+}
+
+impl<E: Engine> Core<E> {
+    /// A server over an open store, its channel absent.
+    #[must_use]
+    pub fn new(engine: E) -> Self {
+        Core {
+            engine,
+            channel: ChannelState::Absent,
+            greeting: false,
+            devices: HashMap::new(),
+            shown: HashMap::new(),
+            barrier: None,
+            next_barrier: 1,
+            held_writes: Vec::new(),
+            waiting: VecDeque::new(),
+            fault: None,
+            full: false,
+            background: true,
+        }
+    }
+
+    /// The channel is attached. `greeting`: requests are waiting, so devices may exist; call
+    /// [`greeted`](Self::greeted) when all have been identified.
+    pub fn attached(&mut self, now: Now, greeting: bool, out: &mut Output) {
+        self.channel = ChannelState::Attached;
+        self.devices
+            .values_mut()
+            .for_each(|device| device.seen = false);
+        self.greeting = true;
+        if !greeting {
+            self.greeted(now, out);
+        } else {
+            self.start_waiting(now, out);
+        }
+    }
+
+    /// Whether devices may exist that have not been identified yet.
+    #[must_use]
+    pub fn is_greeting(&self) -> bool {
+        self.greeting
+    }
+
+    /// Every device that existed when the channel was attached has been identified.
+    pub fn greeted(&mut self, now: Now, out: &mut Output) {
+        self.greeting = false;
+        let gone: Vec<u32> = self
+            .devices
+            .iter()
+            .filter(|(_, device)| !device.seen)
+            .map(|(&id, _)| id)
+            .collect();
+        gone.into_iter()
+            .for_each(|device| self.forget_device(device));
+        self.start_waiting(now, out);
+    }
+
+    /// The channel broke: what was not answered will be asked again after it is attached again.
+    pub fn lost(&mut self) {
+        self.channel = ChannelState::Lost;
+        self.greeting = false;
+        self.held_writes.clear();
+        if let Some(barrier) = self.barrier.take() {
+            // Nothing was created. The command keeps its place and its deadline.
+            self.waiting.push_front(Waiting {
+                request: Request::Create(barrier.tag),
+                client: barrier.client,
+                deadline: barrier.deadline,
+            });
+        }
+    }
+
+    /// There is no kernel module, so there are no devices.
+    pub fn absent(&mut self, now: Now, out: &mut Output) {
+        self.lost();
+        self.channel = ChannelState::Absent;
+        let devices: Vec<u32> = self.devices.keys().copied().collect();
+        devices
+            .into_iter()
+            .for_each(|device| self.forget_device(device));
+        self.start_waiting(now, out);
+    }
+
+    /// One batch of requests from the kernel, to be one commit group.
+    pub fn requests(&mut self, now: Now, batch: &[channel::Request], out: &mut Output) {
+        // First the reads, looked up and answered before anything is committed: see the module.
+        for request in batch {
+            if let Ask::SnapshotRead(tag, chunk) = request.ask {
+                let place = self.locate(tag, chunk);
+                out.channel(request.id, Answer::SnapshotRead(place));
+            }
+        }
+        let mut group = Vec::new();
+        for request in batch {
+            let id = request.id;
+            match request.ask {
+                Ask::SnapshotRead(..) => {}
+                Ask::Identify {
+                    device,
+                    snapshot,
+                    sectors,
+                } => {
+                    let answer = self.identify(device, snapshot, sectors);
+                    out.channel(id, answer);
+                }
+                Ask::Gone { device } => {
+                    self.forget_device(device);
+                    out.channel(id, Answer::Gone);
+                }
+                Ask::OriginWrite(chunk) => self.held_writes.push((id, chunk)),
+                Ask::SnapshotWrite(tag, chunk) => group.push((id, Op::SnapshotWrite(tag, chunk))),
+                Ask::BarrierReached => self.barrier_reached(now, id, out),
+            }
+        }
+        if self.barrier.is_none() {
+            let writes = std::mem::take(&mut self.held_writes);
+            group.extend(
+                writes
+                    .into_iter()
+                    .map(|(id, chunk)| (id, Op::OriginWrite(chunk))),
+            );
+        }
+        self.commit(&group, out);
+        // A create may have waited for the barrier that ended in this batch.
+        self.start_waiting(now, out);
+    }
+
+    fn identify(&mut self, device: u32, snapshot: Option<SnapTag>, sectors: u64) -> Answer {
+        let refuse = |errno: Errno, sectors| Answer::Identify {
+            status: errno as i32,
+            sectors,
+        };
+        let right = match self.sectors(snapshot) {
+            Err(_) => {
+                warn!(
+                    "device {device}: there is no snapshot {}",
+                    snapshot.unwrap_or_default()
+                );
+                return refuse(Errno::ENOENT, 0);
+            }
+            Ok(right) => right,
+        };
+        if sectors != right {
+            warn!("device {device}: it has {sectors} sectors, it should have {right}");
+            return refuse(Errno::EINVAL, right);
+        }
+        if let Some(tag) = snapshot {
+            if self
+                .engine
+                .snapshot(tag)
+                .is_some_and(|info| info.state == SnapState::Squashed)
+            {
+                warn!("device {device}: snapshot {tag} is squashed");
+                return refuse(Errno::EIO, 0);
+            }
+        }
+        debug!("device {device} shows {}", name_of(snapshot));
+        // First the new, then the old: a device seen again must not look unused in between.
+        if let Some(tag) = snapshot {
+            *self.shown.entry(tag).or_default() += 1;
+            self.engine.set_in_use(tag, true);
+        }
+        let before = self.devices.insert(
+            device,
+            Device {
+                snapshot,
+                seen: true,
+            },
+        );
+        self.no_longer_shown(before.and_then(|device| device.snapshot));
+        Answer::Identify {
+            status: 0,
+            sectors: 0,
+        }
+    }
+
+    fn forget_device(&mut self, device: u32) {
+        let Some(Device { snapshot, .. }) = self.devices.remove(&device) else {
+            return;
+        };
+        debug!(
+            "device {device}, which showed {}, is gone",
+            name_of(snapshot)
+        );
+        self.no_longer_shown(snapshot);
+    }
+
+    fn no_longer_shown(&mut self, snapshot: Option<SnapTag>) {
+        let Some(tag) = snapshot else { return };
+        let Some(count) = self.shown.get_mut(&tag) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.shown.remove(&tag);
+            self.engine.set_in_use(tag, false);
+        }
+    }
+
+    /// Devices that show a snapshot: the transient part of its use count.
+    pub(super) fn devices_of(&self, tag: SnapTag) -> u32 {
+        self.shown.get(&tag).copied().unwrap_or_default()
+    }
+
+    fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Place {
+        if self.fault.is_some() {
+            return Place::Fails(Errno::EIO as i32);
+        }
+        match self.engine.locate(tag, chunk) {
+            Ok(Ok(Location::Origin)) => Place::Origin,
+            Ok(Ok(Location::Store(chunk))) => Place::Store(chunk.0),
+            Ok(Err(refused)) => Place::Fails(refusal::io_errno(&refused)),
+            Err(broken) => {
+                self.broken(&broken);
+                Place::Fails(Errno::EIO as i32)
+            }
+        }
+    }
+
+    fn commit(&mut self, group: &[(u64, Op)], out: &mut Output) {
+        if group.is_empty() {
+            return;
+        }
+        self.background = true;
+        let ops: Vec<Op> = group.iter().map(|&(_, op)| op).collect();
+        match self.try_commit(&ops) {
+            Some(results) => {
+                for (&(id, op), result) in group.iter().zip(results) {
+                    out.channel(id, self.outcome(op, Some(result)));
+                }
+            }
+            // One unreadable sector fails a whole group: let it fail only those that need it.
+            None if self.fault.is_none() && group.len() > 1 => {
+                group
+                    .iter()
+                    .for_each(|one| self.commit(std::slice::from_ref(one), out));
+            }
+            None => {
+                for &(id, op) in group {
+                    out.channel(id, self.outcome(op, None));
+                }
+            }
+        }
+    }
+
+    fn try_commit(&mut self, ops: &[Op]) -> Option<Vec<Result<Done, OpError>>> {
+        if self.fault.is_some() {
+            return None;
+        }
+        match self.engine.commit(ops) {
+            Ok(results) => Some(results),
+            Err(broken) => {
+                self.broken(&broken);
+                None
+            }
+        }
+    }
+
+    fn outcome(&mut self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {
+        let failed = match (op, result) {
+            (Op::OriginWrite(_), Some(Ok(Done::Unique))) => {
+                return Answer::OriginWrite { status: 0 };
+            }
+            (Op::SnapshotWrite(..), Some(Ok(Done::Private(chunk)))) => {
+                return Answer::SnapshotWrite(Place::Store(chunk.0));
+            }
+            (_, Some(Err(refused))) => {
+                self.note_full(&refused);
+                refusal::io_errno(&refused)
+            }
+            (_, Some(Ok(done))) => panic!("the engine answered {done:?} to {op:?}"),
+            (_, None) => Errno::EIO as i32,
+        };
+        match op {
+            Op::OriginWrite(_) => Answer::OriginWrite { status: failed },
+            Op::SnapshotWrite(..) => Answer::SnapshotWrite(Place::Fails(failed)),
+        }
+    }
+
+    fn note_full(&mut self, refused: &OpError) {
+        if *refused == OpError::StoreFull && !self.full {
+            self.full = true;
+            error!("the snapshot store is full and no snapshot may be given up: writes fail");
+        }
+    }
+
+    /// A device of `snapshot` must have this many sectors.
+    pub(super) fn sectors(&self, snapshot: Option<SnapTag>) -> Result<u64, OpError> {
+        let status = self.engine.status();
+        let chunks = match snapshot {
+            None => status.origin_chunks,
+            Some(tag) => {
+                self.engine
+                    .snapshot(tag)
+                    .ok_or(OpError::NoSuchSnapshot(tag))?
+                    .origin_chunks
+            }
+        };
+        Ok(chunks * status.chunk.sectors())
+    }
+
+    /// A command that concerns which origin writes are in flight or which devices exist. It is
+    /// carried out now or as soon as that is known.
+    pub(super) fn when_settled(
+        &mut self,
+        now: Now,
+        client: ClientId,
+        request: Request,
+        out: &mut Output,
+    ) {
+        let deadline = now.monotonic + COMMAND_DEADLINE;
+        self.waiting.push_back(Waiting {
+            request,
+            client,
+            deadline,
+        });
+        self.start_waiting(now, out);
+    }
+
+    /// Carries out what was waiting and need not wait any longer, in order.
+    fn start_waiting(&mut self, now: Now, out: &mut Output) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting.request {
+                _ if self.fault.is_some() => out.client(waiting.client, self.fault_reply()),
+                Request::Create(tag) if self.engine.snapshot(tag).is_some() => {
+                    out.client(
+                        waiting.client,
+                        refusal::reply(&OpError::SnapshotExists(tag)),
+                    );
+                }
+                Request::Create(tag) if self.channel == ChannelState::Absent => {
+                    let reply = self.create(now, tag);
+                    out.client(waiting.client, reply);
+                }
+                Request::Create(tag)
+                    if self.channel == ChannelState::Attached && self.barrier.is_none() =>
+                {
+                    self.begin_barrier(tag, waiting, out);
+                }
+                Request::Delete(tag) if self.devices_of(tag) > 0 => {
+                    out.client(waiting.client, refusal::reply(&OpError::InUse(tag)));
+                }
+                Request::Delete(tag) if self.channel != ChannelState::Lost && !self.greeting => {
+                    let reply = self.delete(tag);
+                    out.client(waiting.client, reply);
+                }
+                _ => self.waiting.push_back(waiting),
+            }
+        }
+    }
+
+    fn begin_barrier(&mut self, tag: SnapTag, waiting: Waiting, out: &mut Output) {
+        let id = self.next_barrier;
+        self.next_barrier += 1;
+        let Waiting {
+            client, deadline, ..
+        } = waiting;
+        self.barrier = Some(Barrier {
+            id,
+            tag,
+            client,
+            deadline,
+        });
+        out.channel(id, Answer::BarrierBegin);
+    }
+
+    fn barrier_reached(&mut self, now: Now, id: u64, out: &mut Output) {
+        // One that came too late: its end has been sent.
+        let Some(barrier) = self.barrier.take_if(|barrier| barrier.id == id) else {
+            return;
+        };
+        let reply = self.create(now, barrier.tag);
+        // If the store latched, the snapshot may exist: then forgetting which chunks are unique is
+        // the safe way. Origin writes that ask fail from now on.
+        let created = reply == Reply::Created || self.fault.is_some();
+        out.channel(id, Answer::BarrierEnd { created });
+        out.client(barrier.client, reply);
+    }
+
+    fn create(&mut self, now: Now, tag: SnapTag) -> Reply {
+        match self.engine.create(tag, now.unix) {
+            Ok(Ok(())) => {
+                info!("snapshot {tag} created");
+                self.background = true;
+                Reply::Created
+            }
+            Ok(Err(refused)) => refusal::reply(&refused),
+            Err(broken) => self.failed(&broken),
+        }
+    }
+
+    fn delete(&mut self, tag: SnapTag) -> Reply {
+        match self.engine.delete(tag) {
+            Ok(Ok(())) => {
+                info!("snapshot {tag} deleted");
+                self.background = true;
+                self.full = false;
+                Reply::Deleted
+            }
+            Ok(Err(refused)) => refusal::reply(&refused),
+            Err(broken) => self.failed(&broken),
+        }
+    }
+
+    /// A client has gone. What it asked for and was not begun is not done.
+    pub fn client_gone(&mut self, client: ClientId) {
+        self.waiting.retain(|waiting| waiting.client != client);
+    }
+
+    /// When [`tick`](Self::tick) is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let barrier = self.barrier.iter().map(|barrier| barrier.deadline);
+        barrier
+            .chain(self.waiting.iter().map(|waiting| waiting.deadline))
+            .min()
+    }
+
+    /// Gives up what has waited too long.
+    pub fn tick(&mut self, now: Now, out: &mut Output) {
+        let seconds = COMMAND_DEADLINE.as_secs();
+        if let Some(barrier) = self
+            .barrier
+            .take_if(|barrier| barrier.deadline <= now.monotonic)
+        {
+            warn!(
+                "snapshot {}: writes in flight did not end within {seconds} s",
+                barrier.tag
+            );
+            out.channel(barrier.id, Answer::BarrierEnd { created: false });
+            let reason = format!("writes to the origin in flight did not end within {seconds} s");
+            out.client(
+                barrier.client,
+                refusal::with_errno(Errno::ETIMEDOUT, reason),
+            );
+            let writes = std::mem::take(&mut self.held_writes);
+            let group: Vec<(u64, Op)> = writes
+                .into_iter()
+                .map(|(id, chunk)| (id, Op::OriginWrite(chunk)))
+                .collect();
+            self.commit(&group, out);
+        }
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.deadline > now.monotonic {
+                self.waiting.push_back(waiting);
+                continue;
+            }
+            let reason = match self.channel {
+                ChannelState::Attached => "another snapshot is still being made".to_owned(),
+                _ => format!("the kernel channel was lost and did not return within {seconds} s"),
+            };
+            out.client(
+                waiting.client,
+                refusal::with_errno(Errno::ETIMEDOUT, reason),
+            );
+        }
+        self.start_waiting(now, out);
+    }
+
+    /// Whether there is work that can be done while nobody asks for anything.
+    #[must_use]
+    pub fn wants_background(&self) -> bool {
+        self.background && self.fault.is_none()
+    }
+
+    /// Does a little of it.
+    pub fn background(&mut self) {
+        match self.engine.background_step() {
+            Ok(more) => self.background = more,
+            Err(broken) => {
+                self.broken(&broken);
+                // It would fail again at once. The next commit or command gives it another try.
+                self.background = false;
+            }
+        }
+    }
+
+    /// A call failed. If the engine has latched, I/O fails from now on, and commands that only look
+    /// are answered.
+    pub(super) fn broken(&mut self, broken: &EngineError) {
+        if !broken.latched {
+            error!("{broken}");
+        } else if self.fault.is_none() {
+            error!("the snapshot store failed; I/O that needs it fails until a restart: {broken}");
+            self.fault = Some(broken.message.clone());
+        }
+    }
+
+    /// The answer to a command that failed, or that a latched store cannot carry out.
+    pub(super) fn failed(&mut self, broken: &EngineError) -> Reply {
+        self.broken(broken);
+        refusal::with_errno(Errno::EIO, format!("the snapshot store failed: {broken}"))
+    }
+
+    pub(super) fn fault_reply(&self) -> Reply {
+        let fault = self.fault.as_deref().unwrap_or_default();
+        refusal::with_errno(Errno::EIO, format!("the snapshot store failed: {fault}"))
+    }
+
+    /// Ends the server: gives the engine back, to be closed.
+    #[must_use]
+    pub fn into_engine(self) -> (E, Option<String>) {
+        (self.engine, self.fault)
+    }
+}
+
+fn name_of(snapshot: Option<SnapTag>) -> String {
+    snapshot.map_or("the origin".to_owned(), |tag| format!("snapshot {tag}"))
+}

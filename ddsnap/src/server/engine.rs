@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the server's core needs of a snapshot store.
+//!
+//! A trait, so that the core is tested against an engine that lives in memory and fails on command.
+//! Every call blocks, and what it says is durable when it returns.
+
+use thiserror::Error;
+
+use crate::store::{Done, Location, Op, OpError, Sharing, SnapshotInfo, StoreStatus};
+use crate::units::{Chunk, SnapTag};
+
+/// A device or the store's metadata failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct EngineError {
+    /// The store takes no more changes until it is opened again. If not, only this call failed: a
+    /// sector could not be read, say.
+    pub latched: bool,
+    /// What failed, where, and why.
+    pub message: String,
+}
+
+/// A call that can be refused, or fail.
+pub type Answer<T> = Result<Result<T, OpError>, EngineError>;
+
+/// A snapshot store; the engine's own documentation has the details.
+pub trait Engine {
+    /// Carries out one commit group; one result for each operation, in order.
+    ///
+    /// # Errors
+    /// None of the group may be taken as done.
+    fn commit(&mut self, group: &[Op]) -> Result<Vec<Result<Done, OpError>>, EngineError>;
+
+    /// Where a snapshot's chunk is to be read from.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Answer<Location>;
+
+    /// Makes a snapshot; `now` in seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// A device failed; if the store has latched, whether the snapshot exists is not known.
+    fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()>;
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// A device failed; if the store has latched, whether the snapshot exists is not known.
+    fn delete(&mut self, tag: SnapTag) -> Answer<()>;
+
+    /// Sets a snapshot's priority.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Answer<()>;
+
+    /// Adds to the persistent use count and gives back the new one.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Answer<u16>;
+
+    /// Says whether a device shows the snapshot, which decides what happens to it when the store is
+    /// full. Not durable: devices come back with their server.
+    fn set_in_use(&mut self, tag: SnapTag, in_use: bool);
+
+    /// All snapshots, oldest first.
+    fn snapshots(&self) -> Vec<SnapshotInfo>;
+
+    /// One snapshot.
+    fn snapshot(&self, tag: SnapTag) -> Option<SnapshotInfo>;
+
+    /// The store as a whole.
+    fn status(&self) -> StoreStatus;
+
+    /// For each snapshot how many chunks it shares with how many others.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError>;
+
+    /// Does a little of the work that can wait, and says whether more is left.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn background_step(&mut self) -> Result<bool, EngineError>;
+
+    /// Marks the store as shut down properly.
+    ///
+    /// # Errors
+    /// A device failed; the store will be recovered when it is opened.
+    fn close(self) -> Result<(), EngineError>;
+}

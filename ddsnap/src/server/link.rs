@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The way to `/dev/ddsnap`: opening it, attaching it to the volume, and trying again.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::protocol::address::SocketName;
+use crate::protocol::channel;
+use crate::units::ChunkShift;
+
+/// How often a missing module is looked for.
+pub const ABSENT_RETRY: Duration = Duration::from_secs(1);
+/// The first pause after a failure; each further one is twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Why there is no channel.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The module is not loaded. It may be, any moment.
+    #[error(
+        "there is no {}: the kernel module dm-ddsnap is not loaded",
+        channel::DEVICE
+    )]
+    Absent,
+    /// Another server is attached under the same agent socket.
+    #[error("another server is attached to the kernel under {key}; stop it first")]
+    Busy {
+        /// The agent socket.
+        key: String,
+    },
+    /// The devices that exist have another chunk size.
+    #[error(
+        "the kernel's devices of {key} do not have this store's chunk size of {chunk_bytes} bytes: \
+         this is another store"
+    )]
+    Chunk {
+        /// The agent socket.
+        key: String,
+        /// The store's chunk size.
+        chunk_bytes: u64,
+    },
+    /// The module speaks another version.
+    #[error(
+        "the kernel module speaks another version of the channel than {}; install the dm-ddsnap of \
+         this release",
+        channel::VERSION
+    )]
+    Version,
+    /// Anything else.
+    #[error("{}: cannot {doing}", channel::DEVICE)]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Makes attached channels.
+pub trait Connect {
+    /// A channel on which requests can be read and replies written.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    fn connect(&mut self) -> Result<OwnedFd, LinkError>;
+}
+
+/// The kernel's channel of one volume.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The agent socket's name, as in the table lines of the volume's devices.
+    pub key: SocketName,
+    /// The store's chunk size.
+    pub chunk: ChunkShift,
+}
+
+impl Connect for Kernel {
+    fn connect(&mut self) -> Result<OwnedFd, LinkError> {
+        let file = match OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(channel::DEVICE)
+        {
+            Ok(file) => file,
+            Err(source) => {
+                return Err(match source.raw_os_error().map(Errno::from_raw) {
+                    // A node without a driver is as good as none.
+                    Some(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => LinkError::Absent,
+                    _ => LinkError::System {
+                        doing: "open it",
+                        source,
+                    },
+                });
+            }
+        };
+        let attach = channel::attach(&self.key, self.chunk);
+        // SAFETY: the descriptor is open and the argument is readable for the size that the
+        // request's number says; the kernel keeps no reference to it.
+        let result = unsafe {
+            nix::libc::ioctl(file.as_raw_fd(), channel::IOC_ATTACH as _, attach.as_ptr())
+        };
+        let key = || self.key.to_string();
+        match Errno::result(result) {
+            Ok(_) => Ok(file.into()),
+            Err(Errno::EBUSY) => Err(LinkError::Busy { key: key() }),
+            Err(Errno::EPROTO) => Err(LinkError::Version),
+            Err(Errno::EINVAL) => Err(LinkError::Chunk {
+                key: key(),
+                chunk_bytes: self.chunk.bytes(),
+            }),
+            Err(errno) => Err(LinkError::System {
+                doing: "attach to it",
+                source: errno.into(),
+            }),
+        }
+    }
+}
+
+/// Whether a request can be read from the channel at once. Right after attaching this says whether
+/// devices exist.
+#[must_use]
+pub fn has_requests(channel: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    // An error is met again, and handled, by the read that follows.
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+}
+
+/// Growing pauses between attempts.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { next: FIRST_RETRY }
+    }
+}
+
+impl Backoff {
+    /// How long to wait before the next attempt.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(LAST_RETRY);
+        pause
+    }
+}
+
+/// Connects, waiting up to `deadline` for another server to let go. Gives `None` if the module is not
+/// loaded.
+///
+/// The kernel tells nobody when a channel becomes free, and the old server's is closed only when the
+/// last of its requests has ended, some time after its death; so this asks again and again.
+///
+/// # Errors
+/// [`LinkError`], but not `Absent`.
+pub fn connect_within(
+    connect: &mut impl Connect,
+    deadline: Duration,
+) -> Result<Option<OwnedFd>, LinkError> {
+    let end = std::time::Instant::now() + deadline;
+    let mut backoff = Backoff::default();
+    loop {
+        match connect.connect() {
+            Ok(file) => return Ok(Some(file)),
+            Err(LinkError::Absent) => return Ok(None),
+            Err(LinkError::Busy { .. }) if std::time::Instant::now() < end => {
+                std::thread::sleep(backoff.pause());
+            }
+            Err(other) => return Err(other),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The server of one volume: the store's owner, between the kernel's devices and people's commands.
+//!
+//! [`core`] holds all state and decides, [`engine`] is what it asks of the store; [`ring`] moves
+//! bytes for it.
+
+pub mod clients;
+pub mod commands;
+pub mod core;
+pub mod engine;
+pub mod faults;
+pub mod io;
+pub mod link;
+pub mod refusal;
+pub mod ring;
+pub mod start;
+pub mod store_engine;

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! From a command line to a running server, and its orderly end.
+//!
+//! The order: stand in line at the agent; when it is our turn open the store (which takes its lock and
+//! recovers it), listen, attach to the kernel, say that we are up. So of two servers only one ever
+//! opens the store, and whoever started one learns why it did not come up.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tracing::{error, info, warn};
+
+use super::engine::Engine;
+use super::faults::Faults;
+use super::link::{Kernel, connect_within};
+use super::ring::{Parts, Ring};
+use super::store_engine::StoreEngine;
+use crate::daemon::background::Background;
+use crate::daemon::log::Log;
+use crate::daemon::pidfile::PidFile;
+use crate::daemon::{memory, signals};
+use crate::device::lock::{StoreLock, lock_store};
+use crate::device::uring::{Access, UringDevice};
+use crate::protocol::address::SocketName;
+use crate::protocol::codec::FrameReader;
+use crate::protocol::line::{FromAgent, ToAgent};
+use crate::store::{Devices, OpenOptions, Store, StoreError};
+
+/// How long to wait for another server to go, at the agent, at the store and at the kernel.
+pub const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a running agent may take to answer.
+const AGENT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a server is told to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Device or file that keeps the snapshots.
+    pub snapstore: PathBuf,
+    /// The volume.
+    pub origin: PathBuf,
+    /// Device or file for metadata, if it has one of its own.
+    pub meta: Option<PathBuf>,
+    /// The agent's socket; its name is also the volume's key in the kernel, as written.
+    pub agent: SocketName,
+    /// Where commands are taken.
+    pub socket: SocketName,
+    /// The most memory for cached index nodes, in bytes.
+    pub cache_bytes: u64,
+    /// Where to write the process id.
+    pub pidfile: Option<PathBuf>,
+}
+
+/// Why a server did not come up.
+#[derive(Debug)]
+pub enum StartError {
+    /// The agent's socket cannot be connected to, or there is no sound store: exit code 99.
+    Unusable(anyhow::Error),
+    /// Anything else: exit code 1.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for StartError {
+    fn from(error: anyhow::Error) -> StartError {
+        StartError::Other(error)
+    }
+}
+
+impl StartError {
+    /// The exit code and what to tell.
+    #[must_use]
+    pub fn into_parts(self) -> (u8, anyhow::Error) {
+        match self {
+            StartError::Unusable(error) => (99, error),
+            StartError::Other(error) => (1, error),
+        }
+    }
+}
+
+/// Starts a server and serves until it is told to end. `background` is told when it is up.
+///
+/// # Errors
+/// It did not come up, or did not end in order.
+pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), StartError> {
+    let mut faults = Faults::from_env()?;
+    let agent = stand_in_line(config)?;
+    if faults.strike("START_SERVER") {
+        return Err(anyhow!("DDSNAP_ACTION closed the connection to the agent").into());
+    }
+    let (store, _lock) = open_store(config)?;
+    let mut engine = StoreEngine(store);
+    let listener = config
+        .socket
+        .listen()
+        .with_context(|| format!("cannot listen on the server socket {}", config.socket))?;
+    let _unlink = Unlink(&config.socket);
+    let mut kernel = Kernel {
+        key: config.agent.clone(),
+        chunk: engine.status().chunk,
+    };
+    let channel = connect_within(&mut kernel, TAKE_OVER_DEADLINE).map_err(anyhow::Error::from)?;
+    let signals = signals().context("cannot receive signals")?;
+    memory::hold_on();
+    let pidfile = match &config.pidfile {
+        None => None,
+        Some(path) => Some(
+            PidFile::create(path)
+                .with_context(|| format!("cannot write the pid file {}", path.display()))?,
+        ),
+    };
+    let hangup_log = log.clone();
+    let parts = Parts {
+        listener,
+        agent: agent.into(),
+        signals,
+        connect: kernel,
+        channel,
+        faults: faults.clone(),
+        on_hangup: Box::new(move || hangup_log.reopen()),
+    };
+    engine
+        .background_step()
+        .map_err(|error| StartError::Unusable(error.into()))?;
+    let ring = Ring::new(engine, parts).context("cannot use io_uring")?;
+    println!("pid = {}", std::process::id());
+    background.up().context("cannot go to the background")?;
+    info!("serving {} on {}", config.origin.display(), config.socket);
+
+    let (engine, reason, fault) = ring.run().context("io_uring failed")?;
+    info!("shutting down: {reason}");
+    drop(pidfile);
+    let _ = faults.strike("SHUTDOWN_SERVER");
+    match fault {
+        // Recovery starts from what is durable; closing could only add to the damage.
+        Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
+        None => match engine.close() {
+            Ok(()) => info!("the store is closed"),
+            Err(error) => error!("the store was not closed, it will be recovered: {error}"),
+        },
+    }
+    Ok(())
+}
+
+struct Unlink<'a>(&'a SocketName);
+
+impl Drop for Unlink<'_> {
+    fn drop(&mut self) {
+        self.0.unlink();
+    }
+}
+
+/// Connects to the agent and waits for our turn.
+fn stand_in_line(config: &Config) -> Result<UnixStream, StartError> {
+    let name = &config.agent;
+    let mut stream = name
+        .connect(AGENT_DEADLINE)
+        .with_context(|| format!("cannot connect to the agent at {name}; start it first"))
+        .map_err(StartError::Unusable)?;
+    let ready = ToAgent::ServerReady {
+        pid: std::process::id(),
+        socket: config.socket.to_string(),
+    };
+    stream
+        .write_all(&ready.to_frame().encode())
+        .with_context(|| format!("cannot write to the agent at {name}"))?;
+    let mut reader = FrameReader::default();
+    let mut deadline = Instant::now() + AGENT_DEADLINE;
+    let mut waiting_for = None;
+    loop {
+        match hear_agent(&mut stream, &mut reader, deadline) {
+            Ok(FromAgent::StartServer) => return Ok(stream),
+            Ok(FromAgent::Wait { active_pid, .. }) => {
+                if waiting_for != Some(active_pid) {
+                    eprintln!(
+                        "ddsnap server: server {active_pid} is active; waiting up to {} s for it to end",
+                        TAKE_OVER_DEADLINE.as_secs()
+                    );
+                    deadline = Instant::now() + TAKE_OVER_DEADLINE;
+                }
+                waiting_for = Some(active_pid);
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(StartError::Other(match waiting_for {
+                    Some(pid) => anyhow!("server {pid} is still active at {name}; stop it first"),
+                    None => anyhow!("the agent at {name} does not answer"),
+                }));
+            }
+            Err(error) => {
+                let context = format!("the agent at {name} went away or is none");
+                return Err(anyhow::Error::from(error).context(context).into());
+            }
+        }
+    }
+}
+
+fn hear_agent(
+    stream: &mut UnixStream,
+    reader: &mut FrameReader,
+    deadline: Instant,
+) -> io::Result<FromAgent> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    loop {
+        if let Some(frame) = reader.next_frame().map_err(invalid)? {
+            return FromAgent::from_frame(&frame).map_err(invalid);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let mut bytes = [0; 256];
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => reader.extend(&bytes[..count]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+/// Locks and opens the store, and says in the log what state it was in.
+fn open_store(config: &Config) -> Result<(Store, StoreLock), StartError> {
+    let locked = config.meta.as_deref().unwrap_or(&config.snapstore);
+    let lock = lock_store(locked, TAKE_OVER_DEADLINE)
+        .with_context(|| format!("cannot lock {}", locked.display()))?;
+    let devices = Devices {
+        origin: Box::new(open_device(&config.origin, Access::Read)?),
+        data: Box::new(open_device(&config.snapstore, Access::ReadWrite)?),
+        meta: match &config.meta {
+            Some(meta) => Some(Box::new(open_device(meta, Access::ReadWrite)?)),
+            None => None,
+        },
+    };
+    let options = OpenOptions {
+        cache_bytes: config.cache_bytes,
+    };
+    let (store, opened) = Store::open(devices, &options).map_err(unusable)?;
+    if !opened.clean {
+        warn!("Server was not shut down properly");
+        info!("Replaying journal");
+        info!(
+            "{} journal records replayed, {} of them in part",
+            opened.replayed_records, opened.dropped_records
+        );
+    }
+    Ok((store, lock))
+}
+
+fn unusable(error: StoreError) -> StartError {
+    StartError::Unusable(error.into())
+}
+
+/// Opens a device of a store.
+///
+/// # Errors
+/// It is not there, cannot be opened, or is neither a block device nor a file.
+pub fn open_device(path: &Path, access: Access) -> anyhow::Result<UringDevice> {
+    UringDevice::open(path, access).with_context(|| format!("cannot open {}", path.display()))
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The real engine: [`Store`] behind the core's trait.
+
+use tracing::warn;
+
+use super::engine::{Answer, Engine, EngineError};
+use crate::store::{
+    Done, Location, Op, OpError, Sharing, SnapshotInfo, Store, StoreError, StoreStatus,
+};
+use crate::units::{Chunk, SnapTag};
+
+/// Index entries looked at in one step of background work: well under a millisecond.
+const BACKGROUND_BUDGET: usize = 256;
+
+/// A store that logs what it gave up.
+pub struct StoreEngine(pub Store);
+
+impl StoreEngine {
+    fn answer<T>(&mut self, result: Result<T, StoreError>) -> Result<T, EngineError> {
+        for (tag, squashed) in self.0.take_given_up() {
+            let what = if squashed { "squashed" } else { "deleted" };
+            warn!("the snapshot store is full: snapshot {tag} was {what} to make room");
+        }
+        result.map_err(|error| EngineError {
+            latched: self.0.failure().is_some(),
+            message: format!("{:#}", anyhow::Error::from(error)),
+        })
+    }
+}
+
+impl Engine for StoreEngine {
+    fn commit(&mut self, group: &[Op]) -> Result<Vec<Result<Done, OpError>>, EngineError> {
+        let result = self.0.commit(group);
+        self.answer(result)
+    }
+
+    fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Answer<Location> {
+        let result = self.0.locate(tag, chunk);
+        self.answer(result)
+    }
+
+    fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
+        let result = self.0.create(tag, now);
+        self.answer(result)
+    }
+
+    fn delete(&mut self, tag: SnapTag) -> Answer<()> {
+        let result = self.0.delete(tag);
+        self.answer(result)
+    }
+
+    fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Answer<()> {
+        let result = self.0.set_priority(tag, priority);
+        self.answer(result)
+    }
+
+    fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Answer<u16> {
+        let result = self.0.adjust_usecount(tag, delta);
+        self.answer(result)
+    }
+
+    fn set_in_use(&mut self, tag: SnapTag, in_use: bool) {
+        self.0.set_in_use(tag, in_use);
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.0.snapshots()
+    }
+
+    fn snapshot(&self, tag: SnapTag) -> Option<SnapshotInfo> {
+        self.0.snapshot(tag)
+    }
+
+    fn status(&self) -> StoreStatus {
+        self.0.status()
+    }
+
+    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
+        let result = self.0.sharing();
+        self.answer(result)
+    }
+
+    fn background_step(&mut self) -> Result<bool, EngineError> {
+        let result = self.0.background_step(BACKGROUND_BUDGET);
+        self.answer(result)
+    }
+
+    fn close(self) -> Result<(), EngineError> {
+        self.0.close().map_err(|error| EngineError {
+            latched: true,
+            message: format!("{:#}", anyhow::Error::from(error)),
+        })
+    }
+}
