@@ -155,7 +155,7 @@ struct ddsnap_device {
 	unsigned int server_timeout;	/* seconds */
 	bool timeout_given;		/* in the table line */
 
-	/* volume->lock, and volumes_mutex too for changing the list */
+	/* volume->lock, and ddsnap_volumes_mutex too for changing the list */
 	struct list_head list;
 	struct ddsnap_call *call;
 
@@ -190,13 +190,13 @@ enum ddsnap_gate {
  * struct ddsnap_volume - all that share one key
  */
 struct ddsnap_volume {
-	struct list_head list;		/* volumes_mutex */
-	unsigned int refs;		/* volumes_mutex */
+	struct list_head list;		/* ddsnap_volumes_mutex */
+	unsigned int refs;		/* ddsnap_volumes_mutex */
 	char key[DDSNAP_KEY_SIZE];
 
 	spinlock_t lock;		/* irqs off: taken at the end of bios */
 
-	/* lock, and volumes_mutex too for changing it */
+	/* lock, and ddsnap_volumes_mutex too for changing it */
 	struct list_head devices;
 
 	/* lock */
@@ -227,36 +227,81 @@ struct ddsnap_volume {
 	struct delayed_work lost_work;
 };
 
+/*
+ * Functions whose name starts with __ run under volume->lock.
+ */
+
 /* volume.c */
+extern struct mutex ddsnap_volumes_mutex;
+extern struct workqueue_struct *ddsnap_wq;
+unsigned int ddsnap_volumes_lock(void);
+void ddsnap_volumes_unlock(unsigned int noio);
 struct ddsnap_volume *ddsnap_volume_get(const char *key);
 void ddsnap_volume_put(struct ddsnap_volume *v);
 int __must_check ddsnap_volume_attach(struct ddsnap_volume *v,
 				      struct ddsnap_channel *channel,
 				      unsigned int chunk_shift);
 void ddsnap_volume_detach(struct ddsnap_volume *v);
+int ddsnap_volume_init(void);
+void ddsnap_volume_exit(void);
+
+/* device.c */
+struct ddsnap_call *ddsnap_call_of(struct ddsnap_question *q);
+void ddsnap_call_free(struct kref *kref);
+void __ddsnap_queue_call(struct ddsnap_volume *v, struct ddsnap_call *call,
+			 enum ddsnap_request_op op, struct list_head *list);
+void __ddsnap_drop_call(struct ddsnap_volume *v, struct ddsnap_call *call);
+int __must_check ddsnap_device_join(struct ddsnap_device *dev, char **error);
+void ddsnap_device_leave(struct ddsnap_device *dev, bool wait);
+void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush);
+void ddsnap_device_resume(struct ddsnap_device *dev);
+
+/* gate.c */
+bool ddsnap_origin_write_begin(struct ddsnap_volume *v);
+void ddsnap_origin_write_end(struct ddsnap_volume *v);
+void __ddsnap_open_gate(struct ddsnap_volume *v);
+void __ddsnap_take_back_granted(struct ddsnap_volume *v);
+void ddsnap_clear_unique(struct ddsnap_volume *v);
+int __must_check ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id);
+int __must_check ddsnap_barrier_end(struct ddsnap_volume *v, u64 id,
+				    bool created);
+
+/* question.c */
+void ddsnap_wake_server(struct ddsnap_volume *v);
+void ddsnap_end_bios(struct bio_list *bios);
+bool ddsnap_is_io(const struct ddsnap_question *q);
+void __ddsnap_unlist(struct ddsnap_volume *v, struct ddsnap_question *q);
+void __ddsnap_make_unsent(struct ddsnap_volume *v, struct ddsnap_question *q,
+			  struct list_head *list);
+void __ddsnap_ask_origin_write(struct ddsnap_volume *v,
+			       struct ddsnap_question *q);
+struct ddsnap_question *__ddsnap_find_sent(struct ddsnap_volume *v, u64 id,
+					   u32 op);
+void __ddsnap_end_question(struct ddsnap_volume *v, struct ddsnap_question *q,
+			   struct bio_list *bios);
+void __ddsnap_cancel(struct ddsnap_volume *v, struct ddsnap_question *q,
+		     blk_status_t status, struct bio_list *ended);
+void __ddsnap_sweep(struct ddsnap_volume *v, struct bio_list *ended);
+void ddsnap_submit_ready(struct work_struct *work);
+void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
+		    struct dm_dev *to, enum ddsnap_io_state state);
+bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk);
+void __ddsnap_release_origin_write(struct ddsnap_volume *v,
+				   struct ddsnap_question *q);
+void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io);
+int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
+	       u64 chunk);
+bool ddsnap_volume_has_unsent(struct ddsnap_volume *v);
 unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
 				struct ddsnap_request *requests,
 				unsigned int max);
 void ddsnap_volume_untake(struct ddsnap_volume *v,
 			  const struct ddsnap_request *requests,
 			  unsigned int count);
+
+/* reply.c */
 int __must_check ddsnap_volume_reply(struct ddsnap_volume *v,
 				     const struct ddsnap_reply *reply);
-bool ddsnap_volume_has_unsent(struct ddsnap_volume *v);
-
-int __must_check ddsnap_device_join(struct ddsnap_device *dev, char **error);
-void ddsnap_device_leave(struct ddsnap_device *dev, bool wait);
-void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush);
-void ddsnap_device_resume(struct ddsnap_device *dev);
-
-bool ddsnap_origin_write_begin(struct ddsnap_volume *v);
-void ddsnap_origin_write_end(struct ddsnap_volume *v);
-void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io);
-int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
-	       u64 chunk);
-
-int ddsnap_volume_init(void);
-void ddsnap_volume_exit(void);
 
 /* channel.c */
 int ddsnap_channel_init(void);

@@ -3,8 +3,14 @@
  * dm-ddsnap - snapshots whose metadata a server in user space keeps
  *
  * This file has the algorithm, the arguments for it, and the target's methods.
- * volume.c has questions, answers and the loss of the server; channel.c the
- * device /dev/ddsnap; stats.c the counters.
+ *
+ *	channel.c	/dev/ddsnap: records in and out
+ *	question.c	what is asked of the server, and the bios that wait
+ *	reply.c		what the server says
+ *	gate.c		the barrier while a snapshot is created
+ *	volume.c	servers that come and go
+ *	device.c	devices that come and go
+ *	stats.c		/proc/driver/ddsnap
  *
  * What it does
  * ------------
@@ -109,7 +115,7 @@
  * Locks, outermost first
  * ----------------------
  *	channel->mutex		one attach or write(2) at a time
- *	volumes_mutex		list of volumes, their references, changes to the
+ *	ddsnap_volumes_mutex		list of volumes, their references, changes to the
  *				lists of devices, clearing of bits
  *	volume->lock		spinlock, irqs off: all the rest of the volume
  *	volume->wait.lock	inside, by wake-ups

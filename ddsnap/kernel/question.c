@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Questions to the server: where each one is, what may join it, and how its
+ * bios go on. target.c opens with the algorithm and the order of the locks.
+ *
+ * A function whose name starts with __ runs under volume->lock.
+ */
+#include "ddsnap.h"
+
+#include <linux/poll.h>
+
+/* The server's read() and poll() look again. */
+void ddsnap_wake_server(struct ddsnap_volume *v)
+{
+	wake_up_interruptible_poll(&v->wait, EPOLLIN | EPOLLRDNORM);
+}
+
+/* Ends bios whose bi_status is set. Not under a lock: dm core may call back. */
+void ddsnap_end_bios(struct bio_list *bios)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios)))
+		bio_endio(bio);
+}
+
+bool ddsnap_is_io(const struct ddsnap_question *q)
+{
+	return q->op == DDSNAP_ORIGIN_WRITE || q->op == DDSNAP_SNAPSHOT_READ ||
+	       q->op == DDSNAP_SNAPSHOT_WRITE;
+}
+
+/*----------------------------------------------------------------
+ * Places of a question
+ *----------------------------------------------------------------
+ */
+
+void __ddsnap_unlist(struct ddsnap_volume *v, struct ddsnap_question *q)
+{
+	lockdep_assert_held(&v->lock);
+
+	if (q->place == PLACE_SENT)
+		hash_del(&q->by_id);
+	list_del_init(&q->list);
+	q->place = PLACE_NOWHERE;
+}
+
+void __ddsnap_make_unsent(struct ddsnap_volume *v, struct ddsnap_question *q,
+			  struct list_head *list)
+{
+	lockdep_assert_held(&v->lock);
+
+	q->place = PLACE_UNSENT;
+	list_add_tail(&q->list, list);
+}
+
+/* An origin write is asked about now, or when the gate opens. */
+void __ddsnap_ask_origin_write(struct ddsnap_volume *v,
+			       struct ddsnap_question *q)
+{
+	lockdep_assert_held(&v->lock);
+
+	q->id = ++v->next_id;
+	if (v->gate == GATE_OPEN) {
+		__ddsnap_make_unsent(v, q, &v->unsent);
+	} else {
+		q->place = PLACE_HELD;
+		list_add_tail(&q->list, &v->held);
+	}
+}
+
+struct ddsnap_question *__ddsnap_find_sent(struct ddsnap_volume *v, u64 id,
+					   u32 op)
+{
+	struct ddsnap_question *q;
+
+	lockdep_assert_held(&v->lock);
+
+	hash_for_each_possible(v->by_id, q, by_id, id)
+		if (q->id == id && q->op == op)
+			return q;
+	return NULL;
+}
+
+/*
+ * A bio may join a question of its kind about its chunk - but a read only one
+ * that is still unsent. The answer to one already sent may be older than a
+ * write to the snapshot that has completed since, and would lead the read to
+ * what the chunk held before. The answer to a write stays true.
+ */
+static struct ddsnap_question *__find_joinable(struct ddsnap_device *dev,
+					       u32 op, u64 chunk)
+{
+	struct ddsnap_volume *v = dev->volume;
+	struct ddsnap_question *q;
+
+	lockdep_assert_held(&v->lock);
+
+	hash_for_each_possible(v->questions, q, by_chunk, chunk)
+		if (q->chunk == chunk && q->op == op && q->dev == dev &&
+		    (op != DDSNAP_SNAPSHOT_READ || q->place == PLACE_UNSENT))
+			return q;
+	return NULL;
+}
+
+/* The question is over; its bios, the one that embeds it too, are in @bios. */
+void __ddsnap_end_question(struct ddsnap_volume *v, struct ddsnap_question *q,
+			   struct bio_list *bios)
+{
+	lockdep_assert_held(&v->lock);
+
+	__ddsnap_unlist(v, q);
+	hash_del(&q->by_chunk);
+	atomic_sub(bio_list_size(&q->bios), &q->dev->stats->waiting);
+	bio_list_merge(bios, &q->bios);
+	bio_list_init(&q->bios);
+}
+
+/*----------------------------------------------------------------
+ * Cancelling
+ *----------------------------------------------------------------
+ */
+
+/* The question's bios are to end with @status, by ddsnap_end_bios(@ended). */
+void __ddsnap_cancel(struct ddsnap_volume *v, struct ddsnap_question *q,
+		     blk_status_t status, struct bio_list *ended)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio *bio;
+
+	__ddsnap_end_question(v, q, &bios);
+	bio_list_for_each(bio, &bios)
+		bio->bi_status = status;
+	bio_list_merge(ended, &bios);
+}
+
+/* What becomes of a bio that has to ask: 0 (ask) or a DM_MAPIO_ code. */
+static int __verdict(const struct ddsnap_device *dev)
+{
+	lockdep_assert_held(&dev->volume->lock);
+
+	if (dev->refused)
+		return DM_MAPIO_KILL;
+	if (dev->volume->channel)
+		return 0;
+	if (dev->suspending == SUSPENDING_NOFLUSH)
+		return DM_MAPIO_REQUEUE;
+	if (dev->suspending == SUSPENDING_FLUSH || dev->failing)
+		return DM_MAPIO_KILL;
+	return 0;
+}
+
+/*
+ * A verdict has changed: cancels what no server has read, where it may not be
+ * asked any more. What a server has read, it answers.
+ */
+static void __sweep_list(struct ddsnap_volume *v, struct list_head *list,
+			 struct bio_list *ended)
+{
+	struct ddsnap_question *q, *next;
+
+	lockdep_assert_held(&v->lock);
+
+	list_for_each_entry_safe(q, next, list, list) {
+		switch (ddsnap_is_io(q) ? __verdict(q->dev) : 0) {
+		case DM_MAPIO_KILL:
+			__ddsnap_cancel(v, q, BLK_STS_IOERR, ended);
+			break;
+		case DM_MAPIO_REQUEUE:
+			__ddsnap_cancel(v, q, BLK_STS_DM_REQUEUE, ended);
+			break;
+		}
+	}
+}
+
+void __ddsnap_sweep(struct ddsnap_volume *v, struct bio_list *ended)
+{
+	__sweep_list(v, &v->unsent, ended);
+	__sweep_list(v, &v->held, ended);
+}
+
+/*----------------------------------------------------------------
+ * Bios on their way down
+ *----------------------------------------------------------------
+ */
+
+/* Submission may block on the device below, so it is left to a worker. */
+void ddsnap_submit_ready(struct work_struct *work)
+{
+	struct ddsnap_volume *v = container_of(work, struct ddsnap_volume,
+					       submit_work);
+	struct bio_list bios;
+	struct blk_plug plug;
+	struct bio *bio;
+
+	spin_lock_irq(&v->lock);
+	bios = v->ready;
+	bio_list_init(&v->ready);
+	spin_unlock_irq(&v->lock);
+
+	blk_start_plug(&plug);
+	while ((bio = bio_list_pop(&bios))) {
+		bio_set_dev(bio, ddsnap_io(bio)->to->bdev);
+		dm_submit_bio_remap(bio, NULL);
+		cond_resched();
+	}
+	blk_finish_plug(&plug);
+}
+
+void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
+		    struct dm_dev *to, enum ddsnap_io_state state)
+{
+	struct ddsnap_io *io = ddsnap_io(bio);
+
+	lockdep_assert_held(&v->lock);
+
+	io->state = state;
+	io->to = to;
+	bio_list_add(&v->ready, bio);
+	queue_work(ddsnap_wq, &v->submit_work);
+}
+
+bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk)
+{
+	struct ddsnap_io *io;
+
+	lockdep_assert_held(&v->lock);
+
+	hash_for_each_possible(v->tracked, io, tracked, chunk)
+		if (io->tracked_chunk == chunk)
+			return true;
+	return false;
+}
+
+/* From here on, and until the next snapshot, the chunk is unique. */
+void __ddsnap_release_origin_write(struct ddsnap_volume *v,
+				   struct ddsnap_question *q)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct ddsnap_device *dev = q->dev;
+	struct bio *bio;
+
+	lockdep_assert_held(&v->lock);
+	WARN_ON_ONCE(v->gate != GATE_OPEN);
+
+	if (dev->unique && q->chunk < dev->unique_chunks)
+		set_bit(q->chunk, dev->unique);
+
+	__ddsnap_end_question(v, q, &bios);
+	while ((bio = bio_list_pop(&bios))) {
+		/* The gate is open and stays so while we hold the lock. */
+		atomic_inc(&v->origin_writes);
+		__ddsnap_ready(v, bio, dev->origin, IO_ORIGIN_WRITE);
+	}
+}
+
+/**
+ * ddsnap_read_untrack - a snapshot's read from the origin has ended
+ * @v: the volume
+ * @io: the bio's share, IO_TRACKED_READ
+ *
+ * Origin writes that waited for the last such read of the chunk go on.
+ */
+void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
+{
+	struct ddsnap_question *q, *next;
+	u64 chunk = io->tracked_chunk;
+	unsigned long flags;
+
+	spin_lock_irqsave(&v->lock, flags);
+	hash_del(&io->tracked);
+	if (!list_empty(&v->granted) && !__ddsnap_is_tracked(v, chunk))
+		list_for_each_entry_safe(q, next, &v->granted, list)
+			if (q->chunk == chunk)
+				__ddsnap_release_origin_write(v, q);
+	spin_unlock_irqrestore(&v->lock, flags);
+}
+
+/*----------------------------------------------------------------
+ * Asking, and the server reads
+ *----------------------------------------------------------------
+ */
+
+/**
+ * ddsnap_ask - a bio needs the server's answer
+ * @dev: the device
+ * @bio: the bio, not longer than a chunk
+ * @op: DDSNAP_ORIGIN_WRITE, DDSNAP_SNAPSHOT_READ or DDSNAP_SNAPSHOT_WRITE
+ * @chunk: the chunk the bio lies in
+ *
+ * Return: what map returns: DM_MAPIO_SUBMITTED and the bio is ours; REMAPPED to
+ * the origin if the chunk has become unique; KILL; REQUEUE.
+ */
+int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
+	       u64 chunk)
+{
+	struct ddsnap_volume *v = dev->volume;
+	struct ddsnap_io *io = ddsnap_io(bio);
+	struct ddsnap_question *q;
+	bool asked = false;
+	int r;
+
+	spin_lock_irq(&v->lock);
+
+	if (op == DDSNAP_ORIGIN_WRITE && v->gate == GATE_OPEN && dev->unique &&
+	    chunk < dev->unique_chunks && test_bit(chunk, dev->unique)) {
+		/* It was granted between the look without the lock and now. */
+		atomic_inc(&v->origin_writes);
+		spin_unlock_irq(&v->lock);
+		io->state = IO_ORIGIN_WRITE;
+		bio_set_dev(bio, dev->origin->bdev);
+		this_cpu_inc(dev->stats->counts->at_once);
+		return DM_MAPIO_REMAPPED;
+	}
+
+	r = __verdict(dev);
+	if (r) {
+		spin_unlock_irq(&v->lock);
+		return r;
+	}
+
+	q = __find_joinable(dev, op, chunk);
+	if (!q) {
+		q = &io->question;
+		q->op = op;
+		q->dev = dev;
+		q->chunk = chunk;
+		bio_list_init(&q->bios);
+		hash_add(v->questions, &q->by_chunk, chunk);
+		if (op == DDSNAP_ORIGIN_WRITE) {
+			__ddsnap_ask_origin_write(v, q);
+		} else {
+			q->id = ++v->next_id;
+			__ddsnap_make_unsent(v, q, &v->unsent);
+		}
+		asked = true;
+	}
+	bio_list_add(&q->bios, bio);
+	atomic_inc(&dev->stats->waiting);
+	spin_unlock_irq(&v->lock);
+
+	if (asked) {
+		this_cpu_inc(dev->stats->counts->questions);
+		ddsnap_wake_server(v);
+	}
+	return DM_MAPIO_SUBMITTED;
+}
+
+bool ddsnap_volume_has_unsent(struct ddsnap_volume *v)
+{
+	return !list_empty_careful(&v->unsent);
+}
+
+static void fill_request(const struct ddsnap_question *q,
+			 struct ddsnap_request *request)
+{
+	memset(request, 0, sizeof(*request));
+	request->id = cpu_to_le64(q->id);
+	request->op = cpu_to_le32(q->op);
+
+	if (ddsnap_is_io(q)) {
+		request->device = cpu_to_le32(q->dev->call->device);
+		request->snapshot = cpu_to_le64(q->dev->snapshot);
+		request->chunk = cpu_to_le64(q->chunk);
+	} else if (q->op == DDSNAP_BARRIER_REACHED) {
+		request->snapshot = cpu_to_le64(DDSNAP_ORIGIN);
+	} else {
+		const struct ddsnap_call *call =
+			container_of(q, const struct ddsnap_call, q);
+
+		request->device = cpu_to_le32(call->device);
+		request->snapshot = cpu_to_le64(call->snapshot);
+		request->sectors = cpu_to_le64(call->sectors);
+	}
+}
+
+/**
+ * ddsnap_volume_take - the next requests for the server
+ * @v: the volume
+ * @requests: room for them
+ * @max: records there is room for
+ *
+ * Return: how many there were. They count as sent.
+ */
+unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
+				struct ddsnap_request *requests,
+				unsigned int max)
+{
+	struct ddsnap_question *q, *next;
+	unsigned int count = 0;
+
+	spin_lock_irq(&v->lock);
+	list_for_each_entry_safe(q, next, &v->unsent, list) {
+		if (count == max)
+			break;
+		fill_request(q, &requests[count++]);
+		__ddsnap_unlist(v, q);
+		if (q == &v->reached) {
+			WRITE_ONCE(v->gate, GATE_TOLD);
+			continue;
+		}
+		q->place = PLACE_SENT;
+		list_add_tail(&q->list, &v->sent);
+		hash_add(v->by_id, &q->by_id, q->id);
+	}
+	spin_unlock_irq(&v->lock);
+	return count;
+}
+
+/**
+ * ddsnap_volume_untake - the server's memory could not be written to
+ * @v: the volume
+ * @requests: what ddsnap_volume_take() gave and the server did not get
+ * @count: how many
+ *
+ * Questions answered meanwhile, by a server that guesses, are left alone.
+ */
+void ddsnap_volume_untake(struct ddsnap_volume *v,
+			  const struct ddsnap_request *requests,
+			  unsigned int count)
+{
+	spin_lock_irq(&v->lock);
+	while (count--) {
+		u64 id = le64_to_cpu(requests[count].id);
+		u32 op = le32_to_cpu(requests[count].op);
+		struct ddsnap_question *q;
+
+		if (op == DDSNAP_BARRIER_REACHED) {
+			if (v->gate != GATE_TOLD || v->barrier_id != id)
+				continue;
+			WRITE_ONCE(v->gate, GATE_DRAINED);
+			q = &v->reached;
+		} else {
+			q = __ddsnap_find_sent(v, id, op);
+			if (!q)
+				continue;
+			__ddsnap_unlist(v, q);
+		}
+		q->place = PLACE_UNSENT;
+		list_add(&q->list, &v->unsent);
+	}
+	spin_unlock_irq(&v->lock);
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the server writes: checked here, and acted upon.
+ */
+#include "ddsnap.h"
+
+#include <linux/errno.h>
+
+static int call_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
+		      u64 value)
+{
+	struct bio_list ended = BIO_EMPTY_LIST;
+	struct ddsnap_question *q;
+	struct ddsnap_device *dev;
+	struct ddsnap_call *call;
+	bool refused = false;
+	u64 snapshot;
+
+	spin_lock_irq(&v->lock);
+	q = __ddsnap_find_sent(v, id, op);
+	if (!q) {
+		spin_unlock_irq(&v->lock);
+		return -EPROTO;
+	}
+	call = ddsnap_call_of(q);
+	dev = q->dev;
+	snapshot = call->snapshot;
+	__ddsnap_unlist(v, q);
+
+	if (!dev && op == DDSNAP_IDENTIFY && !status) {
+		/* The device left before the server accepted it: say so. */
+		__ddsnap_queue_call(v, call, DDSNAP_GONE, &v->unsent);
+		goto out;
+	}
+
+	call->status = status;
+	call->value = value;
+	if (dev && !status) {
+		dev->chunk_shift = v->chunk_shift;
+		dev->identified = true;
+		dev->connected = true;
+	} else if (dev && dev->identified) {
+		dev->refused = true;
+		refused = true;
+		__ddsnap_sweep(v, &ended);
+	}
+	complete(&call->done);
+out:
+	kref_put(&call->kref, ddsnap_call_free);
+	spin_unlock_irq(&v->lock);
+
+	ddsnap_end_bios(&ended);
+	ddsnap_wake_server(v);
+	if (refused)
+		DMERR("%s: the new snapshot server refuses %s %lld (error %u): its I/O fails",
+		      v->key,
+		      snapshot == DDSNAP_ORIGIN ? "origin" : "snapshot",
+		      (long long)snapshot, status);
+	return 0;
+}
+
+/* True if the mapping is good; false if its bios are to end with an error. */
+static bool __snapshot_mapped(struct ddsnap_volume *v,
+			      struct ddsnap_question *q, bool from_origin,
+			      u64 value, struct bio_list *ended)
+{
+	struct ddsnap_device *dev = q->dev;
+	struct dm_dev *to = from_origin ? dev->origin : dev->store;
+	struct bio_list bios = BIO_EMPTY_LIST;
+	u64 chunk = q->chunk;
+	struct bio *bio;
+
+	lockdep_assert_held(&v->lock);
+
+	if (from_origin)
+		value = chunk;
+	if (value >= ddsnap_sector_to_chunk(dev, bdev_nr_sectors(to->bdev))) {
+		__ddsnap_cancel(v, q, BLK_STS_IOERR, ended);
+		return false;
+	}
+
+	/* The question lies in one of the bios: it is over before they go. */
+	__ddsnap_end_question(v, q, &bios);
+	while ((bio = bio_list_pop(&bios))) {
+		struct ddsnap_io *io = ddsnap_io(bio);
+		sector_t sector = bio->bi_iter.bi_sector;
+
+		if (from_origin) {
+			io->tracked_chunk = chunk;
+			hash_add(v->tracked, &io->tracked, chunk);
+			__ddsnap_ready(v, bio, to, IO_TRACKED_READ);
+		} else {
+			sector -= ddsnap_chunk_to_sector(dev, chunk);
+			sector += ddsnap_chunk_to_sector(dev, value);
+			bio->bi_iter.bi_sector = sector;
+			__ddsnap_ready(v, bio, to, IO_PLAIN);
+		}
+	}
+	return true;
+}
+
+/* Upper layers know what to do about these; all else is an I/O error. */
+static blk_status_t status_to_blk(u32 status)
+{
+	return status == ENOSPC ? BLK_STS_NOSPC : BLK_STS_IOERR;
+}
+
+static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
+		    bool from_origin, u64 value)
+{
+	struct bio_list ended = BIO_EMPTY_LIST;
+	struct ddsnap_question *q;
+	bool in_range = true;
+	u64 chunk;
+
+	spin_lock_irq(&v->lock);
+	q = __ddsnap_find_sent(v, id, op);
+	if (!q) {
+		spin_unlock_irq(&v->lock);
+		return -EPROTO;
+	}
+	chunk = q->chunk;
+
+	if (status) {
+		__ddsnap_cancel(v, q, status_to_blk(status), &ended);
+	} else if (op != DDSNAP_ORIGIN_WRITE) {
+		in_range = __snapshot_mapped(v, q, from_origin, value, &ended);
+	} else if (v->gate != GATE_OPEN) {
+		/* Does it hold after the snapshot too? Ask again then. */
+		__ddsnap_unlist(v, q);
+		__ddsnap_ask_origin_write(v, q);
+	} else if (__ddsnap_is_tracked(v, chunk)) {
+		__ddsnap_unlist(v, q);
+		q->place = PLACE_GRANTED;
+		list_add_tail(&q->list, &v->granted);
+	} else {
+		__ddsnap_release_origin_write(v, q);
+	}
+	spin_unlock_irq(&v->lock);
+
+	ddsnap_end_bios(&ended);
+	if (!in_range)
+		DMERR_LIMIT("%s: the server maps chunk %llu to %s %llu, beyond its end",
+			    v->key, chunk,
+			    from_origin ? "origin chunk" : "store chunk",
+			    from_origin ? chunk : value);
+	return 0;
+}
+
+/**
+ * ddsnap_volume_reply - one record from the server
+ * @v: the volume; its channel's mutex is held
+ * @reply: the record
+ *
+ * Return: 0, or -EPROTO and nothing has changed.
+ */
+int ddsnap_volume_reply(struct ddsnap_volume *v,
+			const struct ddsnap_reply *reply)
+{
+	u64 id = le64_to_cpu(reply->id);
+	u32 op = le32_to_cpu(reply->op);
+	u32 status = le32_to_cpu(reply->status);
+	u32 flags = le32_to_cpu(reply->flags);
+	u64 value = le64_to_cpu(reply->value);
+	u32 allowed = 0;
+
+	if (op == DDSNAP_SNAPSHOT_READ && !status)
+		allowed = DDSNAP_REPLY_FROM_ORIGIN;
+	else if (op == DDSNAP_BARRIER_END)
+		allowed = DDSNAP_REPLY_CREATED;
+	if (reply->reserved || flags & ~allowed || status > MAX_ERRNO)
+		return -EPROTO;
+
+	switch (op) {
+	case DDSNAP_IDENTIFY:
+	case DDSNAP_GONE:
+		return call_reply(v, id, op, status, value);
+	case DDSNAP_ORIGIN_WRITE:
+	case DDSNAP_SNAPSHOT_READ:
+	case DDSNAP_SNAPSHOT_WRITE:
+		return io_reply(v, id, op, status,
+				flags & DDSNAP_REPLY_FROM_ORIGIN, value);
+	case DDSNAP_BARRIER_BEGIN:
+		return status ? -EPROTO : ddsnap_barrier_begin(v, id);
+	case DDSNAP_BARRIER_END:
+		return status ? -EPROTO :
+		       ddsnap_barrier_end(v, id, flags & DDSNAP_REPLY_CREATED);
+	default:
+		return -EPROTO;
+	}
+}
