@@ -258,7 +258,7 @@ impl Client {
     /// and devices. A `delta` of 0 only asks.
     ///
     /// # Errors
-    /// Refused with `ENOENT` or `ERANGE` (the count would leave 0 to 65,535); or the connection's
+    /// Refused with `ENOENT` or `EINVAL` (the count would leave 0 to 65,535); or the connection's
     /// errors.
     pub fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Result<u32> {
         match self.call(Request::UseCount(tag, delta))? {

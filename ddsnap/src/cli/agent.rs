@@ -70,7 +70,7 @@ impl Agent {
             Started::Daemon(background) => background,
         };
         let log = self.daemon.log("ddsnap agent", LOG)?;
-        let listener = self
+        let (listener, socket_file) = self
             .socket
             .listen()
             .with_context(|| format!("cannot listen on the agent socket {}", self.socket))?;
@@ -86,7 +86,7 @@ impl Agent {
         background.up().context("cannot go to the background")?;
         let agent = crate::agent::Agent::new(listener, signals, Box::new(move || log.reopen()));
         let ended = agent.run();
-        self.socket.unlink();
+        drop(socket_file);
         drop(pidfile);
         info!("ending: {}", ended.context("cannot wait for servers")?);
         Ok(0)

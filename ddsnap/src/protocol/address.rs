@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -101,13 +101,13 @@ impl SocketName {
 
     /// Makes a non-blocking listening socket of this name with mode 0600.
     ///
-    /// The file of a listener that died is replaced. Sets the process's umask for a moment, so call
+    /// The file of a listener that died is replaced; ours is removed with the [`SocketFile`]. Sets the process's umask for a moment, so call
     /// it while there is one thread.
     ///
     /// # Errors
     /// `AddrInUse` if somebody answers on it, `AlreadyExists` if the path is something else than a
     /// socket; else what the system says.
-    pub fn listen(&self) -> io::Result<OwnedFd> {
+    pub fn listen(&self) -> io::Result<(OwnedFd, SocketFile)> {
         let fd = stream_socket(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
         match self.bind(&fd) {
             Err(Errno::EADDRINUSE) => {
@@ -116,8 +116,10 @@ impl SocketName {
             }
             other => other?,
         }
+        // A daemon changes its working directory later.
+        let file = SocketFile(self.path().map(std::path::absolute).transpose()?);
         listen(&fd, Backlog::new(64)?)?;
-        Ok(fd)
+        Ok((fd, file))
     }
 
     fn bind(&self, fd: &OwnedFd) -> nix::Result<()> {
@@ -151,10 +153,15 @@ impl SocketName {
             )),
         }
     }
+}
 
-    /// Removes the file of a listener of ours. Does nothing for an abstract name.
-    pub fn unlink(&self) {
-        if let Some(path) = self.path() {
+/// The file of a listening socket, removed when this is dropped. An abstract name has none.
+#[derive(Debug)]
+pub struct SocketFile(Option<PathBuf>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -215,10 +222,12 @@ mod tests {
     fn a_live_listener_is_not_replaced_but_a_dead_one_is() {
         let dir = tempfile::tempdir().unwrap();
         let name = name(&dir, "s");
-        let first = name.listen().unwrap();
+        let (first, file) = name.listen().unwrap();
         assert_eq!(name.listen().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // As after a crash: the listener is gone, its file is there.
         drop(first);
         let _second = name.listen().unwrap();
+        std::mem::forget(file);
         name.connect(Duration::from_secs(5)).unwrap();
     }
 

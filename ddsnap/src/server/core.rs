@@ -626,3 +626,6 @@ impl<E: Engine> Core<E> {
 fn name_of(snapshot: Option<SnapTag>) -> String {
     snapshot.map_or("the origin".to_owned(), |tag| format!("snapshot {tag}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,6 +102,17 @@ impl Faults {
         })
     }
 
+    /// Closes the connection at the first message of this name.
+    #[cfg(test)]
+    pub(super) fn closing(name: &str) -> Faults {
+        let armed = Armed {
+            trigger: name.to_owned(),
+            left: 1,
+            action: Action::Close,
+        };
+        Faults { armed: Some(armed) }
+    }
+
     /// A message of this name has come. Gives back what is to happen, if it is the one.
     pub fn hit(&mut self, name: &str) -> Option<Action> {
         let armed = self.armed.as_mut()?;

@@ -8,6 +8,8 @@ pub mod clients;
 pub mod commands;
 pub mod core;
 pub mod engine;
+#[cfg(test)]
+mod fake;
 pub mod faults;
 pub mod io;
 pub mod link;

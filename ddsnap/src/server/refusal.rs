@@ -15,8 +15,8 @@ pub fn reply(refused: &OpError) -> Reply {
         OpError::TooManySnapshots => (Errno::ENOSPC, "too many snapshots".to_owned()),
         OpError::InUse(_) => (Errno::EBUSY, "snapshot has non-zero usecount".to_owned()),
         OpError::StoreFull => (Errno::ENOSPC, "the snapshot store is full".to_owned()),
-        OpError::UsecountUnderflow => (Errno::ERANGE, "Usecount underflow.".to_owned()),
-        OpError::UsecountOverflow => (Errno::ERANGE, "Usecount overflow.".to_owned()),
+        OpError::UsecountUnderflow => (Errno::EINVAL, "Usecount underflow.".to_owned()),
+        OpError::UsecountOverflow => (Errno::EINVAL, "Usecount overflow.".to_owned()),
         OpError::Squashed(_) => (Errno::EIO, "snapshot is squashed".to_owned()),
         OpError::OutOfRange(_) => (Errno::EINVAL, refused.to_string()),
     };

@@ -477,3 +477,6 @@ fn is_temporary(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EINTR | Errno::EAGAIN))
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,11 +91,10 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     }
     let (store, _lock) = open_store(config)?;
     let mut engine = StoreEngine(store);
-    let listener = config
+    let (listener, _socket_file) = config
         .socket
         .listen()
         .with_context(|| format!("cannot listen on the server socket {}", config.socket))?;
-    let _unlink = Unlink(&config.socket);
     let mut kernel = Kernel {
         key: config.agent.clone(),
         chunk: engine.status().chunk,
@@ -141,14 +140,6 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         },
     }
     Ok(())
-}
-
-struct Unlink<'a>(&'a SocketName);
-
-impl Drop for Unlink<'_> {
-    fn drop(&mut self) {
-        self.0.unlink();
-    }
 }
 
 /// Connects to the agent and waits for our turn.

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! An engine in memory that tells what was asked of it and fails on command.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::engine::{Answer, Engine, EngineError};
+use crate::store::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
+use crate::units::{Chunk, ChunkShift, SnapSeq, SnapTag, StoreChunk};
+
+/// Length of the fake origin in chunks of 4 KiB.
+pub const ORIGIN_CHUNKS: u64 = 100;
+/// The same in sectors.
+pub const ORIGIN_SECTORS: u64 = ORIGIN_CHUNKS * 8;
+
+/// What a test can see and set while a core owns the engine.
+#[derive(Debug, Default)]
+pub struct Inside {
+    pub calls: Vec<String>,
+    /// Returned by every call that changes or reads something, until taken away.
+    pub failure: Option<EngineError>,
+    /// A commit of this chunk of the origin fails alone, without latching.
+    pub bad_chunk: Option<Chunk>,
+    pub snapshots: Vec<SnapshotInfo>,
+    pub in_use: Vec<SnapTag>,
+    /// Exceptions: chunk and sequence.
+    exceptions: BTreeMap<(u64, u64), StoreChunk>,
+    next_seq: u64,
+    next_place: u64,
+    pub background_steps: u32,
+    pub closed: bool,
+}
+
+/// The engine; its clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Fake(pub Rc<RefCell<Inside>>);
+
+impl Fake {
+    pub fn with_snapshots(tags: &[u32]) -> Fake {
+        let mut fake = Fake::default();
+        for &tag in tags {
+            fake.create(SnapTag(tag), 0).unwrap().unwrap();
+        }
+        fake.take_calls();
+        fake
+    }
+
+    pub fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut().calls)
+    }
+
+    pub fn fail(&self, latched: bool) {
+        let message = "disk on fire".to_owned();
+        self.0.borrow_mut().failure = Some(EngineError { latched, message });
+    }
+
+    fn call(&self, text: String) -> Result<(), EngineError> {
+        let mut inside = self.0.borrow_mut();
+        inside.calls.push(text);
+        inside.failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn find(&self, tag: SnapTag) -> Result<SnapshotInfo, OpError> {
+        self.snapshot(tag).ok_or(OpError::NoSuchSnapshot(tag))
+    }
+
+    fn change<T>(
+        &self,
+        tag: SnapTag,
+        change: impl FnOnce(&mut SnapshotInfo) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let mut inside = self.0.borrow_mut();
+        let found = inside.snapshots.iter_mut().find(|info| info.tag == tag);
+        change(found.ok_or(OpError::NoSuchSnapshot(tag))?)
+    }
+}
+
+impl Engine for Fake {
+    fn commit(&mut self, group: &[Op]) -> Result<Vec<Result<Done, OpError>>, EngineError> {
+        self.call(format!("commit {group:?}"))?;
+        let mut inside = self.0.borrow_mut();
+        let bad = inside.bad_chunk;
+        if group
+            .iter()
+            .any(|op| matches!(op, Op::OriginWrite(chunk) if Some(*chunk) == bad))
+        {
+            return Err(EngineError {
+                latched: false,
+                message: "unreadable".to_owned(),
+            });
+        }
+        let newest = inside.snapshots.last().map(|info| info.seq.0);
+        let mut results = Vec::new();
+        for &op in group {
+            inside.next_place += 1;
+            let place = StoreChunk(inside.next_place);
+            results.push(match op {
+                Op::OriginWrite(chunk) if chunk.0 >= ORIGIN_CHUNKS => {
+                    Err(OpError::OutOfRange(chunk))
+                }
+                Op::OriginWrite(chunk) => {
+                    if let Some(seq) = newest {
+                        inside.exceptions.entry((chunk.0, seq)).or_insert(place);
+                    }
+                    Ok(Done::Unique)
+                }
+                Op::SnapshotWrite(..) => Ok(Done::Private(place)),
+            });
+        }
+        Ok(results)
+    }
+
+    fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Answer<Location> {
+        self.call(format!("locate {tag} {chunk}"))?;
+        let seq = match self.find(tag) {
+            Ok(info) => info.seq.0,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let inside = self.0.borrow();
+        let found = inside
+            .exceptions
+            .range((chunk.0, seq)..=(chunk.0, u64::MAX))
+            .next();
+        Ok(Ok(found.map_or(Location::Origin, |(_, &place)| {
+            Location::Store(place)
+        })))
+    }
+
+    fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
+        self.call(format!("create {tag}"))?;
+        if self.snapshot(tag).is_some() {
+            return Ok(Err(OpError::SnapshotExists(tag)));
+        }
+        let mut inside = self.0.borrow_mut();
+        inside.next_seq += 1;
+        let seq = SnapSeq(inside.next_seq);
+        inside.snapshots.push(SnapshotInfo {
+            tag,
+            seq,
+            created: now,
+            priority: 0,
+            usecount: 0,
+            state: SnapState::Live,
+            origin_chunks: ORIGIN_CHUNKS,
+        });
+        Ok(Ok(()))
+    }
+
+    fn delete(&mut self, tag: SnapTag) -> Answer<()> {
+        self.call(format!("delete {tag}"))?;
+        Ok(self.find(tag).and_then(|info| {
+            if info.usecount > 0 {
+                return Err(OpError::InUse(tag));
+            }
+            self.0.borrow_mut().snapshots.retain(|info| info.tag != tag);
+            Ok(())
+        }))
+    }
+
+    fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Answer<()> {
+        self.call(format!("priority {tag} {priority}"))?;
+        Ok(self.change(tag, |info| {
+            info.priority = priority;
+            Ok(())
+        }))
+    }
+
+    fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Answer<u16> {
+        self.call(format!("usecount {tag} {delta}"))?;
+        Ok(self.change(tag, |info| {
+            let count = i32::from(info.usecount) + delta;
+            info.usecount = u16::try_from(count).map_err(|_| OpError::UsecountUnderflow)?;
+            Ok(info.usecount)
+        }))
+    }
+
+    fn set_in_use(&mut self, tag: SnapTag, in_use: bool) {
+        let mut inside = self.0.borrow_mut();
+        inside.in_use.retain(|&other| other != tag);
+        if in_use {
+            inside.in_use.push(tag);
+        }
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.0.borrow().snapshots.clone()
+    }
+
+    fn snapshot(&self, tag: SnapTag) -> Option<SnapshotInfo> {
+        self.0
+            .borrow()
+            .snapshots
+            .iter()
+            .find(|info| info.tag == tag)
+            .copied()
+    }
+
+    fn status(&self) -> StoreStatus {
+        StoreStatus {
+            chunk: ChunkShift::from_bytes(4096).unwrap(),
+            data_chunks: 50,
+            free_chunks: 40,
+            meta_blocks: 30,
+            free_meta_blocks: 20,
+            separate_meta: false,
+            origin_chunks: ORIGIN_CHUNKS,
+            created: 0,
+            deleting: 0,
+        }
+    }
+
+    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
+        self.call("sharing".to_owned())?;
+        Ok(Vec::new())
+    }
+
+    fn background_step(&mut self) -> Result<bool, EngineError> {
+        self.0.borrow_mut().background_steps += 1;
+        Ok(false)
+    }
+
+    fn close(self) -> Result<(), EngineError> {
+        self.0.borrow_mut().closed = true;
+        Ok(())
+    }
+}
