@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Block devices: numbers, lasting names, users, contents.
+//!
+//! Which path is stored for a device. The kernel hands out `/dev/dm-3`, `/dev/loop0` and `/dev/sdb`
+//! in the order of discovery, so after a reboot they may name another disk, and a snapshot store
+//! would be applied to the wrong data. Therefore [`stable_path`] keeps the name the administrator
+//! gave where it lasts (`/dev/VG/LV`, `/dev/mapper/…`, `/dev/disk/by-*/…`), follows links that lie
+//! outside /dev down to the first name inside it, and replaces a kernel name by the device-mapper
+//! name or the hardware's name below `/dev/disk/by-id` where there is one. Names that describe
+//! contents (by-uuid, by-label, lvm-pv-uuid) are never chosen: contents change.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::host::{Busy, Dev};
+use crate::{mounts, process};
+
+nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
+
+/// Zeroes written between two progress reports.
+const ZERO_STEP_BYTES: u64 = 64 << 20;
+/// Longest wait for blkid.
+const PROBE_DEADLINE: Duration = Duration::from_secs(60);
+/// Links followed before a path is called a loop.
+const LINKS_MAX: usize = 16;
+
+/// The number of the block device at `path`.
+pub fn number(path: &Path) -> Result<Dev> {
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("device '{}' does not exist", path.display())
+        }
+        Err(e) => return Err(e).with_context(|| format!("could not look at '{}'", path.display())),
+    };
+    if !meta.file_type().is_block_device() {
+        bail!("'{}' is not a block device", path.display());
+    }
+    Ok(from_raw(meta.rdev()))
+}
+
+fn from_raw(dev: u64) -> Dev {
+    Dev {
+        major: libc::major(dev),
+        minor: libc::minor(dev),
+    }
+}
+
+/// A path for the device at `path` that is still right after a reboot; see the module's comment.
+pub fn stable_path(path: &Path) -> Result<PathBuf> {
+    let dev = number(path)?;
+    let inside = first_name_in_dev(path)?;
+    if !is_kernel_name(&inside) {
+        return Ok(inside);
+    }
+    if let Ok(name) = fs::read_to_string(format!("/sys/dev/block/{dev}/dm/name")) {
+        let mapper = Path::new("/dev/mapper").join(name.trim_end());
+        if number(&mapper).is_ok_and(|d| d == dev) {
+            return Ok(mapper);
+        }
+    }
+    Ok(hardware_name(dev).unwrap_or(inside))
+}
+
+/// Follows links until the path lies in /dev, or is no link.
+fn first_name_in_dev(path: &Path) -> Result<PathBuf> {
+    let mut current = normalise(path);
+    for _ in 0..LINKS_MAX {
+        if current.starts_with("/dev") {
+            return Ok(current);
+        }
+        match fs::read_link(&current) {
+            Ok(target) => {
+                let parent = current.parent().unwrap_or(Path::new("/"));
+                current = normalise(&parent.join(target));
+            }
+            // A directory on the way may be a link: let the system resolve the whole.
+            Err(_) => return fs::canonicalize(&current).context("could not resolve the device"),
+        }
+    }
+    bail!("'{}' leads through too many links", path.display())
+}
+
+/// `path` without `.` and `..`, by its text alone.
+fn normalise(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// Whether `path` is the kernel's own name: directly in /dev and no link.
+fn is_kernel_name(path: &Path) -> bool {
+    path.parent() == Some(Path::new("/dev")) && !path.is_symlink()
+}
+
+/// A name below /dev/disk/by-id that comes from the hardware.
+fn hardware_name(dev: Dev) -> Option<PathBuf> {
+    let entries = fs::read_dir("/dev/disk/by-id").ok()?;
+    let mut names: Vec<PathBuf> = entries
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| {
+            let name = p.file_name().unwrap_or_default().to_string_lossy();
+            !name.starts_with("lvm-pv-") && !name.starts_with("md-") && !name.starts_with("dm-")
+        })
+        .filter(|p| number(p).is_ok_and(|d| d == dev))
+        .collect();
+    names.sort();
+    names.into_iter().next()
+}
+
+/// Fails, naming the user, if the device is mounted or held by another part of the system.
+pub fn check_unused(path: &Path) -> Result<()> {
+    let dev = number(path)?;
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    match opened {
+        Ok(_) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Busy {
+            device: path.display().to_string(),
+            holders: device_users(dev),
+        }
+        .into()),
+        Err(e) => Err(e).with_context(|| format!("could not open '{}'", path.display())),
+    }
+}
+
+/// Who uses a block device: mounts, devices stacked on it, processes that have it open.
+#[must_use]
+pub fn device_users(dev: Dev) -> Vec<String> {
+    let mut users = Vec::new();
+    for mount in mounts::table().unwrap_or_default() {
+        if mount.dev == dev {
+            users.push(format!("a mount on {}", mount.dir.display()));
+        }
+    }
+    if let Ok(holders) = fs::read_dir(format!("/sys/dev/block/{dev}/holders")) {
+        for holder in holders.flatten() {
+            let name = fs::read_to_string(holder.path().join("dm/name"));
+            let name = name.map_or_else(
+                |_| holder.file_name().to_string_lossy().into_owned(),
+                |n| n.trim_end().to_string(),
+            );
+            users.push(format!("device {name}"));
+        }
+    }
+    let opens = |link: &Path| {
+        fs::metadata(link)
+            .is_ok_and(|m| m.file_type().is_block_device() && from_raw(m.rdev()) == dev)
+    };
+    users.extend(process::users(opens));
+    users
+}
+
+/// The size of an open block device in bytes.
+fn size_bytes(file: &File, path: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: the ioctl writes one u64 to the pointer, which is valid for the call.
+    unsafe { blkgetsize64(file.as_raw_fd(), &raw mut bytes) }
+        .with_context(|| format!("could not read the size of '{}'", path.display()))?;
+    Ok(bytes)
+}
+
+/// Overwrites the device with zeroes, reporting bytes done and bytes in all.
+pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path)
+        .with_context(|| format!("could not open '{}'", path.display()))?;
+    let total = size_bytes(&file, path)?;
+    let mut done = 0;
+    while done < total {
+        let range = [done, ZERO_STEP_BYTES.min(total - done)];
+        // SAFETY: the ioctl reads two u64, start and length in bytes, from a valid pointer.
+        match unsafe { blkzeroout(file.as_raw_fd(), &raw const range) } {
+            Err(Errno::EINTR) => continue,
+            result => result.with_context(|| format!("could not zero '{}'", path.display()))?,
+        };
+        done += range[1];
+        progress(done, total);
+    }
+    file.sync_all()
+        .with_context(|| format!("could not flush '{}'", path.display()))
+}
+
+/// Type of the file system on a device node, `None` if it has none that blkid knows.
+pub fn filesystem(node: &Path) -> Result<Option<String>> {
+    let fixed = ["blkid", "-p", "-o", "value", "-s", "TYPE", "--"];
+    let mut argv: Vec<_> = fixed.map(Into::into).to_vec();
+    argv.push(node.into());
+    let output = process::run(&argv, PROBE_DEADLINE)?;
+    let text = output.stdout.trim();
+    match output.code {
+        Some(0) if !text.is_empty() => Ok(Some(text.to_string())),
+        Some(0 | 2) => Ok(None),
+        _ => bail!(
+            "blkid could not examine '{}': {}",
+            node.display(),
+            output.complaint()
+        ),
+    }
+}
+
+/// Writes out what the page cache holds for a device node.
+pub fn flush(node: &Path) -> Result<()> {
+    File::open(node)
+        .and_then(|f| f.sync_all())
+        .with_context(|| format!("could not flush '{}'", node.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn messages_for_what_is_no_device() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let missing = number(&dir.path().join("none")).expect_err("there is nothing");
+        assert!(
+            missing.to_string().ends_with("/none' does not exist"),
+            "{missing}"
+        );
+        let file = dir.path().join("file");
+        fs::write(&file, "x").expect("written");
+        let wrong = number(&file).expect_err("a plain file");
+        assert!(
+            wrong.to_string().ends_with("/file' is not a block device"),
+            "{wrong}"
+        );
+    }
+
+    #[test]
+    fn links_outside_dev_are_followed_to_the_first_name_inside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        symlink("two", &one).expect("linked");
+        symlink("/dev/sysvg/../sysvg/test", &two).expect("linked");
+        assert_eq!(
+            first_name_in_dev(&one).expect("found"),
+            Path::new("/dev/sysvg/test")
+        );
+        let by_id = Path::new("/dev/disk/by-id/x");
+        assert_eq!(first_name_in_dev(by_id).expect("found"), by_id);
+        symlink("loop", dir.path().join("loop")).expect("linked");
+        assert!(first_name_in_dev(&dir.path().join("loop")).is_err());
+    }
+}

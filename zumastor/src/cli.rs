@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The command line. One file per verb; what they share is here.
+//!
+//! Scripts rely on the order of the checks before a verb runs: version, help, database directory,
+//! `running`, `locking`, root, and only then the usage. Messages go to stdout as `zumastor: text`.
+//! Exit codes: 0 done, 1 failed or refused, 2 usage.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::control::{self, Event, Request};
+use crate::host::System;
+use crate::layout::Layout;
+
+mod define_master;
+mod define_volume;
+mod forget;
+mod snapshot;
+mod start_stop;
+mod status;
+mod udev_name;
+
+#[cfg(test)]
+mod tests;
+
+/// The usage of the tool as a whole.
+const USAGE: &str =
+    "usage: zumastor {define|forget|start|stop|snapshot|replicate|status} [<subarguments>...]";
+
+/// Success.
+const OK: u8 = 0;
+/// Failed or refused.
+const FAILED: u8 = 1;
+/// The command line is wrong.
+const USAGE_ERROR: u8 = 2;
+
+/// What the command line needs to know about its surroundings.
+struct Context<'a> {
+    layout: Layout,
+    is_root: bool,
+    out: &'a mut dyn Write,
+}
+
+impl Context<'_> {
+    /// Prints `zumastor: text`.
+    fn say(&mut self, text: &str) {
+        self.print(&format!("zumastor: {text}\n"));
+    }
+
+    /// Prints `text` as it is. A reader that has gone away is no reason to fail what was done.
+    fn print(&mut self, text: &str) {
+        let _ = self.out.write_all(text.as_bytes());
+        let _ = self.out.flush();
+    }
+
+    /// Sends a request, prints what happens, and turns the end into an exit code.
+    fn request(&mut self, request: &Request) -> u8 {
+        let socket = self.layout.control();
+        let mut bar: Option<ProgressBar> = None;
+        let result = control::call(&socket, request, |event| match event {
+            Event::Line(line) if line.starts_with("WARNING") => self.say(&line),
+            Event::Line(line) => self.print(&format!("{line}\n")),
+            Event::Progress { done, total } => show_progress(&mut bar, done, total),
+            Event::Alive | Event::Status(_) | Event::Done { .. } => {}
+        });
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        self.outcome(result)
+    }
+
+    fn outcome(&mut self, result: Result<()>) -> u8 {
+        match result {
+            Ok(()) => OK,
+            Err(error) => {
+                self.say(&format!("{error:#}"));
+                FAILED
+            }
+        }
+    }
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn show_progress(bar: &mut Option<ProgressBar>, done: u64, total: u64) {
+    if !io::stderr().is_terminal() {
+        return;
+    }
+    let bar = bar.get_or_insert_with(|| {
+        let template = "zeroing the origin {bar:40} {bytes} of {total_bytes}, {eta} left";
+        let style = ProgressStyle::with_template(template);
+        ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    });
+    bar.set_position(done);
+}
+
+/// The whole command, for parsing, man pages and completions.
+#[must_use]
+pub fn command() -> Command {
+    Command::new("zumastor")
+        .about("Volumes with snapshots on any block device")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_flag(true)
+        .disable_help_subcommand(true)
+        .disable_version_flag(true)
+        .subcommand_required(true)
+        .arg(
+            Arg::new("version")
+                .short('V')
+                .long("version")
+                .action(ArgAction::SetTrue)
+                .help("Print the version"),
+        )
+        .arg(help())
+        .subcommand(
+            verb("define", "Define a volume or its role")
+                .subcommand_required(true)
+                .subcommand(define_volume::command())
+                .subcommand(define_master::command()),
+        )
+        .subcommand(
+            verb("forget", "Forget a volume; its devices keep their contents")
+                .subcommand_required(true)
+                .subcommand(forget::command()),
+        )
+        .subcommand(start_stop::command("start", "Start a volume or its master"))
+        .subcommand(start_stop::command("stop", "Stop a volume or its master"))
+        .subcommand(snapshot::command())
+        .subcommand(status::command())
+        .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
+        .subcommand(udev_name::command().hide(true))
+}
+
+/// A subcommand with `--help` alone: `-h` belongs to options.
+fn verb(name: &'static str, about: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .disable_help_flag(true)
+        .disable_help_subcommand(true)
+        .arg(help())
+}
+
+fn help() -> Arg {
+    Arg::new("help")
+        .long("help")
+        .action(ArgAction::Help)
+        .help("Print help")
+}
+
+/// The operand that names a volume.
+fn volume_operand() -> Arg {
+    Arg::new("volume")
+        .value_name("VOL")
+        .required(true)
+        .help("Name of the volume")
+}
+
+fn string(matches: &ArgMatches, name: &str) -> Option<String> {
+    matches.get_one::<String>(name).cloned()
+}
+
+fn volume_of(matches: &ArgMatches) -> String {
+    string(matches, "volume").unwrap_or_default()
+}
+
+/// The entry point.
+#[must_use]
+pub fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let mut out = io::stdout();
+    let is_root = nix::unistd::geteuid().is_root();
+    let mut context = Context {
+        layout: Layout::system(),
+        is_root,
+        out: &mut out,
+    };
+    ExitCode::from(run(&argv, &mut context))
+}
+
+/// Checks in the order scripts rely on, then runs the verb.
+fn run(argv: &[OsString], context: &mut Context) -> u8 {
+    let args = argv.get(1..).unwrap_or_default();
+    let is = |text: &str| args.first().is_some_and(|a| a == text);
+    if is("daemon") || is("udev-name") {
+        return parse_and_dispatch(argv, context);
+    }
+    if is("-V") || is("--version") {
+        let version = std::fs::read_to_string(context.layout.version());
+        let version = version.unwrap_or_else(|_| env!("CARGO_PKG_VERSION").to_string());
+        context.print(&format!("{}\n", version.trim_end()));
+        return OK;
+    }
+    if is("--help") {
+        context.print(&format!("{USAGE}\n\n{}", command().render_long_help()));
+        return OK;
+    }
+    if args
+        .iter()
+        .take_while(|a| *a != "--")
+        .any(|a| a == "--help")
+    {
+        return parse_and_dispatch(argv, context);
+    }
+    let verb = args.first().and_then(|v| v.to_str()).unwrap_or_default();
+    if let Err(refusal) = preconditions(verb, context) {
+        context.say(&refusal);
+        return FAILED;
+    }
+    parse_and_dispatch(argv, context)
+}
+
+fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
+    let database = context.layout.volumes();
+    // Not `is_dir`: the directory is root's, and others may not even see that it is there.
+    if matches!(database.metadata(), Err(e) if e.kind() == io::ErrorKind::NotFound) {
+        return Err(format!(
+            "the database directory {} does not exist",
+            database.display()
+        ));
+    }
+    let start = "start it with `systemctl start zumastor` or `/etc/init.d/zumastor start`";
+    if !matches!(verb, "stop" | "status") && !context.layout.running().exists() {
+        return Err(format!("zumastor is not running: {start}"));
+    }
+    if !matches!(verb, "start" | "stop" | "status" | "replicate")
+        && context.layout.locking().exists()
+    {
+        return Err("zumastor is starting or stopping: try again when it is done".to_string());
+    }
+    let privileged = ["define", "forget", "start", "stop", "snapshot", "replicate"];
+    if privileged.contains(&verb) && !context.is_root {
+        return Err(format!("you must be root to run `zumastor {verb}`"));
+    }
+    Ok(())
+}
+
+fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
+    use clap::error::ErrorKind;
+    let matches = match command().try_get_matches_from(argv) {
+        Ok(matches) => matches,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            context.print(&error.render().to_string());
+            return OK;
+        }
+        Err(error) => {
+            let verbless = argv.len() < 2 || error.kind() == ErrorKind::InvalidSubcommand;
+            if !verbless || argv.len() >= 3 {
+                let text = error.render().to_string();
+                context.say(text.trim_start_matches("error: ").trim_end());
+                return USAGE_ERROR;
+            }
+            if let Some(unknown) = argv.get(1) {
+                let unknown = OsStr::to_string_lossy(unknown);
+                context.say(&format!("this version has no verb '{unknown}'"));
+            }
+            context.print(&format!("{USAGE}\n"));
+            return USAGE_ERROR;
+        }
+    };
+    match matches.subcommand() {
+        Some(("define", sub)) => match sub.subcommand() {
+            Some(("volume", m)) => define_volume::run(m, context),
+            Some(("master", m)) => define_master::run(m, context),
+            _ => USAGE_ERROR,
+        },
+        Some(("forget", sub)) => match sub.subcommand() {
+            Some(("volume", m)) => forget::run(m, context),
+            _ => USAGE_ERROR,
+        },
+        Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),
+        Some(("snapshot", m)) => snapshot::run(m, context),
+        Some(("status", m)) => status::run(m, context),
+        Some(("udev-name", m)) => udev_name::run(m, context),
+        Some(("daemon", _)) => match crate::daemon::run(Arc::new(System), Layout::system()) {
+            Ok(()) => OK,
+            Err(error) => {
+                // The journal reads stderr, and nobody reads a daemon's stdout.
+                eprintln!("zumastor: {error:#}");
+                FAILED
+            }
+        },
+        _ => USAGE_ERROR,
+    }
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The protocol between the command line and the daemon.
+//!
+//! A unix stream socket, mode 0600, at /var/run/zumastor/control; the peer must be root. One
+//! connection carries one request and its answer. Each message is one line of JSON,
+//! `{"v":1,"body":…}`, of at most [`MESSAGE_MAX_BYTES`]. The client sends a [`Request`]; the daemon
+//! answers with any number of [`Event`]s, the last of which is [`Event::Done`]. While an operation
+//! runs, [`Event::Alive`] comes at least every [`ALIVE_PERIOD`], so that a client can tell a long
+//! operation from a dead daemon: it gives up after [`SILENCE_MAX`]. A client that goes away does not
+//! stop its operation.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::status::View;
+use crate::volume::{DefineVolume, MasterFlags};
+
+/// The protocol's version. 1: the first.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Longest message in bytes: the status of some thousand snapshots is far below.
+pub const MESSAGE_MAX_BYTES: u64 = 16 << 20;
+/// How often a busy daemon says that it is alive.
+pub const ALIVE_PERIOD: Duration = Duration::from_secs(5);
+/// How long a client waits for the next message.
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long the daemon waits for a request, and for a client to take an answer.
+pub const PEER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// `define volume`.
+    DefineVolume(DefineVolume),
+    /// `define master`.
+    DefineMaster {
+        /// The volume.
+        volume: String,
+        /// Its flags.
+        flags: MasterFlags,
+    },
+    /// `forget volume`.
+    Forget {
+        /// The volume.
+        volume: String,
+    },
+    /// `start volume` or `start master`.
+    Start {
+        /// Which part.
+        role: Role,
+        /// The volume.
+        volume: String,
+    },
+    /// `stop volume` or `stop master`.
+    Stop {
+        /// Which part.
+        role: Role,
+        /// The volume.
+        volume: String,
+    },
+    /// `snapshot`.
+    Snapshot {
+        /// The volume.
+        volume: String,
+        /// The rotation; none for a snapshot by hand.
+        kind: Option<String>,
+        /// Answer at once.
+        nowait: bool,
+    },
+    /// `status`: never waits for an operation.
+    Status,
+}
+
+impl Request {
+    /// The volume the request is for.
+    #[must_use]
+    pub fn volume(&self) -> Option<&str> {
+        match self {
+            Request::DefineVolume(define) => Some(&define.volume),
+            Request::DefineMaster { volume, .. }
+            | Request::Forget { volume }
+            | Request::Start { volume, .. }
+            | Request::Stop { volume, .. }
+            | Request::Snapshot { volume, .. } => Some(volume),
+            Request::Status => None,
+        }
+    }
+}
+
+/// What can be started and stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Agent, server and devices.
+    Volume,
+    /// Mounts and links.
+    Master,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// A line for the administrator.
+    Line(String),
+    /// Bytes done of bytes in all.
+    Progress {
+        /// So many.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// Still at it.
+    Alive,
+    /// All volumes.
+    Status(Vec<View>),
+    /// The end; with an error if the operation failed.
+    Done {
+        /// What went wrong, in one sentence.
+        error: Option<String>,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message<T> {
+    v: u32,
+    body: T,
+}
+
+/// Sends one message.
+pub fn send<T: Serialize>(mut to: impl Write, body: T) -> Result<()> {
+    let mut line = serde_json::to_vec(&Message {
+        v: PROTOCOL_VERSION,
+        body,
+    })?;
+    line.push(b'\n');
+    if line.len() as u64 > MESSAGE_MAX_BYTES {
+        bail!("a message of {} bytes is too long", line.len());
+    }
+    to.write_all(&line).context("could not send")
+}
+
+/// Receives one message; `None` at the end of the stream.
+pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    let mut line = Vec::new();
+    from.take(MESSAGE_MAX_BYTES)
+        .read_until(b'\n', &mut line)
+        .context("could not receive")?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.pop() != Some(b'\n') {
+        bail!("a message was cut off after {} bytes", line.len() + 1);
+    }
+    // The version first: what another version sends need not fit our types.
+    let Version { v } = serde_json::from_slice(&line).context("not a message of this protocol")?;
+    if v != PROTOCOL_VERSION {
+        bail!("the peer speaks protocol version {v}, this zumastor version {PROTOCOL_VERSION}");
+    }
+    let message: Message<T> = serde_json::from_slice(&line).context("a malformed message")?;
+    Ok(Some(message.body))
+}
+
+/// Whether the process at the other end belongs to root.
+pub fn peer_is_root(stream: &UnixStream) -> bool {
+    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == 0)
+}
+
+/// Sends `request` to the daemon at `socket` and hands its events to `on_event`, until the end.
+pub fn call(socket: &Path, request: &Request, mut on_event: impl FnMut(Event)) -> Result<()> {
+    let stream = UnixStream::connect(socket).map_err(|e| no_daemon(socket, &e))?;
+    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    stream.set_write_timeout(Some(PEER_DEADLINE))?;
+    send(&stream, request)?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        match receive(&mut reader).context("the daemon's answer was lost")? {
+            Some(Event::Done { error: None }) => return Ok(()),
+            Some(Event::Done { error: Some(error) }) => bail!("{error}"),
+            Some(event) => on_event(event),
+            None => bail!(
+                "the daemon ended before it answered: `zumastor status` shows what was done, \
+                 `journalctl -u zumastor` why"
+            ),
+        }
+    }
+}
+
+fn no_daemon(socket: &Path, error: &io::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the daemon does not answer at {} ({error}): start it with `systemctl start zumastor` or \
+         `/etc/init.d/zumastor start`",
+        socket.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(request: &Request) -> String {
+        let mut bytes = Vec::new();
+        send(&mut bytes, request).expect("sent");
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn messages_are_pinned() {
+        let request = Request::Snapshot {
+            volume: "v".into(),
+            kind: None,
+            nowait: false,
+        };
+        let expected = r#"{"v":1,"body":{"snapshot":{"volume":"v","kind":null,"nowait":false}}}"#;
+        assert_eq!(line(&request).trim_end(), expected);
+        let request = Request::Stop {
+            role: Role::Master,
+            volume: "v".into(),
+        };
+        let expected = r#"{"v":1,"body":{"stop":{"role":"master","volume":"v"}}}"#;
+        assert_eq!(line(&request).trim_end(), expected);
+        assert_eq!(
+            line(&Request::Status).trim_end(),
+            r#"{"v":1,"body":"status"}"#
+        );
+    }
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let request = Request::DefineVolume(DefineVolume {
+            volume: "v".into(),
+            origin: "/dev/a".into(),
+            snapstore: "/dev/b".into(),
+            initialize: true,
+            ..DefineVolume::default()
+        });
+        let text = line(&request);
+        let received: Option<Request> = receive(&mut text.as_bytes()).expect("received");
+        assert_eq!(received, Some(request));
+    }
+
+    #[test]
+    fn bad_messages_are_refused_with_a_reason() {
+        let refusal = |text: &str| {
+            receive::<Request>(&mut text.as_bytes())
+                .expect_err("refused")
+                .to_string()
+        };
+        assert!(refusal("{\"v\":2,\"body\":{}}\n").contains("protocol version 2"));
+        assert!(refusal("{\"v\":1,\"body\":\"status\"}").contains("cut off"));
+        assert!(refusal("{\"v\":1,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
+        assert!(refusal("hello\n").contains("not a message"));
+        let extra = "{\"v\":1,\"body\":{\"forget\":{\"volume\":\"v\",\"x\":1}}}\n";
+        assert!(refusal(extra).contains("malformed"));
+        assert!(
+            receive::<Request>(&mut "".as_bytes())
+                .expect("the end")
+                .is_none()
+        );
+    }
+}

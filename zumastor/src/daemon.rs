@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The daemon: the one owner of every change of state.
+//!
+//! One lock per volume serialises the requests for it, so different volumes never wait for each
+//! other. `status` takes no such lock: it reads the [`View`] that each operation publishes when it
+//! ends. Agents, servers, mounts and devices outlive the daemon; a new one observes and adopts them.
+//!
+//! Life: directories, lock, socket, then all volumes at once, each in a thread of its own, then
+//! READY. SIGTERM takes all volumes down; SIGUSR2 ends the daemon alone, for upgrades.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::config;
+use crate::host::Host;
+use crate::layout::Layout;
+use crate::status::View;
+use crate::volume::{self, Volume};
+
+mod notify;
+mod requests;
+mod uevents;
+
+/// Time given to volumes to come up or go down before systemd hears that it takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A volume and what is known of it without waiting.
+pub struct Handle {
+    volume: Mutex<Option<Volume>>,
+    view: Mutex<View>,
+    retry_queued: AtomicBool,
+}
+
+impl Handle {
+    fn new(view: View) -> Arc<Handle> {
+        let retry_queued = AtomicBool::new(false);
+        Arc::new(Handle {
+            volume: Mutex::new(None),
+            view: Mutex::new(view),
+            retry_queued,
+        })
+    }
+
+    fn view(&self) -> View {
+        lock(&self.view).clone()
+    }
+
+    fn publish(&self, volume: &Volume) {
+        *lock(&self.view) = View::of(volume);
+    }
+}
+
+/// A lock whose holder panicked is still good: views are replaced whole, and a volume observes the
+/// machine before each operation.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The daemon's state.
+pub struct Daemon {
+    host: Arc<dyn Host>,
+    layout: Layout,
+    volumes: Mutex<BTreeMap<String, Arc<Handle>>>,
+}
+
+impl Daemon {
+    /// A daemon without volumes.
+    #[must_use]
+    pub fn new(host: Arc<dyn Host>, layout: Layout) -> Arc<Daemon> {
+        Arc::new(Daemon {
+            host,
+            layout,
+            volumes: Mutex::default(),
+        })
+    }
+
+    fn handles(&self) -> Vec<(String, Arc<Handle>)> {
+        lock(&self.volumes)
+            .iter()
+            .map(|(n, h)| (n.clone(), h.clone()))
+            .collect()
+    }
+
+    /// The handle of a defined volume.
+    fn handle(&self, name: &str) -> Result<Arc<Handle>> {
+        let found = lock(&self.volumes).get(name).cloned();
+        found.with_context(|| format!("'{name}' is not a managed volume"))
+    }
+
+    /// Loads a volume that is not loaded yet.
+    fn load(&self, name: &str) -> Result<Volume> {
+        let volume = volume::load(self.host.clone(), &self.layout, name)?;
+        volume.supervisor.watch()?;
+        Ok(volume)
+    }
+
+    /// Takes up every volume in the database, each on its own, and waits until all were tried.
+    pub fn start_all(self: &Arc<Self>) -> Result<()> {
+        let mut threads = Vec::new();
+        for name in config::list(&self.layout)? {
+            let handle = Handle::new(View::starting(&name));
+            lock(&self.volumes).insert(name.clone(), handle.clone());
+            let this = self.clone();
+            threads.push(thread::spawn(move || this.start_one(&name, &handle)));
+        }
+        wait_for(threads);
+        Ok(())
+    }
+
+    fn start_one(&self, name: &str, handle: &Handle) {
+        let mut slot = lock(&handle.volume);
+        let mut volume = match self.load(name) {
+            Ok(volume) => volume,
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                *lock(&handle.view) = View::broken(name, &format!("{error:#}"));
+                return;
+            }
+        };
+        if let Err(error) = volume.thaw_leftovers() {
+            eprintln!("{name}: {error:#}");
+        }
+        let level = volume.full_level();
+        let result = volume.up(level, &mut |_| ());
+        let text = if result.is_ok() && volume.failure.is_none() {
+            "is up"
+        } else {
+            "is NOT up"
+        };
+        eprintln!("{name}: {text}");
+        handle.publish(&volume);
+        *slot = Some(volume);
+    }
+
+    /// Takes every volume down. What is in use stays up and is named.
+    fn stop_all(self: &Arc<Self>) {
+        let stop_one = |name: String, handle: Arc<Handle>| {
+            let mut slot = lock(&handle.volume);
+            let Some(volume) = slot.as_mut() else { return };
+            match volume.down(crate::plan::Level::Down) {
+                Ok(()) => eprintln!("{name}: is down"),
+                Err(error) => eprintln!("{name}: stays up: {error:#}"),
+            }
+            handle.publish(volume);
+        };
+        let handles = self.handles();
+        let threads = handles
+            .into_iter()
+            .map(|(n, h)| thread::spawn(move || stop_one(n, h)));
+        wait_for(threads.collect());
+    }
+
+    /// Tries volumes again that wait for a device, because one appeared or changed.
+    fn retry(self: &Arc<Self>) {
+        for (name, handle) in self.handles() {
+            let waits = handle.view().failure.is_some();
+            // One attempt in the queue is enough: it looks at the machine when it runs.
+            if !waits || handle.retry_queued.swap(true, Ordering::SeqCst) {
+                continue;
+            }
+            thread::spawn(move || {
+                let mut slot = lock(&handle.volume);
+                handle.retry_queued.store(false, Ordering::SeqCst);
+                let Some(volume) = slot.as_mut().filter(|v| v.worth_retrying()) else {
+                    return;
+                };
+                eprintln!("{name}: a device appeared or changed; trying again");
+                let level = volume.level;
+                if volume.up(level, &mut |_| ()).is_ok() && volume.failure.is_none() {
+                    eprintln!("{name}: is up");
+                }
+                handle.publish(volume);
+            });
+        }
+    }
+}
+
+/// Joins `threads`, asking systemd for more time as long as it takes.
+fn wait_for(threads: Vec<thread::JoinHandle<()>>) {
+    let done = Arc::new(AtomicBool::new(false));
+    let flag = done.clone();
+    let pleader = thread::spawn(move || {
+        while !flag.load(Ordering::SeqCst) {
+            notify::send(&format!("EXTEND_TIMEOUT_USEC={}", 3 * PATIENCE.as_micros()));
+            thread::park_timeout(PATIENCE);
+        }
+    });
+    for thread in threads {
+        // A panic has been reported on stderr; the other volumes go on.
+        let _ = thread.join();
+    }
+    done.store(true, Ordering::SeqCst);
+    pleader.thread().unpark();
+    let _ = pleader.join();
+}
+
+/// What ended the daemon.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Take all down.
+    Stop,
+    /// Leave all up for the next daemon.
+    HandOver,
+}
+
+/// Runs the daemon until a signal ends it.
+pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the daemon must run as root");
+    }
+    let signals = block_signals()?;
+    make_directories(&layout)?;
+    let _lock = take_lock(&layout)?;
+    let touch = |path: &std::path::Path| {
+        fs::write(path, "").with_context(|| format!("could not create {}", path.display()))
+    };
+    touch(&layout.locking())?;
+    touch(&layout.running())?;
+    let listener = listen(&layout)?;
+    let daemon = Daemon::new(host, layout.clone());
+    let server = daemon.clone();
+    thread::Builder::new()
+        .name("accept".into())
+        .spawn(move || server.serve(&listener))?;
+    // Before the volumes are tried: a device that appears meanwhile must not be missed.
+    uevents::watch(daemon.clone())?;
+    daemon.start_all()?;
+    remove(&layout.locking());
+    notify::send("READY=1");
+
+    let end = wait_for_signal(&signals)?;
+    notify::send("STOPPING=1");
+    if end == End::Stop {
+        touch(&layout.locking())?;
+        daemon.stop_all();
+        remove(&layout.running());
+    }
+    remove(&layout.control());
+    remove(&layout.locking());
+    Ok(())
+}
+
+fn remove(path: &std::path::Path) {
+    if let Err(error) = fs::remove_file(path) {
+        eprintln!("could not remove {}: {error}", path.display());
+    }
+}
+
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGUSR2,
+        Signal::SIGHUP,
+    ] {
+        set.add(signal);
+    }
+    // Before any thread starts, so that all inherit the mask. Children get an empty one from std.
+    set.thread_block().context("could not block signals")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("could not wait for signals")
+}
+
+fn wait_for_signal(signals: &SignalFd) -> Result<End> {
+    loop {
+        let mut polled = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result.context("could not wait for signals")?,
+        };
+        let number = signals.read_signal()?.map(|info| info.ssi_signo as i32);
+        match number.and_then(|n| Signal::try_from(n).ok()) {
+            Some(Signal::SIGTERM | Signal::SIGINT) => return Ok(End::Stop),
+            Some(Signal::SIGUSR2) => return Ok(End::HandOver),
+            _ => {}
+        }
+    }
+}
+
+fn make_directories(layout: &Layout) -> Result<()> {
+    config::make_private_dir(&layout.volumes())?;
+    for name in ["agents", "servers"] {
+        let dir = layout.run().join(name);
+        config::make_private_dir(&dir)?;
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))
+            .with_context(|| format!("could not protect {}", dir.display()))?;
+    }
+    for dir in [
+        layout.run().join("mount"),
+        layout.run().join("snapshot"),
+        layout.mount_root(),
+    ] {
+        fs::create_dir_all(&dir).with_context(|| format!("could not create {}", dir.display()))?;
+    }
+    // Users of a mounted volume pass through here, whichever call made the directory.
+    fs::set_permissions(layout.run(), Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Only one daemon: a file lock, which ends with the process that holds it.
+fn take_lock(layout: &Layout) -> Result<Flock<fs::File>> {
+    let path = layout.daemon_lock();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("could not open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| anyhow::anyhow!("another zumastor daemon runs already ({e})"))
+}
+
+fn listen(layout: &Layout) -> Result<UnixListener> {
+    let path = layout.control();
+    let failed = || format!("could not listen on {}", path.display());
+    // We hold the daemon's lock, so a socket that is there belongs to nobody.
+    if path.exists() {
+        fs::remove_file(&path).with_context(failed)?;
+    }
+    // Connecting needs write permission, so there must be no moment at which others have it.
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&path);
+    nix::sys::stat::umask(old);
+    listener.with_context(failed)
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Listens for block devices that appear or change.
+//!
+//! To udev's messages and not the kernel's: only when udev is done do the names below /dev exist
+//! that volumes are defined by. What a message says does not matter and is not trusted; it is only
+//! the moment to look again.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+
+use super::Daemon;
+
+/// The multicast group of udev's own messages (1 is the kernel's).
+const UDEV_GROUP: u32 = 2;
+/// A message is at most a page or two; the rest of a longer one is of no interest.
+const MESSAGE_BYTES: usize = 16 << 10;
+
+/// Starts a thread that has `daemon` retry when something happens to a block device.
+pub fn watch(daemon: Arc<Daemon>) -> Result<()> {
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkKObjectUEvent,
+    )
+    .context("could not listen for devices")?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, UDEV_GROUP))
+        .context("could not listen for devices")?;
+    thread::Builder::new()
+        .name("uevents".into())
+        .spawn(move || listen(&fd, &daemon))?;
+    Ok(())
+}
+
+fn listen(fd: &OwnedFd, daemon: &Arc<Daemon>) {
+    let mut message = vec![0; MESSAGE_BYTES];
+    loop {
+        match recv(fd.as_raw_fd(), &mut message, MsgFlags::empty()) {
+            Ok(length) if is_block(&message[..length]) => daemon.retry(),
+            Ok(_) | Err(Errno::EINTR) => {}
+            // The queue ran over: something was missed, so look.
+            Err(Errno::ENOBUFS) => daemon.retry(),
+            Err(error) => {
+                eprintln!("no longer listening for devices: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a message, a header and `KEY=value` strings ended by NUL, is about a block device.
+fn is_block(message: &[u8]) -> bool {
+    message
+        .split(|b| *b == 0)
+        .any(|field| field == b"SUBSYSTEM=block")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_block;
+
+    #[test]
+    fn block_devices_are_told_from_others() {
+        assert!(is_block(
+            b"libudev\0\xfe\xed\xca\xfeACTION=add\0SUBSYSTEM=block\0DEVNAME=/dev/a\0"
+        ));
+        assert!(!is_block(b"libudev\0ACTION=add\0SUBSYSTEM=net\0"));
+        assert!(!is_block(b""));
+    }
+}

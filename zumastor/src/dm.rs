@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Device-mapper: the one place that writes table lines and makes devices.
+//!
+//! The `devicemapper` crate takes part in udev's cookie protocol, so when [`create`] returns, udev
+//! has finished with the device and its links exist. The kernel's name of a snapshot is `VOL(N)`;
+//! what udev makes of the parentheses is settled by the package's rule, but nothing here depends on
+//! it: [`node`] finds the device by number, and a missing link in /dev/mapper is made here, which
+//! is also what serves machines without udev.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
+use nix::errno::Errno;
+
+use crate::host::{Busy, Dev, DmDevice};
+use crate::{blockdev, process};
+
+/// The target's name in tables.
+const TARGET: &str = "ddsnap";
+/// Its module.
+const MODULE: &str = "dm-ddsnap";
+/// Longest wait for the kernel and udev to finish with a device.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// The table of a ddsnap device, which has exactly one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableLine {
+    /// Length in sectors.
+    pub sectors: u64,
+    /// The snapshot store.
+    pub snapstore: Dev,
+    /// The origin.
+    pub origin: Dev,
+    /// The agent's socket, by which the kernel knows the volume.
+    pub agent: String,
+    /// The snapshot, or `None` for the origin.
+    pub id: Option<u32>,
+}
+
+impl TableLine {
+    /// The part of the line behind the target's name.
+    #[must_use]
+    pub fn params(&self) -> String {
+        let id = self
+            .id
+            .map_or_else(|| "-1".to_string(), |tag| tag.to_string());
+        format!("{} {} {} {id}", self.snapstore, self.origin, self.agent)
+    }
+
+    /// Reads back what the kernel reports; options that follow the number are passed over.
+    #[must_use]
+    pub fn parse(sectors: u64, params: &str) -> Option<TableLine> {
+        let mut words = params.split_ascii_whitespace();
+        let (snapstore, origin) = (parse_dev(words.next()?)?, parse_dev(words.next()?)?);
+        let agent = words.next()?.to_string();
+        let id = match words.next()? {
+            "-1" => None,
+            tag => Some(tag.parse().ok()?),
+        };
+        Some(TableLine {
+            sectors,
+            snapstore,
+            origin,
+            agent,
+            id,
+        })
+    }
+
+    /// Whether both map the same data. Lengths may differ: a snapshot keeps the origin's old size.
+    #[must_use]
+    pub fn same_mapping(&self, other: &TableLine) -> bool {
+        TableLine {
+            sectors: 0,
+            ..self.clone()
+        } == TableLine {
+            sectors: 0,
+            ..other.clone()
+        }
+    }
+}
+
+impl fmt::Display for TableLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0 {} {TARGET} {}", self.sectors, self.params())
+    }
+}
+
+fn parse_dev(text: &str) -> Option<Dev> {
+    let (major, minor) = text.split_once(':')?;
+    Some(Dev {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+    })
+}
+
+fn errno(error: &DmError) -> Option<Errno> {
+    match error {
+        // The crate's own version of nix need not be ours: the number is the same.
+        DmError::Core(errors::Error::Ioctl(_, _, _, errno)) => {
+            Some(Errno::from_raw(**errno as i32))
+        }
+        _ => None,
+    }
+}
+
+/// The crate's own text for ioctl errors is a dump of two structures; the errno says it all.
+fn readable(error: DmError) -> anyhow::Error {
+    match errno(&error) {
+        Some(errno) => anyhow::Error::from(errno),
+        None => anyhow!("{error}"),
+    }
+}
+
+/// Runs `work` in a thread of its own and gives up on it at the deadline.
+///
+/// The crate waits for udev without a limit; a stuck udev must not take the volume with it.
+fn within<T: Send + 'static>(
+    what: String,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(work()));
+    match receiver.recv_timeout(DEADLINE) {
+        Ok(result) => result.context(what),
+        Err(_) => bail!(
+            "{what}: no answer from the kernel and udev in {} s",
+            DEADLINE.as_secs()
+        ),
+    }
+}
+
+fn open() -> Result<DM> {
+    DM::new().map_err(|e| anyhow!("could not open /dev/mapper/control ({e})"))
+}
+
+fn has_target() -> Result<bool> {
+    let versions = open()?.list_versions().map_err(readable)?;
+    Ok(versions.iter().any(|(name, ..)| name == TARGET))
+}
+
+/// Sees to it that the kernel has the target, loading the module if need be.
+pub fn ensure_target() -> Result<()> {
+    // The control node appears with the dm module, which may be absent too: that is an answer.
+    if matches!(has_target(), Ok(true)) {
+        return Ok(());
+    }
+    let argv = ["modprobe", MODULE].map(Into::into);
+    let loaded = process::run(&argv, DEADLINE);
+    if matches!(loaded, Ok(ref o) if o.code == Some(0)) && has_target()? {
+        return Ok(());
+    }
+    let release = nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    bail!("{}", missing_target(&release))
+}
+
+/// The sentence for a kernel without the target.
+#[must_use]
+pub fn missing_target(release: &str) -> String {
+    format!(
+        "the running kernel ({release}) has no `{TARGET}` device-mapper target: install the package \
+         dm-ddsnap-dkms (and the headers package linux-headers-amd64), or boot a kernel built with \
+         CONFIG_DM_DDSNAP"
+    )
+}
+
+/// The device called `name`.
+pub fn find(name: &str) -> Result<Option<DmDevice>> {
+    let dm = open()?;
+    let id = DevId::Name(DmName::new(name).map_err(readable)?);
+    let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
+    match dm.table_status(&id, options) {
+        Ok((info, lines)) => {
+            let device = info.device();
+            let table = match lines.as_slice() {
+                [(0, sectors, target, params)] if target == TARGET => {
+                    TableLine::parse(*sectors, params)
+                }
+                _ => None,
+            };
+            let uuid = info.uuid().map(ToString::to_string);
+            let dev = Dev {
+                major: device.major,
+                minor: device.minor,
+            };
+            Ok(Some(DmDevice { dev, uuid, table }))
+        }
+        Err(e) if errno(&e) == Some(Errno::ENXIO) => Ok(None),
+        Err(e) => Err(readable(e)).with_context(|| format!("could not look for device '{name}'")),
+    }
+}
+
+/// Names of all devices.
+pub fn names() -> Result<Vec<String>> {
+    let devices = open()?.list_devices().map_err(readable)?;
+    Ok(devices
+        .into_iter()
+        .map(|(name, ..)| name.to_string())
+        .collect())
+}
+
+/// Creates device `name` with one line; its node and links exist when this returns.
+pub fn create(name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
+    let (own_name, uuid, table) = (name.to_string(), uuid.to_string(), table.clone());
+    let work = move || {
+        let dm = open()?;
+        let name = DmName::new(&own_name).map_err(readable)?;
+        let uuid = DmUuid::new(&uuid).map_err(readable)?;
+        let id = DevId::Name(name);
+        let options = DmOptions::default();
+        let info = dm
+            .device_create(name, Some(uuid), options)
+            .map_err(readable)?;
+        let line = (0, table.sectors, TARGET.to_string(), table.params());
+        let resumed = dm
+            .table_load(&id, &[line], options)
+            .and_then(|_| dm.device_suspend(&id, options));
+        if let Err(error) = resumed {
+            let error = readable(error).context(format!("the kernel refused the table '{table}'"));
+            return match dm.device_remove(&id, options) {
+                Ok(_) => Err(error),
+                Err(undo) => Err(error.context(format!("and it stayed: {:#}", readable(undo)))),
+            };
+        }
+        let device = info.device();
+        Ok(Dev {
+            major: device.major,
+            minor: device.minor,
+        })
+    };
+    let dev = within(format!("could not create device '{name}'"), work)?;
+    let link = mapper_path(name);
+    if !is_device(&link, dev) {
+        // No udev, or no rule for this name. A dangling link of an earlier device may be in the way.
+        if link.is_symlink() {
+            fs::remove_file(&link)
+                .with_context(|| format!("could not remove {}", link.display()))?;
+        }
+        symlink(format!("../dm-{}", dev.minor), &link)
+            .with_context(|| format!("could not create {}", link.display()))?;
+    }
+    Ok(dev)
+}
+
+/// Removes device `name`, if it is there.
+pub fn remove(name: &str) -> Result<()> {
+    let own_name = name.to_string();
+    let work = move || {
+        let dm = open()?;
+        let id = DevId::Name(DmName::new(&own_name).map_err(readable)?);
+        match dm.device_remove(&id, DmOptions::default()) {
+            Ok(_) => Ok(()),
+            Err(e) if errno(&e) == Some(Errno::ENXIO) => Ok(()),
+            Err(e) if errno(&e) == Some(Errno::EBUSY) => {
+                let found = find(&own_name)?;
+                let holders = found
+                    .map(|d| blockdev::device_users(d.dev))
+                    .unwrap_or_default();
+                let device = mapper_path(&own_name).display().to_string();
+                Err(Busy { device, holders }.into())
+            }
+            Err(e) => Err(readable(e)),
+        }
+    };
+    within(format!("could not remove device '{name}'"), work)?;
+    let link = mapper_path(name);
+    if link.is_symlink() && !link.exists() {
+        fs::remove_file(&link).with_context(|| format!("could not remove {}", link.display()))?;
+    }
+    Ok(())
+}
+
+fn mapper_path(name: &str) -> PathBuf {
+    Path::new("/dev/mapper").join(name)
+}
+
+fn is_device(path: &Path, dev: Dev) -> bool {
+    blockdev::number(path).is_ok_and(|found| found == dev)
+}
+
+/// The node to mount the device by: its readable name if that is the right device, else by number.
+#[must_use]
+pub fn node(name: &str, dev: Dev) -> PathBuf {
+    let link = mapper_path(name);
+    if is_device(&link, dev) {
+        link
+    } else {
+        PathBuf::from(format!("/dev/block/{dev}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(id: Option<u32>) -> TableLine {
+        TableLine {
+            sectors: 204_800,
+            snapstore: Dev {
+                major: 253,
+                minor: 1,
+            },
+            origin: Dev {
+                major: 253,
+                minor: 0,
+            },
+            agent: "/var/run/zumastor/agents/zumatest".to_string(),
+            id,
+        }
+    }
+
+    #[test]
+    fn table_lines_are_what_scripts_know() {
+        let expected = "0 204800 ddsnap 253:1 253:0 /var/run/zumastor/agents/zumatest -1";
+        assert_eq!(line(None).to_string(), expected);
+        let expected = "0 204800 ddsnap 253:1 253:0 /var/run/zumastor/agents/zumatest 14";
+        assert_eq!(line(Some(14)).to_string(), expected);
+    }
+
+    #[test]
+    fn what_the_kernel_reports_is_read_back() {
+        for id in [None, Some(0), Some(14)] {
+            let params = line(id).params();
+            assert_eq!(TableLine::parse(204_800, &params), Some(line(id)));
+            let more = format!("{params} 2 server_timeout 60");
+            assert_eq!(TableLine::parse(204_800, &more), Some(line(id)));
+        }
+        for bad in [
+            "",
+            "253:1 253:0 /a",
+            "253:1 253 /a 0",
+            "x:1 253:0 /a 0",
+            "253:1 253:0 /a -2",
+        ] {
+            assert_eq!(TableLine::parse(1, bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_resized_origin_is_the_same_mapping_and_another_snapshot_is_not() {
+        assert!(line(None).same_mapping(&TableLine {
+            sectors: 8,
+            ..line(None)
+        }));
+        assert!(!line(None).same_mapping(&line(Some(0))));
+    }
+
+    #[test]
+    fn the_sentence_for_a_kernel_without_the_target() {
+        let expected = "the running kernel (6.12.1) has no `ddsnap` device-mapper target: install the \
+                        package dm-ddsnap-dkms (and the headers package linux-headers-amd64), or boot \
+                        a kernel built with CONFIG_DM_DDSNAP";
+        assert_eq!(missing_target("6.12.1"), expected);
+    }
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Everything a volume needs from the machine, as one trait.
+//!
+//! [`System`] is the real one and only delegates, one subject per module. Tests use the fake in
+//! [`fake`], which keeps the same state in memory and fails where it is told to. Plain files below a
+//! [`crate::layout::Layout`] are not part of it: tests give the layout a temporary root.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use thiserror::Error;
+
+use crate::config::Devices;
+use crate::process::ProcessSpec;
+use crate::{blockdev, dm, freeze, mounts, process};
+
+/// Longest wait for `ddsnap create`, and so the longest time a file system stays frozen.
+pub const CREATE_DEADLINE: Duration = Duration::from_secs(45);
+
+/// A block device's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dev {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for Dev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// A device or mount that somebody still uses.
+#[derive(Debug, Error)]
+#[error("Device '{device}' still in use{}", by(.holders))]
+pub struct Busy {
+    /// Path of the device as an administrator knows it.
+    pub device: String,
+    /// Who uses it, as far as is known: processes and mounts, described.
+    pub holders: Vec<String>,
+}
+
+fn by(holders: &[String]) -> String {
+    if holders.is_empty() {
+        String::new()
+    } else {
+        format!(" by {}", holders.join(", "))
+    }
+}
+
+/// A line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The mounted file system's device number.
+    pub dev: Dev,
+    /// Where.
+    pub dir: PathBuf,
+    /// Source as given to mount.
+    pub source: PathBuf,
+    /// Type of file system.
+    pub fstype: String,
+}
+
+/// A device-mapper device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmDevice {
+    /// Its number.
+    pub dev: Dev,
+    /// The name within the name space of its maker.
+    pub uuid: Option<String>,
+    /// The active table; `None` if there is not exactly one line.
+    pub table: Option<dm::TableLine>,
+}
+
+/// The machine.
+pub trait Host: Send + Sync {
+    /// Sees to it that the kernel has the `ddsnap` target, loading the module if need be.
+    fn ensure_target(&self) -> Result<()>;
+
+    /// The number of the block device at `path`.
+    fn block_device(&self, path: &Path) -> Result<Dev>;
+    /// A path for the device at `path` that is still right after a reboot.
+    fn stable_path(&self, path: &Path) -> Result<PathBuf>;
+    /// Fails, naming the user, if the device is mounted or held by another part of the system.
+    fn check_unused(&self, path: &Path) -> Result<()>;
+    /// Overwrites the device with zeroes, reporting bytes done and bytes in all.
+    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()>;
+    /// Type of the file system on a device node, `None` if it has none that is known.
+    fn filesystem(&self, node: &Path) -> Result<Option<String>>;
+    /// Writes out what the page cache holds for a device node.
+    fn flush(&self, node: &Path) -> Result<()>;
+
+    /// Writes an empty snapshot store with chunks of `chunksize`, as `ddsnap initialize -c` takes it.
+    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()>;
+    /// The process of `spec` if it runs, found by pid file and proven by its command line.
+    fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>>;
+    /// Starts it; returns its number once it is up.
+    fn start_process(&self, spec: &ProcessSpec) -> Result<u32>;
+    /// Ends it and waits until it is gone.
+    fn stop_process(&self, spec: &ProcessSpec) -> Result<()>;
+    /// A descriptor that polls readable when process `pid` is gone.
+    fn exit_fd(&self, pid: u32) -> Result<OwnedFd>;
+
+    /// Creates snapshot `tag`; returns within [`CREATE_DEADLINE`].
+    fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
+    /// Deletes snapshot `tag`.
+    fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
+    /// All snapshots the server has.
+    fn snapshots(&self, server: &Path) -> Result<Vec<u32>>;
+    /// Size of the origin or a snapshot in sectors.
+    fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64>;
+
+    /// The device-mapper device called `name`.
+    fn dm_find(&self, name: &str) -> Result<Option<DmDevice>>;
+    /// Names of all device-mapper devices.
+    fn dm_names(&self) -> Result<Vec<String>>;
+    /// Creates a device; its node and links exist when this returns.
+    fn dm_create(&self, name: &str, uuid: &str, table: &dm::TableLine) -> Result<Dev>;
+    /// Removes a device, if it is there; fails with [`Busy`] while it is open.
+    fn dm_remove(&self, name: &str) -> Result<()>;
+    /// The node to mount device-mapper device `name`, number `dev`, by.
+    fn dm_node(&self, name: &str, dev: Dev) -> PathBuf;
+
+    /// The mount table.
+    fn mounts(&self) -> Result<Vec<Mount>>;
+    /// Mounts `node` on `dir`, which exists.
+    fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()>;
+    /// Unmounts `dir`; fails with [`Busy`] while it is used.
+    fn unmount(&self, dir: &Path) -> Result<()>;
+    /// Freezes the file system mounted on `dir`; false if there is nothing to thaw afterwards.
+    fn freeze(&self, dir: &Path) -> Result<bool>;
+    /// Thaws it; succeeds if it was not frozen.
+    fn thaw(&self, dir: &Path) -> Result<()>;
+
+    /// Local time as `YYYY.MM.DD-HH.MM.SS`.
+    fn now(&self) -> String;
+}
+
+/// The real machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System;
+
+impl Host for System {
+    fn ensure_target(&self) -> Result<()> {
+        dm::ensure_target()
+    }
+    fn block_device(&self, path: &Path) -> Result<Dev> {
+        blockdev::number(path)
+    }
+    fn stable_path(&self, path: &Path) -> Result<PathBuf> {
+        blockdev::stable_path(path)
+    }
+    fn check_unused(&self, path: &Path) -> Result<()> {
+        blockdev::check_unused(path)
+    }
+    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        blockdev::zero(path, progress)
+    }
+    fn filesystem(&self, node: &Path) -> Result<Option<String>> {
+        blockdev::filesystem(node)
+    }
+    fn flush(&self, node: &Path) -> Result<()> {
+        blockdev::flush(node)
+    }
+    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()> {
+        process::format(devices, chunksize)
+    }
+    fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
+        process::find(spec)
+    }
+    fn start_process(&self, spec: &ProcessSpec) -> Result<u32> {
+        process::start(spec)
+    }
+    fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {
+        process::stop(spec)
+    }
+    fn exit_fd(&self, pid: u32) -> Result<OwnedFd> {
+        process::exit_fd(pid)
+    }
+    fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
+        process::create_snapshot(server, tag)
+    }
+    fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
+        process::delete_snapshot(server, tag)
+    }
+    fn snapshots(&self, server: &Path) -> Result<Vec<u32>> {
+        process::snapshots(server)
+    }
+    fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
+        process::size_sectors(server, tag)
+    }
+    fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
+        dm::find(name)
+    }
+    fn dm_names(&self) -> Result<Vec<String>> {
+        dm::names()
+    }
+    fn dm_create(&self, name: &str, uuid: &str, table: &dm::TableLine) -> Result<Dev> {
+        dm::create(name, uuid, table)
+    }
+    fn dm_remove(&self, name: &str) -> Result<()> {
+        dm::remove(name)
+    }
+    fn dm_node(&self, name: &str, dev: Dev) -> PathBuf {
+        dm::node(name, dev)
+    }
+    fn mounts(&self) -> Result<Vec<Mount>> {
+        mounts::table()
+    }
+    fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()> {
+        mounts::mount(node, dir, fstype, options)
+    }
+    fn unmount(&self, dir: &Path) -> Result<()> {
+        mounts::unmount(dir)
+    }
+    fn freeze(&self, dir: &Path) -> Result<bool> {
+        freeze::freeze(dir)
+    }
+    fn thaw(&self, dir: &Path) -> Result<()> {
+        freeze::thaw(dir)
+    }
+    fn now(&self) -> String {
+        jiff::Zoned::now().strftime("%Y.%m.%d-%H.%M.%S").to_string()
+    }
+}
+
+#[cfg(test)]
+pub mod fake;

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What volumes and their devices are called.
+
+use thiserror::Error;
+
+/// Longest volume name in bytes.
+///
+/// The kernel's device-mapper names hold 127 bytes, and a snapshot's name adds a number of up to ten
+/// digits in parentheses.
+pub const VOLUME_NAME_MAX: usize = 127 - "(4294967295)".len();
+
+/// Why a name cannot be a volume's name.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NameError {
+    /// The empty string.
+    #[error("a volume name must not be empty")]
+    Empty,
+    /// Longer than [`VOLUME_NAME_MAX`].
+    #[error("the volume name '{0}' has more than {VOLUME_NAME_MAX} bytes")]
+    TooLong(String),
+    /// `.`, `..`, or a leading dot or dash, which paths and options give another meaning.
+    #[error("the volume name '{0}' must not begin with '.' or '-'")]
+    Leading(String),
+    /// A character that is not printable ASCII, or is `/`, a blank, a parenthesis or a backslash.
+    #[error("the volume name '{name}' must not contain {what}")]
+    Character {
+        /// The name as given.
+        name: String,
+        /// The offending character, described.
+        what: String,
+    },
+}
+
+/// Checks `name` as the name of a volume.
+///
+/// Parentheses are refused because `VOL(N)` is a snapshot's device, backslashes because device-mapper
+/// uses them for its own escapes.
+pub fn check_volume_name(name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > VOLUME_NAME_MAX {
+        return Err(NameError::TooLong(name.to_string()));
+    }
+    if name.starts_with(['.', '-']) {
+        return Err(NameError::Leading(name.to_string()));
+    }
+    let bad = |c: &char| !c.is_ascii_graphic() || matches!(c, '/' | '(' | ')' | '\\' | '"' | '\'');
+    match name.chars().find(bad) {
+        None => Ok(()),
+        Some(c) => Err(NameError::Character {
+            name: name.escape_default().to_string(),
+            what: if c == ' ' || c == '\t' {
+                "a blank".into()
+            } else {
+                format!("{c:?}")
+            },
+        }),
+    }
+}
+
+/// The name of a volume's device: `VOL` for the origin, `VOL(N)` for snapshot N.
+#[must_use]
+pub fn device_name(volume: &str, snapshot: Option<u32>) -> String {
+    match snapshot {
+        None => volume.to_string(),
+        Some(tag) => format!("{volume}({tag})"),
+    }
+}
+
+/// Splits a snapshot's device name `VOL(N)` into volume and number; `None` for any other name.
+#[must_use]
+pub fn parse_snapshot_device(name: &str) -> Option<(&str, u32)> {
+    let (volume, rest) = name.split_once('(')?;
+    let digits = rest.strip_suffix(')')?;
+    let canonical = digits == "0" || !digits.starts_with('0');
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !plain || !canonical || check_volume_name(volume).is_err() {
+        return None;
+    }
+    Some((volume, digits.parse().ok()?))
+}
+
+/// The `KEY=value` line that the udev rule imports for a device-mapper device called `name`.
+///
+/// Only names made of characters that need no quoting anywhere are printed: udev puts the value into
+/// a path below /dev.
+#[must_use]
+pub fn udev_import_line(name: &str) -> Option<String> {
+    let (volume, tag) = parse_snapshot_device(name)?;
+    let safe = |b: u8| b.is_ascii_alphanumeric() || b"._+-".contains(&b);
+    volume
+        .bytes()
+        .all(safe)
+        .then(|| format!("DDSNAP_NAME={volume}({tag})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_an_administrator_would_use_pass() {
+        for name in [
+            "zumatest",
+            "a",
+            "home-2",
+            "sql_data.v1",
+            "x@y",
+            &"n".repeat(VOLUME_NAME_MAX),
+        ] {
+            assert_eq!(check_volume_name(name), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_break_paths_or_devices_are_refused() {
+        for name in [
+            "", ".", "..", ".x", "-i", "a/b", "a b", "a\tb", "a\n", "v(0)", "a\\b", "ä", "'",
+        ] {
+            assert!(check_volume_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_volume_name(&"n".repeat(VOLUME_NAME_MAX + 1)).is_err());
+        let text = check_volume_name("a b").unwrap_err().to_string();
+        assert_eq!(text, "the volume name 'a b' must not contain a blank");
+    }
+
+    #[test]
+    fn snapshot_device_names_round_trip() {
+        assert_eq!(device_name("v", None), "v");
+        assert_eq!(
+            parse_snapshot_device(&device_name("v", Some(14))),
+            Some(("v", 14))
+        );
+        for other in [
+            "v",
+            "v()",
+            "v(x)",
+            "v(1",
+            "v(01)",
+            "(1)",
+            "v(1)x",
+            "v(-1)",
+            "v(99999999999)",
+        ] {
+            assert_eq!(parse_snapshot_device(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn udev_line_only_for_plain_snapshot_names() {
+        assert_eq!(
+            udev_import_line("zumatest(0)").as_deref(),
+            Some("DDSNAP_NAME=zumatest(0)")
+        );
+        for other in [
+            "zumatest",
+            "sysvg-test",
+            "a$b(0)",
+            "a%k(0)",
+            "a;b(0)",
+            "../x(0)",
+            "a b(0)",
+        ] {
+            assert_eq!(udev_import_line(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! From what is wanted and what is there to a list of steps. Pure: no I/O, no clock.
+//!
+//! Every operation on a volume is `plan(wanted, observed)` carried out step by step. Because the plan
+//! starts from what is observed, the daemon may be killed between any two steps: the next start
+//! observes again and plans the rest. Steps are idempotent, and [`Action::inverse`] names the one
+//! that takes a step back, which [`run_or_undo`] uses to leave nothing half done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A device of a volume: `None` is the origin, `Some(n)` snapshot n.
+pub type Target = Option<u32>;
+
+/// How far a volume shall be up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Nothing runs, nothing is mounted, no device exists.
+    Down,
+    /// Agent, server and all devices.
+    Devices,
+    /// And the mounts and links of the master role.
+    Mounted,
+}
+
+/// The state to reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Agent and server run.
+    pub processes: bool,
+    /// These devices exist.
+    pub devices: BTreeSet<Target>,
+    /// These devices are mounted; a subset of `devices`.
+    pub mounts: BTreeSet<Target>,
+    /// The standard paths lead to the mounts.
+    pub links: bool,
+}
+
+impl Wanted {
+    /// What `level` means for a volume with `snapshots`, which are mounted only if `mount_snapshots`.
+    #[must_use]
+    pub fn at(level: Level, snapshots: &[u32], mount_snapshots: bool) -> Wanted {
+        let mut devices = BTreeSet::new();
+        let mut mounts = BTreeSet::new();
+        if level >= Level::Devices {
+            devices.insert(None);
+            devices.extend(snapshots.iter().copied().map(Some));
+        }
+        if level == Level::Mounted {
+            mounts.insert(None);
+            mounts.extend(
+                snapshots
+                    .iter()
+                    .copied()
+                    .map(Some)
+                    .filter(|_| mount_snapshots),
+            );
+        }
+        Wanted {
+            processes: level >= Level::Devices,
+            devices,
+            mounts,
+            links: level == Level::Mounted,
+        }
+    }
+}
+
+/// An existing device-mapper device compared with the table it should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// As wanted: adopted.
+    Right,
+    /// Ours by name, but with another table or none, as a create that was cut short leaves it.
+    Wrong,
+}
+
+/// The state found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The agent runs.
+    pub agent: bool,
+    /// The server runs.
+    pub server: bool,
+    /// The volume's devices.
+    pub devices: BTreeMap<Target, Table>,
+    /// Which of them are mounted at their place.
+    pub mounts: BTreeSet<Target>,
+    /// Links exist.
+    pub links: bool,
+}
+
+/// One change of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write zeroes over the origin.
+    ZeroOrigin,
+    /// Write an empty snapshot store.
+    Format,
+    /// Make the volume's document durable.
+    SaveConfig,
+    /// Delete it.
+    RemoveConfig,
+    /// Start `ddsnap agent`.
+    StartAgent,
+    /// Start `ddsnap server`.
+    StartServer,
+    /// Create a device.
+    CreateDevice(Target),
+    /// Mount it.
+    Mount(Target),
+    /// Make the standard paths lead to what is mounted.
+    WriteLinks,
+    /// Remove them.
+    RemoveLinks,
+    /// Unmount a device.
+    Unmount(Target),
+    /// Remove a device.
+    RemoveDevice(Target),
+    /// Stop the server.
+    StopServer,
+    /// Stop the agent.
+    StopAgent,
+}
+
+impl Action {
+    /// The action that takes this one back; `None` if there is nothing to take back.
+    #[must_use]
+    pub fn inverse(self) -> Option<Action> {
+        match self {
+            Action::SaveConfig => Some(Action::RemoveConfig),
+            Action::StartAgent => Some(Action::StopAgent),
+            Action::StartServer => Some(Action::StopServer),
+            Action::CreateDevice(target) => Some(Action::RemoveDevice(target)),
+            Action::Mount(target) => Some(Action::Unmount(target)),
+            Action::WriteLinks => Some(Action::RemoveLinks),
+            _ => None,
+        }
+    }
+
+    /// Whether the action takes something away rather than bringing it up.
+    #[must_use]
+    pub fn goes_down(self) -> bool {
+        use Action::{RemoveConfig, RemoveDevice, RemoveLinks, StopAgent, StopServer, Unmount};
+        matches!(
+            self,
+            RemoveLinks | Unmount(_) | RemoveDevice(_) | StopServer | StopAgent | RemoveConfig
+        )
+    }
+
+    /// Which part of the volume suffers when this step fails.
+    #[must_use]
+    pub fn scope(self) -> Scope {
+        match self {
+            Action::CreateDevice(Some(tag))
+            | Action::Mount(Some(tag))
+            | Action::Unmount(Some(tag))
+            | Action::RemoveDevice(Some(tag)) => Scope::Snapshot(tag),
+            Action::Mount(None) | Action::Unmount(None) => Scope::Master,
+            Action::WriteLinks | Action::RemoveLinks => Scope::Master,
+            _ => Scope::Volume,
+        }
+    }
+}
+
+/// The part of a volume a failure belongs to, the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Agent, server, origin device: without them nothing works.
+    Volume,
+    /// Mount of the origin and the links.
+    Master,
+    /// One snapshot.
+    Snapshot(u32),
+}
+
+/// The steps from `observed` to `wanted`: first what goes, from the outside in, then what comes.
+#[must_use]
+pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
+    let mut steps = Vec::new();
+    let table_wrong = |t: &Target| observed.devices.get(t) == Some(&Table::Wrong);
+    // With a new server process devices stay and reattach; only without one they must go.
+    let device_goes = |t: &Target| !wanted.devices.contains(t) || table_wrong(t);
+    let mount_goes = |t: &Target| !wanted.mounts.contains(t) || device_goes(t);
+
+    if observed.links && !wanted.links {
+        steps.push(Action::RemoveLinks);
+    }
+    // Newest snapshot first, the origin (None, the smallest) last.
+    let going = observed.mounts.iter().rev().filter(|t| mount_goes(t));
+    steps.extend(going.copied().map(Action::Unmount));
+    let going = observed.devices.keys().rev().filter(|t| device_goes(t));
+    steps.extend(going.copied().map(Action::RemoveDevice));
+    if observed.server && !wanted.processes {
+        steps.push(Action::StopServer);
+    }
+    if observed.agent && !wanted.processes {
+        steps.push(Action::StopAgent);
+    }
+
+    if wanted.processes && !observed.agent {
+        steps.push(Action::StartAgent);
+    }
+    if wanted.processes && !observed.server {
+        steps.push(Action::StartServer);
+    }
+    let there = |t: &Target| observed.devices.contains_key(t) && !device_goes(t);
+    let coming = wanted.devices.iter().filter(|t| !there(t));
+    steps.extend(coming.copied().map(Action::CreateDevice));
+    let mounted = |t: &Target| observed.mounts.contains(t) && !mount_goes(t);
+    let coming = wanted.mounts.iter().filter(|t| !mounted(t));
+    steps.extend(coming.copied().map(Action::Mount));
+    if wanted.links {
+        // Always: the set of links follows the snapshots, and writing the same ones changes nothing.
+        steps.push(Action::WriteLinks);
+    }
+    steps
+}
+
+/// A failed step: what suffers, which step, why.
+pub type Failure = (Scope, Action, anyhow::Error);
+
+/// What failed, by scope.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// In the order of the steps.
+    pub failures: Vec<Failure>,
+}
+
+impl Report {
+    /// The first failure in `scope`.
+    #[must_use]
+    pub fn failure(&self, scope: Scope) -> Option<&anyhow::Error> {
+        self.failures.iter().find(|f| f.0 == scope).map(|f| &f.2)
+    }
+
+    /// Whether every step succeeded.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// Carries out `steps`; a failure ends its own scope, one of the whole volume ends everything.
+///
+/// So one snapshot that cannot be mounted does not keep the others away.
+pub fn run_each(steps: &[Action], mut perform: impl FnMut(Action) -> anyhow::Result<()>) -> Report {
+    let mut report = Report::default();
+    for &action in steps {
+        let scope = action.scope();
+        if report.failures.iter().any(|f| f.0 == scope) {
+            continue;
+        }
+        if let Err(error) = perform(action) {
+            report.failures.push((scope, action, error));
+            if scope == Scope::Volume {
+                break;
+            }
+        }
+    }
+    report
+}
+
+/// Carries out `steps`, which all go down. What is in use stays, and so does all it depends on: once
+/// something failed, the origin's device, the server and the agent are left alone, for a snapshot
+/// without its server would only give errors.
+pub fn run_down(steps: &[Action], mut perform: impl FnMut(Action) -> anyhow::Result<()>) -> Report {
+    let mut report = Report::default();
+    for &action in steps {
+        let scope = action.scope();
+        let blocked = report
+            .failures
+            .iter()
+            .any(|f| f.0 == scope || scope == Scope::Volume);
+        if blocked {
+            continue;
+        }
+        if let Err(error) = perform(action) {
+            report.failures.push((scope, action, error));
+        }
+    }
+    report
+}
+
+/// A failed operation: why, and what of it could not be taken back.
+#[derive(Debug)]
+pub struct RollbackError {
+    /// The failure that ended the operation.
+    pub cause: anyhow::Error,
+    /// Steps back that failed as well.
+    pub undo: Vec<(Action, anyhow::Error)>,
+}
+
+impl fmt::Display for RollbackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.cause)?;
+        for (action, error) in &self.undo {
+            write!(
+                f,
+                "; then taking back the work failed ({action:?}: {error:#})"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for RollbackError {}
+
+/// Carries out `steps`; after a failure takes the finished ones back, newest first.
+pub fn run_or_undo(
+    steps: &[Action],
+    mut perform: impl FnMut(Action) -> anyhow::Result<()>,
+) -> Result<(), RollbackError> {
+    for (index, &action) in steps.iter().enumerate() {
+        let Err(cause) = perform(action) else {
+            continue;
+        };
+        let mut undo = Vec::new();
+        // The failed step too: it may have done half its work, and steps are idempotent.
+        for inverse in steps[..=index].iter().rev().filter_map(|a| a.inverse()) {
+            if let Err(error) = perform(inverse) {
+                undo.push((inverse, error));
+            }
+        }
+        return Err(RollbackError { cause, undo });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    fn up(level: Level, snapshots: &[u32]) -> Wanted {
+        Wanted::at(level, snapshots, true)
+    }
+
+    fn observed(level: Level, snapshots: &[u32]) -> Observed {
+        let wanted = up(level, snapshots);
+        Observed {
+            agent: wanted.processes,
+            server: wanted.processes,
+            devices: wanted.devices.iter().map(|&t| (t, Table::Right)).collect(),
+            mounts: wanted.mounts,
+            links: wanted.links,
+        }
+    }
+
+    #[test]
+    fn after_a_reboot_everything_comes_in_order() {
+        let steps = plan(&up(Level::Mounted, &[0, 2]), &Observed::default());
+        use Action::*;
+        let expected = vec![
+            StartAgent,
+            StartServer,
+            CreateDevice(None),
+            CreateDevice(Some(0)),
+            CreateDevice(Some(2)),
+            Mount(None),
+            Mount(Some(0)),
+            Mount(Some(2)),
+            WriteLinks,
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn going_down_mirrors_coming_up() {
+        let steps = plan(
+            &up(Level::Down, &[0, 2]),
+            &observed(Level::Mounted, &[0, 2]),
+        );
+        use Action::*;
+        let expected = vec![
+            RemoveLinks,
+            Unmount(Some(2)),
+            Unmount(Some(0)),
+            Unmount(None),
+            RemoveDevice(Some(2)),
+            RemoveDevice(Some(0)),
+            RemoveDevice(None),
+            StopServer,
+            StopAgent,
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn what_is_there_is_adopted() {
+        let wanted = up(Level::Devices, &[0, 2]);
+        assert_eq!(plan(&wanted, &observed(Level::Devices, &[0, 2])), vec![]);
+    }
+
+    #[test]
+    fn a_lost_server_leaves_devices_and_mounts_alone() {
+        let mut found = observed(Level::Devices, &[0]);
+        found.server = false;
+        assert_eq!(
+            plan(&up(Level::Devices, &[0]), &found),
+            vec![Action::StartServer]
+        );
+    }
+
+    #[test]
+    fn a_wrong_table_is_replaced() {
+        let mut found = observed(Level::Mounted, &[0]);
+        found.devices.insert(Some(0), Table::Wrong);
+        use Action::*;
+        let expected = vec![
+            Unmount(Some(0)),
+            RemoveDevice(Some(0)),
+            CreateDevice(Some(0)),
+            Mount(Some(0)),
+            WriteLinks,
+        ];
+        assert_eq!(plan(&up(Level::Mounted, &[0]), &found), expected);
+    }
+
+    #[test]
+    fn stop_master_keeps_devices_and_processes() {
+        let steps = plan(&up(Level::Devices, &[0]), &observed(Level::Mounted, &[0]));
+        use Action::*;
+        assert_eq!(steps, vec![RemoveLinks, Unmount(Some(0)), Unmount(None)]);
+    }
+
+    #[test]
+    fn one_bad_snapshot_does_not_stop_the_others() {
+        let steps = plan(&up(Level::Mounted, &[0, 2]), &Observed::default());
+        let mut done = Vec::new();
+        let report = run_each(&steps, |action| {
+            done.push(action);
+            if action == Action::CreateDevice(Some(0)) {
+                Err(anyhow!("squashed"))
+            } else {
+                Ok(())
+            }
+        });
+        assert!(done.contains(&Action::Mount(Some(2))));
+        assert!(
+            !done.contains(&Action::Mount(Some(0))),
+            "no mount without its device"
+        );
+        assert_eq!(report.failures.len(), 1);
+        assert!(report.failure(Scope::Snapshot(0)).is_some());
+    }
+
+    #[test]
+    fn a_busy_snapshot_keeps_its_server() {
+        let steps = plan(
+            &up(Level::Down, &[0, 2]),
+            &observed(Level::Mounted, &[0, 2]),
+        );
+        let mut done = Vec::new();
+        let report = run_down(&steps, |action| {
+            done.push(action);
+            if action == Action::Unmount(Some(0)) {
+                Err(anyhow!("busy"))
+            } else {
+                Ok(())
+            }
+        });
+        assert_eq!(report.failures.len(), 1);
+        for kept in [
+            Action::RemoveDevice(Some(0)),
+            Action::RemoveDevice(None),
+            Action::StopServer,
+        ] {
+            assert!(!done.contains(&kept), "{kept:?}");
+        }
+        assert!(
+            done.contains(&Action::RemoveDevice(Some(2))),
+            "the others go"
+        );
+    }
+
+    #[test]
+    fn each_failing_step_is_taken_back_and_the_first_cause_kept() {
+        let steps = [
+            Action::Format,
+            Action::SaveConfig,
+            Action::StartAgent,
+            Action::StartServer,
+        ];
+        for failing in 0..steps.len() {
+            let mut state: Vec<Action> = Vec::new();
+            let result = run_or_undo(&steps, |action| {
+                if action == steps[failing] {
+                    return Err(anyhow!("first cause"));
+                }
+                state.retain(|a| a.inverse() != Some(action));
+                state.extend(action.inverse().map(|_| action));
+                Ok(())
+            });
+            let error = result.expect_err("the step fails");
+            assert_eq!(error.to_string(), "first cause");
+            assert!(state.is_empty(), "left behind: {state:?}");
+        }
+    }
+
+    #[test]
+    fn the_cause_survives_a_failing_undo() {
+        let steps = [Action::StartAgent, Action::StartServer];
+        let result = run_or_undo(&steps, |action| match action {
+            Action::StartServer => Err(anyhow!("no store")),
+            Action::StopAgent => Err(anyhow!("does not die")),
+            _ => Ok(()),
+        });
+        let text = result.expect_err("the step fails").to_string();
+        let expected = "no store; then taking back the work failed (StopAgent: does not die)";
+        assert_eq!(text, expected);
+    }
+}

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Commands and daemons: everything runs with a deadline, and nothing is found by name.
+//!
+//! A daemon is found by its pid file, then proven: a pidfd is opened first, and only if the command
+//! line behind it is the expected one is it signalled or waited for, always through the pidfd. So a
+//! stale pid file whose number was given to another process harms nobody.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use ddsnap::client::{Client, ClientError};
+use ddsnap::units::SnapTag;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::config::Devices;
+use crate::host::CREATE_DEADLINE;
+
+/// Longest wait for a daemon to be up: the server may have a journal to replay.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+/// Longest wait for a daemon that was asked to end, before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest wait for a killed process to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for the store to be formatted.
+const FORMAT_DEADLINE: Duration = Duration::from_secs(600);
+/// Longest wait for answers that need no disk.
+const QUERY_DEADLINE: Duration = Duration::from_secs(15);
+/// Longest wait for a snapshot to be marked deleted.
+const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+/// Most output kept of a command, in bytes.
+const OUTPUT_MAX_BYTES: u64 = 64 << 10;
+/// Most processes named as users of something.
+const USERS_MAX: usize = 5;
+
+/// The two daemons of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `ddsnap agent`.
+    Agent,
+    /// `ddsnap server`.
+    Server,
+}
+
+/// How to start a daemon and how to recognise it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSpec {
+    /// Which one.
+    pub kind: Kind,
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Where it writes its number.
+    pub pidfile: PathBuf,
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Output {
+    /// Exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// At most 64 KiB of its standard output.
+    pub stdout: String,
+    /// Likewise.
+    pub stderr: String,
+}
+
+impl Output {
+    /// What the command said when it failed, as one line.
+    #[must_use]
+    pub fn complaint(&self) -> String {
+        let said = if self.stderr.trim().is_empty() {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
+        let lines: Vec<&str> = said
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        match (lines.is_empty(), self.code) {
+            (false, _) => lines.join("; "),
+            (true, Some(code)) => format!("exit code {code}"),
+            (true, None) => "killed by a signal".to_string(),
+        }
+    }
+}
+
+/// Runs `argv` to its end, or kills it at the deadline and fails.
+///
+/// Output goes to memory files and not to pipes: a daemon that inherits a pipe would keep it open,
+/// and reading to its end would wait for the daemon's end.
+pub fn run(argv: &[OsString], deadline: Duration) -> Result<Output> {
+    let Some((program, args)) = argv.split_first() else {
+        bail!("no command given")
+    };
+    let name = program.to_string_lossy();
+    let sink = || -> Result<File> { Ok(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?.into()) };
+    let (stdout, stderr) = (sink()?, sink()?);
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .env("LC_ALL", "C.UTF-8")
+        .spawn()
+        .with_context(|| format!("could not run '{name}'"))?;
+    let gone = pidfd_open(child.id()).and_then(|fd| wait_readable(&fd, deadline));
+    if !matches!(gone, Ok(true)) {
+        // Reaped below, so the number cannot have been given away.
+        child
+            .kill()
+            .with_context(|| format!("could not kill '{name}'"))?;
+        child.wait()?;
+        gone?;
+        bail!(
+            "'{name}' did not finish within {} s and was killed",
+            deadline.as_secs()
+        );
+    }
+    let code = child.wait()?.code();
+    Ok(Output {
+        code,
+        stdout: slurp(stdout)?,
+        stderr: slurp(stderr)?,
+    })
+}
+
+fn slurp(mut file: File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(OUTPUT_MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn pidfd_open(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd).with_context(|| format!("could not watch process {pid}"))?;
+    // SAFETY: the kernel just gave us this descriptor and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
+}
+
+/// Waits until `fd` polls readable; false if the deadline came first.
+fn wait_readable(fd: &OwnedFd, deadline: Duration) -> Result<bool> {
+    let end = Instant::now() + deadline;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e).context("could not wait for a process"),
+        }
+    }
+}
+
+/// The daemon of `spec` with a pidfd that is certain to be it.
+fn find_fd(spec: &ProcessSpec) -> Result<Option<(u32, OwnedFd)>> {
+    let Ok(text) = fs::read_to_string(&spec.pidfile) else {
+        return Ok(None);
+    };
+    let Ok(pid) = text.trim().parse::<u32>() else {
+        return Ok(None);
+    };
+    let Ok(fd) = pidfd_open(pid) else {
+        return Ok(None);
+    };
+    // Read after the pidfd was opened: if the line matches, the pidfd is that process.
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else {
+        return Ok(None);
+    };
+    Ok(same_command(&line, &spec.argv).then_some((pid, fd)))
+}
+
+/// Whether a /proc command line is `argv`; of the program only the last part of the path counts.
+fn same_command(line: &[u8], argv: &[OsString]) -> bool {
+    let base = |name: &[u8]| {
+        name.rsplit(|b| *b == b'/')
+            .next()
+            .unwrap_or_default()
+            .to_vec()
+    };
+    let found: Vec<&[u8]> = line
+        .strip_suffix(b"\0")
+        .unwrap_or(line)
+        .split(|b| *b == 0)
+        .collect();
+    let same_rest = found.len() == argv.len()
+        && found
+            .iter()
+            .zip(argv)
+            .skip(1)
+            .all(|(a, b)| *a == b.as_bytes());
+    same_rest && base(found[0]) == base(argv[0].as_bytes())
+}
+
+/// The process of `spec` if it runs.
+pub fn find(spec: &ProcessSpec) -> Result<Option<u32>> {
+    Ok(find_fd(spec)?.map(|(pid, _)| pid))
+}
+
+/// A descriptor that polls readable when process `pid` is gone.
+pub fn exit_fd(pid: u32) -> Result<OwnedFd> {
+    pidfd_open(pid)
+}
+
+/// Starts the daemon of `spec`, which puts itself into the background once it is up.
+pub fn start(spec: &ProcessSpec) -> Result<u32> {
+    let what = match spec.kind {
+        Kind::Agent => "ddsnap agent",
+        Kind::Server => "ddsnap server",
+    };
+    let output = run(&spec.argv, START_DEADLINE)?;
+    if output.code != Some(0) {
+        bail!("{what} did not start: {}", output.complaint());
+    }
+    find(spec)?.with_context(|| format!("{what} reported success but does not run; see its log"))
+}
+
+/// Ends the daemon of `spec`: asked first, killed at the deadline, gone on return.
+///
+/// Killing is safe for the data: the store survives a crash at any point.
+pub fn stop(spec: &ProcessSpec) -> Result<()> {
+    let Some((pid, fd)) = find_fd(spec)? else {
+        return Ok(());
+    };
+    for (signal, deadline) in [
+        (libc::SIGTERM, STOP_DEADLINE),
+        (libc::SIGKILL, KILL_DEADLINE),
+    ] {
+        // SAFETY: integers and a null siginfo; the descriptor is open.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                fd.as_raw_fd(),
+                signal,
+                0_usize,
+                0,
+            )
+        };
+        match Errno::result(sent) {
+            Err(Errno::ESRCH) => return Ok(()),
+            result => result.with_context(|| format!("could not signal process {pid}"))?,
+        };
+        if wait_readable(&fd, deadline)? {
+            return Ok(());
+        }
+    }
+    bail!("process {pid} could not be killed")
+}
+
+/// Processes for which one of their links (working directory, root, program, open files) matches.
+pub fn users(matches: impl Fn(&Path) -> bool) -> Vec<String> {
+    let mut users = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name
+            .to_str()
+            .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
+        else {
+            continue;
+        };
+        let path = entry.path();
+        let fixed = ["cwd", "root", "exe"].into_iter().map(|l| path.join(l));
+        let open = fs::read_dir(path.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path());
+        if fixed.chain(open).any(|link| matches(&link)) {
+            let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            users.push(format!("{}[{pid}]", command.trim_end()));
+        }
+        if users.len() == USERS_MAX {
+            break;
+        }
+    }
+    users
+}
+
+/// Writes an empty snapshot store with chunks of `chunksize`.
+pub fn format(devices: &Devices, chunksize: &str) -> Result<()> {
+    let mut argv: Vec<OsString> = ["ddsnap", "initialize", "-y", "-c", chunksize]
+        .map(OsString::from)
+        .to_vec();
+    argv.push((&devices.snapstore).into());
+    argv.push((&devices.origin).into());
+    argv.extend(devices.meta.as_ref().map(OsString::from));
+    let output = run(&argv, FORMAT_DEADLINE)?;
+    if output.code != Some(0) {
+        bail!(
+            "could not initialize the snapshot store: {}",
+            output.complaint()
+        );
+    }
+    Ok(())
+}
+
+fn connect(server: &Path, deadline: Duration) -> Result<Client, ClientError> {
+    Client::connect_within(&server.to_string_lossy(), deadline)
+}
+
+/// Creates snapshot `tag`, within [`CREATE_DEADLINE`].
+pub fn create_snapshot(server: &Path, tag: u32) -> Result<()> {
+    let made = connect(server, CREATE_DEADLINE).and_then(|mut c| c.create(SnapTag(tag)));
+    made.with_context(|| format!("could not create snapshot {tag}"))
+}
+
+/// Deletes snapshot `tag`.
+pub fn delete_snapshot(server: &Path, tag: u32) -> Result<()> {
+    let gone = connect(server, DELETE_DEADLINE).and_then(|mut c| c.delete(SnapTag(tag)));
+    gone.with_context(|| format!("could not delete snapshot {tag}"))
+}
+
+/// All snapshots the server has.
+pub fn snapshots(server: &Path) -> Result<Vec<u32>> {
+    let list = connect(server, QUERY_DEADLINE).and_then(|mut c| c.list());
+    let list = list.context("could not list the snapshots")?;
+    Ok(list.into_iter().map(|s| s.tag.0).collect())
+}
+
+/// Size of the origin or a snapshot in sectors.
+pub fn size_sectors(server: &Path, tag: Option<u32>) -> Result<u64> {
+    let size = connect(server, QUERY_DEADLINE).and_then(|mut c| c.size(tag.map(SnapTag)));
+    size.with_context(|| match tag {
+        None => "could not ask for the size of the origin".to_string(),
+        Some(tag) => format!("could not ask for the size of snapshot {tag}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn run_returns_code_and_output() {
+        let output = run(
+            &argv(&["sh", "-c", "echo out; echo bad >&2; exit 3"]),
+            KILL_DEADLINE,
+        );
+        let output = output.expect("sh runs");
+        assert_eq!((output.code, output.stdout.as_str()), (Some(3), "out\n"));
+        assert_eq!(output.complaint(), "bad");
+    }
+
+    #[test]
+    fn run_does_not_wait_for_a_daemon_that_keeps_the_output_open() {
+        let begin = Instant::now();
+        run(&argv(&["sh", "-c", "sleep 5 & echo up"]), KILL_DEADLINE).expect("sh runs");
+        assert!(begin.elapsed() < Duration::from_secs(4));
+    }
+
+    #[test]
+    fn run_kills_at_the_deadline() {
+        let error = run(&argv(&["sleep", "60"]), Duration::from_millis(50)).expect_err("too slow");
+        assert!(
+            error.to_string().contains("'sleep' did not finish"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = run(&argv(&["/none/such"]), KILL_DEADLINE).expect_err("missing");
+        assert_eq!(error.to_string(), "could not run '/none/such'");
+    }
+
+    #[test]
+    fn a_command_line_must_match_whole() {
+        let spec = argv(&["ddsnap", "agent", "/run/a"]);
+        assert!(same_command(b"/sbin/ddsnap\0agent\0/run/a\0", &spec));
+        assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/b\0", &spec));
+        assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/a\0-x\0", &spec));
+        assert!(!same_command(b"/bin/other\0agent\0/run/a\0", &spec));
+        assert!(!same_command(b"", &spec));
+    }
+
+    #[test]
+    fn a_stale_pid_file_finds_nobody() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let pidfile = dir.path().join("pid");
+        fs::write(&pidfile, std::process::id().to_string()).expect("written");
+        let spec = ProcessSpec {
+            kind: Kind::Agent,
+            argv: argv(&["ddsnap", "agent"]),
+            pidfile,
+        };
+        assert_eq!(find(&spec).expect("read"), None);
+        stop(&spec).expect("nothing to stop, least of all this test");
+    }
+}

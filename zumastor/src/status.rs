@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What `zumastor status` prints.
+//!
+//! The tree under `Configuration:` is the one the original's database had on disk, so that people
+//! and scripts find what they know; here it is made from the volume's document.
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, Devices, Filesystem, Master, VolumeConfig};
+use crate::host::Host;
+use crate::layout::Layout;
+use crate::plan::Level;
+use crate::volume::{DefineVolume, Volume, server_spec};
+
+/// Blanks per level of a tree.
+const INDENT: usize = 3;
+/// Longest file shown whole; what is in the runtime directory is a line or nothing.
+const CONTENTS_MAX_BYTES: usize = 4096;
+
+/// What is known of a volume without waiting for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// Its name.
+    pub name: String,
+    /// Whether it shall be up.
+    pub up: bool,
+    /// Why it is not up, if it should be.
+    pub failure: Option<String>,
+    /// What else an administrator should know.
+    pub warning: Option<String>,
+    /// Its document, if it can be read.
+    pub config: Option<VolumeConfig>,
+}
+
+impl View {
+    /// The volume as it is now.
+    #[must_use]
+    pub fn of(volume: &Volume) -> View {
+        View {
+            name: volume.name.clone(),
+            up: volume.level > Level::Down,
+            failure: volume.failure.clone(),
+            warning: volume.warning.clone(),
+            config: Some(volume.config.clone()),
+        }
+    }
+
+    fn empty(name: &str) -> View {
+        View {
+            name: name.to_string(),
+            up: false,
+            failure: None,
+            warning: None,
+            config: None,
+        }
+    }
+
+    /// A volume that nobody has tried to start yet.
+    #[must_use]
+    pub fn starting(name: &str) -> View {
+        View {
+            warning: Some("it is being started".into()),
+            ..View::empty(name)
+        }
+    }
+
+    /// A volume whose document is of no use.
+    #[must_use]
+    pub fn broken(name: &str, failure: &str) -> View {
+        View {
+            failure: Some(failure.to_string()),
+            ..View::empty(name)
+        }
+    }
+
+    /// A volume that is being defined: its devices count as taken.
+    #[must_use]
+    pub fn defining(request: &DefineVolume) -> View {
+        let config = VolumeConfig {
+            version: config::SCHEMA_VERSION,
+            uuid: uuid::Uuid::nil(),
+            device: Devices {
+                origin: request.origin.clone(),
+                snapstore: request.snapstore.clone(),
+                meta: request.meta.clone(),
+            },
+            cachesize: request.cachesize.clone(),
+            filesystem: Filesystem::new(),
+            master: None,
+        };
+        let warning = Some("it is being defined".into());
+        View {
+            config: Some(config),
+            warning,
+            ..View::empty(&request.volume)
+        }
+    }
+
+    /// The volume as its document alone has it, when no daemon runs.
+    #[must_use]
+    pub fn from_document(layout: &Layout, name: &str) -> View {
+        match config::load(layout, name) {
+            Ok(config) => View {
+                config,
+                ..View::empty(name)
+            },
+            Err(error) => View::broken(name, &format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+
+    /// Notes if the server is not there although it should be.
+    pub fn check_server(&mut self, host: &dyn Host, layout: &Layout) {
+        let Some(config) = self
+            .config
+            .as_ref()
+            .filter(|_| self.up && self.failure.is_none())
+        else {
+            return;
+        };
+        let spec = server_spec(layout, &self.name, config);
+        if !matches!(host.find_process(&spec), Ok(Some(_))) {
+            self.failure = Some("the snapshot server is gone and is being restarted".to_string());
+        }
+    }
+
+    /// One word or two for its state.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match (&self.failure, self.up) {
+            (Some(_), _) => "failed",
+            (None, true) => "running",
+            (None, false) => "not running",
+        }
+    }
+
+    /// Its part of the listing; `usage` is the table of its store, if asked for.
+    #[must_use]
+    pub fn render(&self, usage: Option<&str>) -> String {
+        let mut text = format!("VOLUME {}:\nStatus: {}\n", self.name, self.status());
+        if let Some(failure) = &self.failure {
+            text += &format!("Reason: {failure}\n");
+        }
+        if let Some(warning) = &self.warning {
+            text += &format!("WARNING: {warning}\n");
+        }
+        text += usage.unwrap_or_default();
+        text += "Configuration:\n";
+        if let Some(config) = &self.config {
+            configuration(
+                &mut Tree {
+                    text: &mut text,
+                    level: 1,
+                },
+                config,
+            );
+        }
+        text
+    }
+}
+
+/// Writes the lines of a tree.
+struct Tree<'a> {
+    text: &'a mut String,
+    level: usize,
+}
+
+impl Tree<'_> {
+    fn line(&mut self, line: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            self.text,
+            "{:width$}{line}",
+            "",
+            width = self.level * INDENT
+        );
+    }
+
+    fn file(&mut self, name: &str, contents: &str) {
+        match contents.trim_end() {
+            "" => self.line(name),
+            contents => self.line(&format!("{name}: {contents}")),
+        }
+    }
+
+    fn link(&mut self, name: &str, target: &Path) {
+        self.line(&format!("{name} -> {}", target.display()));
+    }
+
+    fn dir(&mut self, name: &str) -> Tree<'_> {
+        self.line(&format!("{name}/"));
+        Tree {
+            text: self.text,
+            level: self.level + 1,
+        }
+    }
+}
+
+fn configuration(tree: &mut Tree, config: &VolumeConfig) {
+    if let Some(cachesize) = &config.cachesize {
+        tree.file("cachesize", cachesize);
+    }
+    let mut device = tree.dir("device");
+    if let Some(meta) = &config.device.meta {
+        device.link("meta", meta);
+    }
+    device.link("origin", &config.device.origin);
+    device.link("snapstore", &config.device.snapstore);
+    filesystem(tree, &config.filesystem, config.master.is_some());
+    if let Some(master) = &config.master {
+        master_tree(&mut tree.dir("master"), master);
+    }
+}
+
+fn filesystem(tree: &mut Tree, filesystem: &Filesystem, is_master: bool) {
+    let flag = |set: bool| (set && is_master).then(|| "yes".to_string());
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    let files = [
+        ("dotsnapshot", flag(filesystem.dotsnapshot)),
+        ("export", flag(filesystem.export)),
+        ("mountopts", filesystem.mountopts.clone()),
+        ("mountpoint", path(&filesystem.mountpoint)),
+        ("mountsnap", flag(filesystem.mountsnap)),
+        ("samba", flag(filesystem.samba)),
+        ("snappath", path(&filesystem.snappath)),
+    ];
+    if files.iter().all(|(_, contents)| contents.is_none()) {
+        return;
+    }
+    let mut dir = tree.dir("filesystem");
+    for (name, contents) in files {
+        if let Some(contents) = contents {
+            dir.file(name, &contents);
+        }
+    }
+}
+
+fn master_tree(tree: &mut Tree, master: &Master) {
+    tree.file("next", &master.next.to_string());
+    tree.dir("schedule");
+    let mut dir = tree.dir("snapshots");
+    let mut kinds: Vec<&str> = master.snapshots.iter().map(|s| s.kind.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    for kind in kinds {
+        let of_kind = master.snapshots.iter().filter(|s| s.kind == kind);
+        let ids: Vec<String> = of_kind.map(|s| s.id.to_string()).collect();
+        dir.file(kind, &ids.join(" "));
+    }
+}
+
+/// `RUN STATUS:` and the tree of the runtime directory. Mounted file systems are not entered.
+#[must_use]
+pub fn run_status(layout: &Layout) -> String {
+    let mut text = "RUN STATUS:\n".to_string();
+    run_tree(
+        &mut Tree {
+            text: &mut text,
+            level: 0,
+        },
+        &layout.run(),
+    );
+    text
+}
+
+fn run_tree(tree: &mut Tree, dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    let device = fs::symlink_metadata(dir).map(|m| m.dev()).ok();
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Ok(meta) = entry.metadata() else { continue };
+        let kind = meta.file_type();
+        if kind.is_symlink() {
+            tree.link(&name, &fs::read_link(entry.path()).unwrap_or_default());
+        } else if kind.is_dir() {
+            let mut below = tree.dir(&name);
+            if Some(meta.dev()) == device {
+                run_tree(&mut below, &entry.path());
+            }
+        } else if kind.is_socket() {
+            tree.line(&format!("{name}="));
+        } else if kind.is_file() && name != "trigger" {
+            let mut contents = fs::read(entry.path()).unwrap_or_default();
+            contents.truncate(CONTENTS_MAX_BYTES);
+            tree.file(&name, &String::from_utf8_lossy(&contents));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Snapshot;
+
+    fn view() -> View {
+        let snapshot = |id| Snapshot {
+            id,
+            kind: "manual".into(),
+            time: format!("t{id}"),
+        };
+        let master = Master {
+            next: 4,
+            pending: None,
+            snapshots: vec![snapshot(0), snapshot(2)],
+        };
+        View {
+            name: "zumatest".into(),
+            up: true,
+            failure: None,
+            warning: None,
+            config: Some(VolumeConfig {
+                version: 1,
+                uuid: uuid::Uuid::nil(),
+                device: Devices {
+                    origin: "/dev/sysvg/test".into(),
+                    snapstore: "/dev/sysvg/test_snap".into(),
+                    meta: None,
+                },
+                cachesize: Some("64m".into()),
+                filesystem: Filesystem {
+                    mountopts: Some("noatime".into()),
+                    ..Filesystem::new()
+                },
+                master: Some(master),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_running_volume() {
+        let expected = "\
+VOLUME zumatest:
+Status: running
+Configuration:
+   cachesize: 64m
+   device/
+      origin -> /dev/sysvg/test
+      snapstore -> /dev/sysvg/test_snap
+   filesystem/
+      mountopts: noatime
+      mountsnap: yes
+   master/
+      next: 4
+      schedule/
+      snapshots/
+         manual: 0 2
+";
+        assert_eq!(view().render(None), expected);
+    }
+
+    #[test]
+    fn a_failed_volume_says_why_and_the_table_comes_before_the_tree() {
+        let mut view = view();
+        view.failure = Some("device '/dev/sysvg/test' does not exist".into());
+        let text = view.render(Some("TABLE\n"));
+        let expected = "VOLUME zumatest:\nStatus: failed\nReason: device '/dev/sysvg/test' does not \
+                        exist\nTABLE\nConfiguration:\n";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_stopped_volume_without_a_master() {
+        let mut view = view();
+        view.up = false;
+        if let Some(config) = &mut view.config {
+            config.master = None;
+            config.cachesize = None;
+            config.filesystem = Filesystem::new();
+        }
+        let expected = "\
+VOLUME zumatest:
+Status: not running
+Configuration:
+   device/
+      origin -> /dev/sysvg/test
+      snapstore -> /dev/sysvg/test_snap
+";
+        assert_eq!(view.render(None), expected);
+    }
+
+    #[test]
+    fn the_run_tree_shows_files_links_and_sockets() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let run = layout.run();
+        fs::create_dir_all(run.join("agents")).expect("made");
+        fs::create_dir_all(run.join("snapshot/v")).expect("made");
+        fs::write(layout.running(), "").expect("written");
+        fs::write(run.join("v-server.pid"), "12\n").expect("written");
+        fs::write(run.join("trigger"), "hidden").expect("written");
+        let link = run.join("snapshot/v/manual.0");
+        std::os::unix::fs::symlink("2026.01.02-03.04.05", link).expect("linked");
+        let _socket =
+            std::os::unix::net::UnixListener::bind(run.join("agents/v")).expect("a socket");
+        let expected = "\
+RUN STATUS:
+agents/
+   v=
+running
+snapshot/
+   v/
+      manual.0 -> 2026.01.02-03.04.05
+v-server.pid: 12
+";
+        assert_eq!(run_status(&layout), expected);
+    }
+}

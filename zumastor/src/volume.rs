@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! One volume: its wanted state, its observed state, and the operations between them.
+//!
+//! Written against [`Host`] and a [`Layout`], so that all of it runs in tests. Whoever holds the
+//! volume mutably is the only one to change it; the daemon sees to that with one lock per volume.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+use crate::config::{self, Snapshot, VolumeConfig};
+use crate::control::Event;
+use crate::dm::TableLine;
+use crate::host::{DmDevice, Host};
+use crate::layout::Layout;
+use crate::names;
+use crate::plan::{self, Action, Level, Observed, Report, Scope, Table, Target, Wanted};
+use crate::process::{Kind, ProcessSpec};
+use crate::supervise::Supervisor;
+
+mod define;
+mod forget;
+mod master;
+mod snapshot;
+mod steps;
+
+#[cfg(test)]
+mod tests;
+
+pub use define::DefineVolume;
+pub use master::MasterFlags;
+
+/// Takes lines for the administrator and progress while an operation runs.
+pub type Out<'a> = &'a mut dyn FnMut(Event);
+
+/// A defined volume.
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Its durable state, as the document has it.
+    pub config: VolumeConfig,
+    /// How far it shall be up.
+    pub level: Level,
+    /// Why volume or master are not up, in one line.
+    pub failure: Option<String>,
+    /// What is wrong with single snapshots, in one line.
+    pub warning: Option<String>,
+    /// Keeps agent and server running.
+    pub supervisor: Arc<Supervisor>,
+    host: Arc<dyn Host>,
+    layout: Layout,
+    waiting: Waiting,
+    /// For formatting the store; the store itself knows it from then on.
+    chunksize: Option<String>,
+}
+
+/// What event would make another attempt worthwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// None: all is up, or only an administrator can help.
+    Nothing,
+    /// A device of the volume appears.
+    Device,
+    /// The origin shows another file system than this, which could not be mounted.
+    Filesystem(Option<String>),
+}
+
+impl Volume {
+    /// The volume `name` with `config`; nothing is touched.
+    pub fn new(
+        host: Arc<dyn Host>,
+        layout: &Layout,
+        name: &str,
+        config: VolumeConfig,
+    ) -> Result<Volume> {
+        let agent = agent_spec(layout, name);
+        let server = server_spec(layout, name, &config);
+        let supervisor = Supervisor::new(host.clone(), name, agent, server)?;
+        Ok(Volume {
+            name: name.to_string(),
+            config,
+            level: Level::Down,
+            failure: None,
+            warning: None,
+            supervisor,
+            host,
+            layout: layout.clone(),
+            waiting: Waiting::Nothing,
+            chunksize: None,
+        })
+    }
+
+    /// How far up a volume with this configuration belongs after a boot.
+    #[must_use]
+    pub fn full_level(&self) -> Level {
+        if self.config.master.is_some() {
+            Level::Mounted
+        } else {
+            Level::Devices
+        }
+    }
+
+    fn snapshots(&self) -> &[Snapshot] {
+        self.config.master.as_ref().map_or(&[], |m| &m.snapshots)
+    }
+
+    fn wanted(&self, level: Level) -> Wanted {
+        let tags: Vec<u32> = self.snapshots().iter().map(|s| s.id).collect();
+        Wanted::at(level, &tags, self.config.filesystem.mountsnap)
+    }
+
+    fn save(&self) -> Result<()> {
+        Ok(config::save(&self.layout, &self.name, &self.config)?)
+    }
+
+    /// Where a device of the volume is mounted.
+    fn mountpoint(&self, target: Target) -> PathBuf {
+        match (target, &self.config.filesystem.mountpoint) {
+            (None, Some(dir)) => dir.clone(),
+            _ => self
+                .layout
+                .mountpoint(&names::device_name(&self.name, target)),
+        }
+    }
+
+    /// The directory that really holds the snapshot links.
+    fn links_dir(&self) -> PathBuf {
+        let standard = || self.layout.snapshot_links(&self.name);
+        self.config
+            .filesystem
+            .snappath
+            .clone()
+            .unwrap_or_else(standard)
+    }
+
+    fn log(&self, text: &str) {
+        eprintln!("{}: {text}", self.name);
+        append_log(&self.layout, &self.name, &self.host.now(), text);
+    }
+
+    fn dm_uuid(&self, target: Target) -> String {
+        let id = target.map_or_else(|| "origin".to_string(), |tag| tag.to_string());
+        format!("{}{id}", self.dm_uuid_prefix())
+    }
+
+    fn dm_uuid_prefix(&self) -> String {
+        format!("DDSNAP-{}-", self.config.uuid.simple())
+    }
+
+    /// The table a device should have, but for its length.
+    fn table(&self, target: Target, sectors: u64) -> Result<TableLine> {
+        Ok(TableLine {
+            sectors,
+            snapstore: self.host.block_device(&self.config.device.snapstore)?,
+            origin: self.host.block_device(&self.config.device.origin)?,
+            agent: self
+                .layout
+                .agent_socket(&self.name)
+                .to_string_lossy()
+                .into_owned(),
+            id: target,
+        })
+    }
+
+    /// The volume's devices as device-mapper has them.
+    fn devices(&self) -> Result<Vec<(Target, DmDevice)>> {
+        let mut found = Vec::new();
+        for name in self.host.dm_names()? {
+            let target = match names::parse_snapshot_device(&name) {
+                Some((volume, tag)) if volume == self.name => Some(tag),
+                None if name == self.name => None,
+                _ => continue,
+            };
+            if let Some(device) = self.host.dm_find(&name)? {
+                found.push((target, device));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks at the machine.
+    fn observe(&self) -> Result<Observed> {
+        let mut observed = Observed {
+            agent: self
+                .supervisor
+                .is_running(&agent_spec(&self.layout, &self.name)),
+            server: self.supervisor.is_running(&server_spec(
+                &self.layout,
+                &self.name,
+                &self.config,
+            )),
+            links: self.layout.mount_link(&self.name).is_symlink(),
+            ..Observed::default()
+        };
+        let mounts = self.host.mounts()?;
+        for (target, device) in self.devices()? {
+            let ours = device
+                .uuid
+                .as_ref()
+                .is_some_and(|u| u.starts_with(&self.dm_uuid_prefix()));
+            let right = match (&device.table, self.table(target, 0)) {
+                (Some(found), Ok(wanted)) => found.same_mapping(&wanted),
+                // The devices' paths are gone while the device lives on them: nothing to compare.
+                (Some(_), Err(_)) => ours,
+                (None, _) => false,
+            };
+            if !right && !ours {
+                let name = names::device_name(&self.name, target);
+                bail!("the device-mapper device '{name}' exists and belongs to somebody else");
+            }
+            observed
+                .devices
+                .insert(target, if right { Table::Right } else { Table::Wrong });
+            let dir = self.mountpoint(target);
+            if mounts.iter().any(|m| m.dir == dir && m.dev == device.dev) {
+                observed.mounts.insert(target);
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Brings the volume up to `level`, or as far as it goes. Failures of mounts and snapshots are
+    /// in the report; the volume's own are an error.
+    pub fn up(&mut self, level: Level, out: Out) -> Result<Report> {
+        self.level = level;
+        self.waiting = Waiting::Nothing;
+        let result = self.try_up(level, out);
+        self.failure = match &result {
+            Err(error) => Some(format!("{error:#}")),
+            Ok(report) => report
+                .failure(Scope::Master)
+                .map(|e| describe(Scope::Master, e)),
+        };
+        let of_snapshot = |f: &&plan::Failure| matches!(f.0, Scope::Snapshot(_));
+        self.warning = result.as_ref().ok().and_then(|report| {
+            let first = report.failures.iter().find(of_snapshot)?;
+            Some(describe(first.0, &first.2))
+        });
+        for trouble in self.failure.iter().chain(&self.warning) {
+            self.log(&format!("not all is up: {trouble}"));
+        }
+        self.waiting = match &result {
+            Ok(r) if r.failure(Scope::Master).is_some() => {
+                Waiting::Filesystem(self.origin_filesystem())
+            }
+            Err(_) if self.check_devices().is_err() => Waiting::Device,
+            _ => Waiting::Nothing,
+        };
+        result
+    }
+
+    fn try_up(&mut self, level: Level, out: Out) -> Result<Report> {
+        self.check_devices()?;
+        self.host.ensure_target()?;
+        self.perform(Action::StartAgent, out)?;
+        self.perform(Action::StartServer, out)?;
+        self.settle_snapshots()?;
+        let steps = plan::plan(&self.wanted(level), &self.observe()?);
+        let mut report = plan::run_each(&steps, |action| self.perform(action, out));
+        let volume = report.failures.iter().position(|f| f.0 == Scope::Volume);
+        match volume {
+            Some(index) => Err(report.failures.swap_remove(index).2),
+            None => Ok(report),
+        }
+    }
+
+    fn check_devices(&self) -> Result<()> {
+        let devices = &self.config.device;
+        for path in [
+            Some(&devices.origin),
+            Some(&devices.snapstore),
+            devices.meta.as_ref(),
+        ] {
+            if let Some(path) = path {
+                self.host.block_device(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the volume down to `level`. What is in use stays, with all it depends on.
+    pub fn down(&mut self, level: Level) -> Result<()> {
+        let steps = plan::plan(&self.wanted(level), &self.observe()?);
+        // Going down only: nothing is started on the way.
+        let steps: Vec<Action> = steps.into_iter().filter(|a| a.goes_down()).collect();
+        let report = plan::run_down(&steps, |action| self.perform(action, &mut |_| ()));
+        match report.failures.into_iter().next() {
+            None => {
+                self.level = level;
+                self.failure = None;
+                self.warning = None;
+                self.waiting = Waiting::Nothing;
+                Ok(())
+            }
+            Some((_, _, error)) => {
+                self.log(&format!("not all is down: {error:#}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Thaws what a daemon that was killed while taking a snapshot left frozen.
+    ///
+    /// Only for a daemon's start: later, a frozen file system is an administrator's doing.
+    pub fn thaw_leftovers(&self) -> Result<()> {
+        if let Some(device) = self.host.dm_find(&self.name)? {
+            for dir in self.mounts_on(device.dev)? {
+                self.host.thaw(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a retry may succeed now that a device appeared or changed.
+    #[must_use]
+    pub fn worth_retrying(&self) -> bool {
+        match &self.waiting {
+            Waiting::Nothing => false,
+            Waiting::Device => self.check_devices().is_ok(),
+            // A failed mount opens the device and so causes an event itself: only a change counts.
+            Waiting::Filesystem(seen) => *seen != self.origin_filesystem(),
+        }
+    }
+
+    fn origin_filesystem(&self) -> Option<String> {
+        let device = self.host.dm_find(&self.name).ok()??;
+        self.host
+            .filesystem(&self.host.dm_node(&self.name, device.dev))
+            .ok()?
+    }
+
+    /// Whether the server runs, asked of the machine.
+    #[must_use]
+    pub fn server_runs(&self) -> bool {
+        let spec = server_spec(&self.layout, &self.name, &self.config);
+        self.supervisor.is_running(&spec)
+    }
+}
+
+/// A failure with the part of the volume it belongs to.
+fn describe(scope: Scope, error: &anyhow::Error) -> String {
+    match scope {
+        Scope::Volume => format!("{error:#}"),
+        Scope::Master => format!("could not mount: {error:#}"),
+        Scope::Snapshot(tag) => format!("snapshot {tag}: {error:#}"),
+    }
+}
+
+fn append_log(layout: &Layout, volume: &str, time: &str, text: &str) {
+    use std::io::Write;
+    let path = layout.logs(volume).join("master.log");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path);
+    // The journal has the line as well; a full /var must not stop a volume.
+    if let Ok(mut file) = file {
+        let _ = writeln!(file, "{time} zumastor[{}]: {text}", std::process::id());
+    }
+}
+
+/// How the agent of `volume` is started.
+#[must_use]
+pub fn agent_spec(layout: &Layout, volume: &str) -> ProcessSpec {
+    let pidfile = layout.agent_pid(volume);
+    let argv = vec![
+        "ddsnap".into(),
+        "agent".into(),
+        layout.agent_socket(volume).into(),
+        "-l".into(),
+        layout.logs(volume).join("agent.log").into(),
+        "-p".into(),
+        pidfile.clone().into(),
+    ];
+    ProcessSpec {
+        kind: Kind::Agent,
+        argv,
+        pidfile,
+    }
+}
+
+/// How the server of `volume` is started.
+#[must_use]
+pub fn server_spec(layout: &Layout, volume: &str, config: &VolumeConfig) -> ProcessSpec {
+    let pidfile = layout.server_pid(volume);
+    let mut argv: Vec<std::ffi::OsString> = vec!["ddsnap".into(), "server".into()];
+    if let Some(cache) = &config.cachesize {
+        argv.extend(["-k".into(), cache.into()]);
+    }
+    argv.extend(["-l".into(), layout.logs(volume).join("server.log").into()]);
+    argv.extend(["-p".into(), pidfile.clone().into()]);
+    argv.push(config.device.snapstore.clone().into());
+    argv.push(config.device.origin.clone().into());
+    argv.extend(config.device.meta.clone().map(Into::into));
+    argv.push(layout.agent_socket(volume).into());
+    argv.push(layout.server_socket(volume).into());
+    ProcessSpec {
+        kind: Kind::Server,
+        argv,
+        pidfile,
+    }
+}
+
+/// Loads the volume called `name`, with a message that says how to see the defined ones.
+pub fn load(host: Arc<dyn Host>, layout: &Layout, name: &str) -> Result<Volume> {
+    let config =
+        config::load(layout, name)?.with_context(|| format!("'{name}' is not a managed volume"))?;
+    Volume::new(host, layout, name, config)
+}
