@@ -1,0 +1,714 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The `ddsnap` command from end to end: real daemons on plain files, no kernel module, no root.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A volume of plain files with its sockets and logs. Its daemons end with it.
+struct Volume {
+    dir: tempfile::TempDir,
+    daemons: Vec<Pid>,
+}
+
+/// What a command did.
+#[derive(Debug, PartialEq, Eq)]
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().expect("ended by itself"),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn ddsnap() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ddsnap"));
+    for variable in ["DDSNAP_TRIGGER", "DDSNAP_COUNT", "DDSNAP_ACTION"] {
+        command.env_remove(variable);
+    }
+    command.env("TZ", "UTC").stdin(Stdio::null());
+    command
+}
+
+fn ddsnap_with(args: &[&str]) -> Ran {
+    ran(ddsnap().args(args).output().unwrap())
+}
+
+/// Runs a command that must succeed in silence on standard error.
+fn good(args: &[&str]) -> String {
+    let ran = ddsnap_with(args);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (0, ""),
+        "ddsnap {args:?}: {ran:?}"
+    );
+    ran.stdout
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_alive(pid: Pid) -> bool {
+    // A zombie of another parent answers kill(0) too; its state is in /proc.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .starts_with(" Z")
+    })
+}
+
+impl Volume {
+    fn new() -> Volume {
+        let volume = Volume {
+            dir: tempfile::tempdir().unwrap(),
+            daemons: Vec::new(),
+        };
+        File::create(volume.file("origin"))
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        File::create(volume.file("store"))
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        volume
+    }
+
+    /// One whose store is initialised and whose agent runs.
+    fn with_agent() -> Volume {
+        let mut volume = Volume::new();
+        volume.initialize();
+        volume.start_agent();
+        volume
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.file(name).to_str().unwrap().to_owned()
+    }
+
+    fn initialize(&self) {
+        good(&[
+            "initialize",
+            "-y",
+            "-c",
+            "8k",
+            &self.name("store"),
+            &self.name("origin"),
+        ]);
+    }
+
+    fn start_agent(&mut self) -> Pid {
+        let (agent, log, pidfile) = (
+            self.name("agent"),
+            self.name("agent.log"),
+            self.name("agent.pid"),
+        );
+        let printed = good(&["agent", &agent, "-l", &log, "--pidfile", &pidfile]);
+        assert_eq!(printed, "");
+        self.remember(&pidfile)
+    }
+
+    fn server_args(&self) -> Vec<String> {
+        let mut args = vec!["server".to_owned()];
+        args.extend(["store", "origin", "agent", "server"].map(|name| self.name(name)));
+        args.extend(["-k".to_owned(), "2m".to_owned()]);
+        args.extend(["-l".to_owned(), self.name("server.log")]);
+        args.extend(["-p".to_owned(), self.name("server.pid")]);
+        args
+    }
+
+    fn start_server(&mut self) -> Pid {
+        let args = self.server_args();
+        let ran = ran(ddsnap().args(args).output().unwrap());
+        assert_eq!(
+            (ran.code, ran.stderr.as_str()),
+            (0, ""),
+            "{ran:?}\n{}",
+            self.log()
+        );
+        let pid = self.remember(&self.name("server.pid"));
+        assert_eq!(ran.stdout, format!("pid = {pid}\n"));
+        pid
+    }
+
+    fn remember(&mut self, pidfile: &str) -> Pid {
+        let pid = fs::read_to_string(pidfile).unwrap();
+        let pid = Pid::from_raw(pid.trim().parse().unwrap());
+        self.daemons.push(pid);
+        pid
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.file("server.log")).unwrap_or_default()
+    }
+
+    fn socket(&self) -> String {
+        self.name("server")
+    }
+
+    fn stop(&self, pid: Pid, signal: Signal) {
+        kill(pid, signal).unwrap();
+        wait_until("the daemon's end", || !is_alive(pid));
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        for pid in self.daemons.iter().filter(|pid| is_alive(**pid)) {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Replaces times, which nobody can foretell, so that the rest can be compared to the letter.
+fn without_times(text: &str) -> String {
+    let is_day = |word: &str| ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"].contains(&word);
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let at = line
+            .char_indices()
+            .map(|(at, _)| at)
+            .find(|&at| line.get(at..at + 3).is_some_and(is_day) && line.len() >= at + 24);
+        lines.push(match at {
+            Some(at) => format!(
+                "{}DAY MON DD HH:MM:SS YEAR{}\n",
+                &line[..at],
+                &line[at + 24..]
+            ),
+            None => format!("{line}\n"),
+        });
+    }
+    lines.concat()
+}
+
+#[test]
+fn help_and_wrong_use_have_the_exit_codes_they_always_had() {
+    let none = ddsnap_with(&[]);
+    assert_eq!(none.code, 1);
+    assert!(none.stderr.contains("Usage: ddsnap"), "{none:?}");
+    for args in [
+        &["--help"][..],
+        &["-?"],
+        &["--usage"],
+        &["-V"],
+        &["create", "-?"],
+    ] {
+        let ran = ddsnap_with(args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args:?}");
+        assert!(!ran.stdout.is_empty(), "{args:?}");
+    }
+    assert!(good(&["--usage"]).starts_with("Usage: ddsnap"));
+    assert!(good(&["server", "--usage"]).contains("AGENTSOCK"));
+    for args in [
+        &["no-such-command"][..],
+        &["create"],
+        &["create", "sock"],
+        &["create", "sock", "-1"],
+        &["create", "sock", "1", "2"],
+        &["server", "a", "b", "c"],
+        &["status", "--list", "--last", "sock"],
+    ] {
+        let ran = ddsnap_with(args);
+        assert_eq!(ran.code, 1, "{args:?}");
+        assert!(
+            !ran.stderr.is_empty() && ran.stdout.is_empty(),
+            "{args:?}: {ran:?}"
+        );
+    }
+}
+
+#[test]
+fn a_socket_nobody_answers_on_is_exit_code_99() {
+    let volume = Volume::new();
+    for args in [
+        &["create", "1"][..],
+        &["delete", "1"],
+        &["list"],
+        &["status"],
+        &["priority", "1", "0"],
+        &["usecount", "1"],
+    ] {
+        let socket = volume.socket();
+        let all: Vec<&str> = [args[0], &socket]
+            .into_iter()
+            .chain(args[1..].iter().copied())
+            .collect();
+        let ran = ddsnap_with(&all);
+        assert_eq!(ran.code, 99, "{all:?}: {ran:?}");
+        assert!(ran.stderr.contains(&socket), "{ran:?}");
+    }
+    assert_eq!(
+        ddsnap_with(&["status", "--state", &volume.socket(), "1"]).code,
+        9
+    );
+    let args = volume.server_args();
+    let ran = ran(ddsnap().args(args).output().unwrap());
+    assert_eq!((ran.code, ran.stdout.as_str()), (99, ""), "{ran:?}");
+    assert!(
+        ran.stderr.contains("cannot connect to the agent"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_formatted_store_is_overwritten_only_after_y() {
+    let volume = Volume::new();
+    volume.initialize();
+    let before = fs::read(volume.file("store")).unwrap();
+    let (store, origin) = (volume.name("store"), volume.name("origin"));
+    for (answer, code) in [("n\n", 1), ("", 1), ("yes\n", 1), ("y\n", 0)] {
+        let mut child = ddsnap()
+            .args(["initialize", &store, &origin])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(answer.as_bytes())
+            .unwrap();
+        let ran = ran(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, code, "{answer:?}: {ran:?}");
+        assert!(
+            ran.stdout.contains(&store) && ran.stdout.contains("(y/N)"),
+            "{ran:?}"
+        );
+        let now = fs::read(volume.file("store")).unwrap();
+        assert_eq!(now == before, code != 0, "{answer:?}");
+    }
+}
+
+#[test]
+fn initialize_says_what_is_wrong_and_where() {
+    let volume = Volume::new();
+    let (store, origin) = (volume.name("store"), volume.name("origin"));
+    for (options, words) in [
+        (&["-c", "3000"][..], "power of two"),
+        (&["-c", "256"], "power of two"),
+        (&["-b", "4k", "-c", "8k"], "metadata device"),
+        (&["-c", "1x"], "a size is a number of bytes"),
+    ] {
+        let args: Vec<&str> = ["initialize", &store, &origin]
+            .into_iter()
+            .chain(options.iter().copied())
+            .collect();
+        let ran = ddsnap_with(&args);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
+    let missing = volume.name("missing");
+    let ran = ddsnap_with(&["initialize", &missing, &origin]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains(&missing), "{ran:?}");
+    assert!(
+        fs::read(volume.file("store"))
+            .unwrap()
+            .iter()
+            .all(|&byte| byte == 0)
+    );
+}
+
+#[test]
+fn a_server_without_a_store_says_so_with_exit_code_99() {
+    let mut volume = Volume::new();
+    volume.start_agent();
+    let args = volume.server_args();
+    let ran = ran(ddsnap().args(args).output().unwrap());
+    assert_eq!((ran.code, ran.stdout.as_str()), (99, ""), "{ran:?}");
+    assert!(ran.stderr.contains(&volume.name("store")), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    assert!(!volume.file("server").exists() && !volume.file("server.pid").exists());
+}
+
+#[test]
+fn snapshots_live_through_commands_and_a_killed_server() {
+    let mut volume = Volume::with_agent();
+    let pid = volume.start_server();
+    let socket = volume.socket();
+    assert_eq!(good(&["status", "--list", &socket]), "\n");
+    assert_eq!(good(&["create", &socket, "0"]), "");
+    assert_eq!(good(&["create", &socket, "2"]), "");
+    assert_eq!(
+        ddsnap_with(&["create", &socket, "2"]),
+        Ran {
+            code: 1,
+            stdout: String::new(),
+            stderr: "could not create snapshot 2 because snapshot already exists (File exists)\n"
+                .to_owned(),
+        }
+    );
+    assert_eq!(good(&["priority", &socket, "0", "-1"]), "255\n");
+    assert_eq!(good(&["usecount", &socket, "2", "3"]), "3\n");
+    assert_eq!(good(&["usecount", &socket, "2", "-2"]), "1\n");
+    assert_eq!(good(&["usecount", &socket, "2"]), "1\n");
+
+    let expected = "\
+Snapshot list:
+Snapshot 0:
+\ttag= 0  priority= -1  use count= 0  creation time= DAY MON DD HH:MM:SS YEAR
+Snapshot 1:
+\ttag= 2  priority= 0  use count= 1  creation time= DAY MON DD HH:MM:SS YEAR
+";
+    assert_eq!(without_times(&good(&["list", &socket])), expected);
+    let status = good(&["status", &socket]);
+    let table: Vec<String> = without_times(&status)
+        .lines()
+        .skip(1)
+        .map(str::to_owned)
+        .collect();
+    assert!(
+        status.starts_with("Snapshot store block size = 8192; "),
+        "{status}"
+    );
+    assert_eq!(
+        table[..7],
+        [
+            "Origin size: 8,388,608 bytes",
+            "Write density: 0",
+            "Creation time: DAY MON DD HH:MM:SS YEAR",
+            "  Snap            Creation time Usecnt Prio   Chunks Unshared   Shared",
+            "     0 DAY MON DD HH:MM:SS YEAR      0   -1        0        0        0",
+            "     2 DAY MON DD HH:MM:SS YEAR      1    0        0        0        0",
+            "totals                                             0        0        0",
+        ]
+    );
+    assert_eq!(good(&["status", "--list", &socket]), "0 2\n");
+    assert_eq!(good(&["status", &socket, "--last"]), "2\n");
+    assert_eq!(good(&["status", "--size", &socket]), "16384\n");
+    assert_eq!(good(&["status", "--size", &socket, "2"]), "16384\n");
+    let none = ddsnap_with(&["status", "--size", &socket, "7"]);
+    assert_eq!((none.code, none.stdout.as_str()), (0, "0\n"));
+    assert!(none.stderr.contains("snapshot doesn't exist"), "{none:?}");
+    assert_eq!(good(&["status", "--state", &socket, "2"]), "");
+    assert_eq!(ddsnap_with(&["status", "--state", &socket, "7"]).code, 1);
+    assert_eq!(
+        ddsnap_with(&["delete", &socket, "2"]).stderr,
+        "could not delete snapshot 2 because snapshot has non-zero usecount (Device or resource busy)\n"
+    );
+    assert_eq!(
+        ddsnap_with(&["priority", &socket, "7", "0"]).stderr,
+        "could not set priority because Snapshot tag 7 is not valid (No such file or directory)\n"
+    );
+
+    // Everything acknowledged is there after the server's sudden death; the agent survives it.
+    let list = good(&["list", &socket]);
+    let rows =
+        |text: &str| -> Vec<String> { text.lines().skip(1).take(7).map(str::to_owned).collect() };
+    volume.stop(pid, Signal::SIGKILL);
+    assert_eq!(ddsnap_with(&["list", &socket]).code, 99);
+    let pid = volume.start_server();
+    assert!(
+        volume.log().contains("Server was not shut down properly"),
+        "{}",
+        volume.log()
+    );
+    assert!(
+        volume.log().contains("Replaying journal"),
+        "{}",
+        volume.log()
+    );
+    assert_eq!(good(&["list", &socket]), list);
+    assert_eq!(rows(&good(&["status", &socket])), rows(&status));
+
+    // After an orderly end nothing is left behind and nothing is replayed.
+    volume.stop(pid, Signal::SIGTERM);
+    assert!(!volume.file("server").exists() && !volume.file("server.pid").exists());
+    fs::remove_file(volume.file("server.log")).unwrap();
+    volume.start_server();
+    assert!(
+        !volume.log().contains("not shut down properly"),
+        "{}",
+        volume.log()
+    );
+    assert_eq!(good(&["list", &socket]), list);
+    assert_eq!(good(&["delete", &socket, "0"]), "");
+    assert_eq!(good(&["status", "--list", &socket]), "2\n");
+}
+
+#[test]
+fn a_new_server_waits_for_the_old_and_takes_over() {
+    let mut volume = Volume::with_agent();
+    let old = volume.start_server();
+    good(&["create", &volume.socket(), "4"]);
+    let mut new = ddsnap()
+        .args(volume.server_args())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let agent_log = volume.file("agent.log");
+    wait_until("the new server to stand in line", || {
+        fs::read_to_string(&agent_log)
+            .unwrap()
+            .contains(&format!("waits for {old}"))
+    });
+    assert!(new.try_wait().unwrap().is_none(), "it waits");
+    assert_eq!(good(&["status", "--list", &volume.socket()]), "4\n");
+    volume.stop(old, Signal::SIGTERM);
+    let ran = ran(new.wait_with_output().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("server {old} is active")),
+        "{ran:?}"
+    );
+    let pid = volume.remember(&volume.name("server.pid"));
+    assert_eq!(ran.stdout, format!("pid = {pid}\n"));
+    assert_eq!(good(&["status", "--list", &volume.socket()]), "4\n");
+}
+
+#[test]
+fn the_server_ends_in_order_when_its_agent_does() {
+    let mut volume = Volume::with_agent();
+    let agent = volume.daemons[0];
+    let server = volume.start_server();
+    volume.stop(agent, Signal::SIGTERM);
+    wait_until("the server's end", || !is_alive(server));
+    assert!(
+        volume.log().contains("the agent is gone"),
+        "{}",
+        volume.log()
+    );
+    assert!(
+        volume.log().contains("the store is closed"),
+        "{}",
+        volume.log()
+    );
+    assert!(!volume.file("agent").exists() && !volume.file("server").exists());
+}
+
+#[test]
+fn sockets_and_files_are_private_and_the_log_can_be_rotated() {
+    let mut volume = Volume::with_agent();
+    let server = volume.start_server();
+    for name in [
+        "agent",
+        "server",
+        "agent.log",
+        "server.log",
+        "server.pid",
+        "agent.pid",
+    ] {
+        let mode = fs::metadata(volume.file(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    fs::rename(volume.file("server.log"), volume.file("server.log.1")).unwrap();
+    kill(server, Signal::SIGHUP).unwrap();
+    wait_until("a new log", || volume.file("server.log").exists());
+    good(&["create", &volume.socket(), "1"]);
+    let line = volume.log();
+    assert!(
+        line.contains(&format!("ddsnap server[{server}]: snapshot 1 created")),
+        "{line}"
+    );
+    assert!(
+        without_times(&line).starts_with("DAY MON DD HH:MM:SS YEAR ddsnap server["),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_second_agent_is_refused_and_a_stale_socket_is_replaced() {
+    let mut volume = Volume::new();
+    let first = volume.start_agent();
+    let args = [
+        "agent",
+        &volume.name("agent"),
+        "-l",
+        &volume.name("other.log"),
+    ];
+    let ran = ddsnap_with(&args);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains("another process listens on it"),
+        "{ran:?}"
+    );
+    volume.stop(first, Signal::SIGKILL);
+    assert!(
+        volume.file("agent").exists(),
+        "a killed agent leaves its socket"
+    );
+    volume.start_agent();
+}
+
+#[test]
+fn abstract_sockets_work() {
+    let mut volume = Volume::new();
+    volume.initialize();
+    let unique = format!("ddsnap-test-{}", std::process::id());
+    let (agent, server) = (format!("@{unique}-agent"), format!("@{unique}-server"));
+    let (log, pidfile) = (volume.name("log"), volume.name("pid"));
+    good(&["agent", &agent, "-l", &log, "-p", &pidfile]);
+    volume.remember(&pidfile);
+    let (store, origin) = (volume.name("store"), volume.name("origin"));
+    good(&[
+        "server", &store, &origin, &agent, &server, "-l", &log, "-p", &pidfile,
+    ]);
+    volume.remember(&pidfile);
+    good(&["create", &server, "1"]);
+    assert_eq!(good(&["status", "--list", &server]), "1\n");
+    assert!(!Path::new(&server).exists());
+}
+
+#[test]
+fn relative_names_work_although_daemons_leave_the_directory() {
+    let mut volume = Volume::new();
+    volume.initialize();
+    let here = |args: &[&str]| {
+        let ran = ran(ddsnap()
+            .current_dir(volume.dir.path())
+            .args(args)
+            .output()
+            .unwrap());
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    };
+    here(&["agent", "agent", "-l", "agent.log", "-p", "agent.pid"]);
+    here(&[
+        "server",
+        "store",
+        "origin",
+        "agent",
+        "server",
+        "-l",
+        "server.log",
+        "-p",
+        "server.pid",
+    ]);
+    let (agent_pid, server_pid) = (volume.name("agent.pid"), volume.name("server.pid"));
+    volume.remember(&agent_pid);
+    let server = volume.remember(&server_pid);
+    assert_eq!(
+        fs::read_link(format!("/proc/{server}/cwd")).unwrap(),
+        Path::new("/")
+    );
+    volume.stop(server, Signal::SIGTERM);
+    assert!(!volume.file("server").exists() && !volume.file("server.pid").exists());
+}
+
+#[test]
+fn metadata_may_have_a_device_of_its_own() {
+    let mut volume = Volume::new();
+    File::create(volume.file("meta"))
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    let (store, origin, meta) = (
+        volume.name("store"),
+        volume.name("origin"),
+        volume.name("meta"),
+    );
+    good(&[
+        "initialize",
+        "-y",
+        "-b",
+        "4k",
+        "-c",
+        "16k",
+        &store,
+        &origin,
+        &meta,
+    ]);
+    volume.start_agent();
+    let (agent, server, pidfile) = (
+        volume.name("agent"),
+        volume.socket(),
+        volume.name("server.pid"),
+    );
+    let log = volume.name("server.log");
+    good(&[
+        "server", &store, &origin, &meta, &agent, &server, "-l", &log, "-p", &pidfile,
+    ]);
+    volume.remember(&pidfile);
+    let status = good(&["status", &server]);
+    let lines: Vec<&str> = status.lines().collect();
+    assert!(
+        lines[0].starts_with("Snapshot metadata block size = 4096; "),
+        "{status}"
+    );
+    assert!(
+        lines[1].starts_with("Snapshot data store chunk size = 16384; "),
+        "{status}"
+    );
+}
+
+#[test]
+fn an_injected_fault_kills_the_server_and_nothing_acknowledged_is_lost() {
+    let mut volume = Volume::with_agent();
+    let ran = ran(ddsnap()
+        .args(volume.server_args())
+        .envs([
+            ("DDSNAP_TRIGGER", "CREATE_SNAPSHOT"),
+            ("DDSNAP_COUNT", "3"),
+            ("DDSNAP_ACTION", "abort"),
+        ])
+        .output()
+        .unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let pid = volume.remember(&volume.name("server.pid"));
+    let socket = volume.socket();
+    good(&["create", &socket, "1"]);
+    good(&["create", &socket, "2"]);
+    let third = ddsnap_with(&["create", &socket, "3"]);
+    assert_eq!(third.code, 1);
+    assert!(
+        third.stderr.contains("went away before it answered"),
+        "{third:?}"
+    );
+    wait_until("the server's end", || !is_alive(pid));
+    volume.start_server();
+    assert_eq!(good(&["status", "--list", &socket]), "1 2\n");
+}
+
+#[test]
+fn in_the_foreground_the_log_goes_to_standard_error() {
+    let volume = Volume::with_agent();
+    let mut args = volume.server_args();
+    let log_at = args.iter().position(|arg| arg == "-l").unwrap();
+    args.drain(log_at..log_at + 2);
+    args.push("-f".to_owned());
+    let server = ddsnap()
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the server", || {
+        ddsnap_with(&["list", &volume.socket()]).code == 0
+    });
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGINT).unwrap();
+    let ran = ran(server.wait_with_output().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stdout.starts_with("pid = "), "{ran:?}");
+    assert!(ran.stderr.contains("shutting down: SIGINT"), "{ran:?}");
+}
