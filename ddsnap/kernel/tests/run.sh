@@ -55,7 +55,7 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 
 # start_server [new]
 start_server() {
-	# Where $origin is made slow, the server's own reads are not.
+	# The layer of stoppable() is not between the server and the origin.
 	"$here/fake-server" serve $key $store $origin_loop "$tmp/state" \
 		"$ctl_socket" $shift "$@" 2>>"$tmp/server.err" &
 	server=$!
@@ -132,9 +132,9 @@ set_up() {
 }
 
 clean_up() {
-	local device
+	local device job
 	kill_server
-	local job
+	dmsetup resume layer >/dev/null 2>&1
 	for job in $(jobs -p); do
 		kill -9 "$job" 2>/dev/null
 		within 60 ended "$job" || fail "a process does not end"
@@ -145,10 +145,9 @@ clean_up() {
 			timeout 60 dmsetup remove --force "$device" ||
 			fail "device $device stays"
 	done
-	for device in slow; do
-		dmsetup info $device >/dev/null 2>&1 &&
-			{ timeout 60 dmsetup remove $device || fail "device $device stays"; }
-	done
+	if dmsetup info layer >/dev/null 2>&1; then
+		timeout 60 dmsetup remove layer || fail "device layer stays"
+	fi
 	[ ! -e /proc/driver/ddsnap/origin ] || fail "counters stay"
 	if dmesg | tail -n +$((log_start + 1)) | grep -E \
 		'BUG:|WARNING:|Oops|KASAN|possible (recursive|circular|irq)|blocked for more|list_(add|del) corruption' \
@@ -157,13 +156,20 @@ clean_up() {
 	fi
 }
 
-# slow READ_MS WRITE_MS: the origin becomes that slow
-slow() {
-	modprobe dm-delay 2>/dev/null
-	dmsetup targets | grep -q '^delay ' || return 1
-	dmsetup create slow --table \
-		"0 $sectors delay $origin_loop 0 $1 $origin_loop 0 $2" || return 1
-	origin=/dev/mapper/slow
+# The origin gets a layer that can be stopped: what was sent down then stays in
+# flight until go. That shows orders without a race against the clock.
+stoppable() {
+	dmsetup create layer --table "0 $sectors linear $origin_loop 0" ||
+		fail "no layer under the origin" || return
+	origin=/dev/mapper/layer
+}
+stop() { dmsetup suspend --noflush --nolockfs layer || fail "layer not stopped"; }
+go() { dmsetup resume layer || fail "layer not resumed"; }
+
+# still PID: it goes on running, for as long as it would need to end by mistake
+still() {
+	sleep 1
+	kill -0 "$1" 2>/dev/null
 }
 
 stomp() { timeout 200 "$here/stomp" "$@"; }
@@ -371,48 +377,47 @@ t_flush_and_fua() {
 }
 
 t_read_tracking() {
-	slow 1500 0 || { echo "# no dm-delay" && return; }
-	start_server new || return
-	make_origin || return
-	make_snapshot 0 || return
-	local read write start
-	start=$(milliseconds)
+	stoppable && start_server new && make_origin && make_snapshot 0 || return
+	local read write
+	stop || return
 	get /dev/mapper/snap0 6 >"$tmp/read" &
 	read=$!
-	within 10 has snapshot_read 1 || fail "no question" || return
+	within 20 has snapshot_read 1 || fail "no question" || return
 	put $org 6 n &
 	write=$!
-	within 10 has copies 1 || fail "not copied out" || return
-	sleep 0.2
-	kill -0 $write 2>/dev/null || fail "the write did not wait for the read" || return
+	within 20 has copies 1 || fail "not copied out" || return
+	sleep 1
+	[ "$(counter waiting)" = 1 ] || fail "the write did not wait for the read" || return
 	# A write already granted does not hold up a barrier.
-	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
-	[ $(($(milliseconds) - start)) -lt 1400 ] || echo "# slow machine: the read may have ended before the barrier"
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "the barrier waits for a granted write" || return
+	go || return
 	wait $read
 	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
-	sleep 0.2
-	kill -0 $write 2>/dev/null || fail "the write went through the barrier" || return
+	still $write || fail "the write went through the barrier" || return
 	ctl end >/dev/null || fail "end of the barrier" || return
 	wait $write || fail "the write failed" || return
 	[ "$(stat origin_write)" = 2 ] || fail "not asked again after the barrier" || return
 	holds $origin_loop 6 n && holds /dev/mapper/snap0 6 0
 }
 
+# The end of the read releases the write, whatever became of the server.
 t_read_tracking_release() {
-	slow 1000 0 || { echo "# no dm-delay" && return; }
-	start_server new || return
-	make_origin || return
-	make_snapshot 0 || return
-	local i read write
+	stoppable && start_server new && make_origin && make_snapshot 0 || return
+	local read write
+	stop || return
 	get /dev/mapper/snap0 6 >"$tmp/read" &
 	read=$!
-	within 10 has snapshot_read 1 || fail "no question" || return
+	within 20 has snapshot_read 1 || fail "no question" || return
 	put $org 6 n &
 	write=$!
-	# The next server knows nothing of the read, and the write still waits.
-	within 10 has copies 1 || fail "not copied out" || return
+	within 20 has copies 1 || fail "not copied out" || return
+	# The next server knows nothing of the read; the write has to wait for it.
 	kill_server
 	start_server || return
+	within 20 has origin_write 1 || fail "not asked again" || return
+	sleep 1
+	[ "$(counter waiting)" = 1 ] || fail "the write did not wait for the read" || return
+	go || return
 	wait $write || fail "the write failed" || return
 	wait $read
 	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
@@ -420,31 +425,51 @@ t_read_tracking_release() {
 }
 
 t_barrier_drains() {
-	slow 0 1500 || { echo "# no dm-delay" && return; }
-	start_server new || return
-	make_origin || return
+	stoppable && start_server new && make_origin || return
 	put $org 8 a || fail "write" || return
-	local write start took
-	start=$(milliseconds)
+	local write held reached
+	stop || return
 	put $org 8 b &
 	write=$!
-	within 10 counter_is released_at_once 1 || fail "the write was not released at once" || return
+	within 20 counter_is released_at_once 1 || fail "the write was not released at once" || return
 	ctl begin >/dev/null || fail "begin" || return
 	put $org 8 c &
-	local held=$!
-	ctl reached >/dev/null || fail "not reached" || return
-	took=$(($(milliseconds) - start))
-	[ $took -ge 1400 ] || fail "reached after $took ms, with a write of 1500 ms in flight" || return
+	held=$!
+	ctl reached >"$tmp/reached" &
+	reached=$!
+	still $reached || fail "reached with a write in flight" || return
+	go || return
+	wait $reached || fail "not reached" || return
 	wait $write || fail "the write failed" || return
+	still $held || fail "a write went through the barrier" || return
 	holds $origin_loop 8 b || return
-	kill -0 $held || fail "a write went through the barrier" || return
 	[ "$(stat origin_write)" = 1 ] || fail "a question was sent during the barrier" || return
 	ctl end >/dev/null || fail "end" || return
 	wait $held || fail "the held write failed" || return
 	holds $origin_loop 8 c
 }
 
-counter_is() { [ "$(sed -n "s/^$1: //p" /proc/driver/ddsnap/origin)" = "$2" ]; }
+# A write that had to ask is drained as one that had not.
+t_barrier_drains_asked() {
+	stoppable && start_server new && make_origin || return
+	local write reached
+	stop || return
+	put $org 8 b &
+	write=$!
+	within 20 has origin_write 1 || fail "no question" || return
+	within 20 counter_is waiting 0 || fail "not answered" || return
+	ctl begin >/dev/null || fail "begin" || return
+	ctl reached >"$tmp/reached" &
+	reached=$!
+	still $reached || fail "reached with a write in flight" || return
+	go || return
+	wait $reached || fail "not reached" || return
+	wait $write || fail "the write failed" || return
+	ctl end >/dev/null || fail "end"
+}
+
+counter() { sed -n "s/^$1: //p" /proc/driver/ddsnap/origin; }
+counter_is() { [ "$(counter "$1")" = "$2" ]; }
 
 t_counters() {
 	start_server new || return
@@ -551,19 +576,21 @@ t_server_lost_in_barrier() {
 }
 
 t_server_lost_in_draining() {
-	slow 0 800 || { echo "# no dm-delay" && return; }
-	start_server new || return
-	make_origin || return
+	stoppable && start_server new && make_origin || return
 	put $org 0 a || fail "write" || return
+	local write
+	stop || return
 	put $org 0 b &
-	local write=$!
-	within 10 counter_is released_at_once 1 || fail "not released at once" || return
+	write=$!
+	within 20 counter_is released_at_once 1 || fail "not released at once" || return
 	ctl begin >/dev/null || fail "begin" || return
 	kill_server
 	start_server || return
+	# In flight since before the loss, and still counted.
+	[ "$(ctl created-early)" = "err EPROTO" ] || fail "CREATED before REACHED was taken" || return
+	go || return
 	wait $write || fail "the write failed" || return
 	put $org 0 c || fail "write" || return
-	[ "$(ctl created-early)" = "err EPROTO" ] || fail "CREATED before REACHED was taken" || return
 	ctl create 1 >/dev/null || fail "no snapshot afterwards"
 }
 
