@@ -7,8 +7,10 @@
 //! memory. Real devices run a batch in parallel.
 
 pub mod buffer;
+pub mod fault;
 pub mod latched;
 pub mod lock;
+pub mod memory;
 pub mod uring;
 
 use std::io;

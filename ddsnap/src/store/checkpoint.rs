@@ -59,6 +59,7 @@ impl Store {
 
     fn try_checkpoint(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
         let generation = self.superblock.generation + 1;
+        let (free, promised) = (self.meta.free(), self.checkpoint_cost(0, 0));
         // Blocks of this checkpoint may be read back from the device before it is complete.
         self.media.generation = generation;
         let state = &mut self.state;
@@ -84,6 +85,11 @@ impl Store {
             table = Some(blocks);
         }
         writer.write_out()?;
+        let taken = free - writer.alloc.free();
+        debug_assert!(
+            taken <= promised,
+            "a checkpoint took {taken} blocks, at most {promised} were foreseen"
+        );
         let replaced = std::mem::take(&mut writer.replaced);
         next.generation = generation;
         next.clean = false;

@@ -33,6 +33,12 @@ impl Store {
         if let Err(refused) = self.make_table_room()? {
             return Ok(Err(refused));
         }
+        // What the snapshot is going to show must not be lost to a power cut that the snapshot survives.
+        let origin = &mut self.media.origin;
+        origin.flush().map_err(|source| StoreError::FlushOrigin {
+            device: origin.name().to_owned(),
+            source,
+        })?;
         let (seq, origin_chunks) = (self.state.next_seq, self.state.origin_chunks);
         self.record(&[Entry::Create {
             seq,

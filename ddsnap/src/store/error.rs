@@ -42,6 +42,14 @@ pub enum StoreError {
         /// What the device said.
         source: io::Error,
     },
+    /// The origin failed to make writes durable, so no snapshot was created. The store goes on.
+    #[error("{device}: cannot flush the origin; no snapshot was created")]
+    FlushOrigin {
+        /// The device.
+        device: String,
+        /// What the device said.
+        source: io::Error,
+    },
     /// An earlier failure made the store read-only.
     #[error("the snapshot store is read-only after an error: {0}")]
     Latched(String),

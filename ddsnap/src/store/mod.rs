@@ -7,6 +7,7 @@
 
 mod alloc;
 pub mod api;
+mod audit;
 mod cache;
 mod checkpoint;
 mod commands;

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What a volume and its snapshots must contain, as plain maps of chunk contents.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use ddsnap::store::SnapState;
+
+/// The content of a chunk.
+pub type Content = Rc<[u8]>;
+
+pub const SECTOR: usize = 512;
+
+/// A chunk, with all contents its sectors may have after a power cut: the one it has now, and what
+/// it had at and since the last flush.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    pub now: Content,
+    pub earlier: Vec<Content>,
+}
+
+impl Chunk {
+    pub fn new(now: Content) -> Self {
+        Chunk {
+            now,
+            earlier: Vec::new(),
+        }
+    }
+
+    pub fn write(&mut self, content: Content) {
+        self.earlier.push(std::mem::replace(&mut self.now, content));
+    }
+
+    /// Everything written is durable.
+    pub fn settle(&mut self) {
+        self.earlier.clear();
+    }
+
+    /// Whether every sector of `found` is one this chunk may have.
+    pub fn allows(&self, found: &[u8]) -> bool {
+        found == &*self.now
+            || !self.earlier.is_empty()
+                && found.chunks(SECTOR).enumerate().all(|(index, sector)| {
+                    let at = index * SECTOR..index * SECTOR + sector.len();
+                    self.now[at.clone()] == *sector
+                        || self.earlier.iter().any(|old| old[at.clone()] == *sector)
+                })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub state: SnapState,
+    pub priority: i8,
+    pub usecount: u16,
+    pub created: i64,
+    pub chunks: Vec<Chunk>,
+}
+
+impl Snapshot {
+    /// Whether the two are the same but for their contents.
+    pub fn same_entry(&self, other: &Snapshot) -> bool {
+        (self.state, self.priority, self.usecount, self.created)
+            == (other.state, other.priority, other.usecount, other.created)
+    }
+}
+
+/// Everything that was acknowledged.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub origin: Vec<Chunk>,
+    pub snapshots: BTreeMap<u32, Snapshot>,
+}
+
+impl Model {
+    pub fn new(chunks: u64, chunk_bytes: usize) -> Self {
+        let zero: Content = vec![0; chunk_bytes].into();
+        let origin = (0..chunks).map(|_| Chunk::new(zero.clone())).collect();
+        Model {
+            origin,
+            snapshots: BTreeMap::new(),
+        }
+    }
+
+    pub fn create(&mut self, tag: u32, created: i64) {
+        // The store flushes the origin before it creates a snapshot.
+        self.settle_origin();
+        let chunks = self.origin.clone();
+        let snapshot = Snapshot {
+            state: SnapState::Live,
+            priority: 0,
+            usecount: 0,
+            created,
+            chunks,
+        };
+        self.snapshots.insert(tag, snapshot);
+    }
+
+    pub fn settle_origin(&mut self) {
+        self.origin.iter_mut().for_each(Chunk::settle);
+    }
+
+    pub fn settle_store(&mut self) {
+        self.snapshots
+            .values_mut()
+            .flat_map(|snapshot| &mut snapshot.chunks)
+            .for_each(Chunk::settle);
+    }
+}
+
+/// Content number `stamp`: differs from every other in each of its sectors.
+pub fn content(stamp: u64, chunk_bytes: usize) -> Content {
+    let mut bytes = vec![stamp as u8; chunk_bytes];
+    for (index, sector) in bytes.chunks_mut(SECTOR).enumerate() {
+        sector[..8].copy_from_slice(&stamp.to_le_bytes());
+        sector[8..16].copy_from_slice(&(index as u64).to_le_bytes());
+    }
+    bytes.into()
+}
