@@ -63,13 +63,18 @@ impl ChunkShift {
     /// The shift itself, if it is in range.
     #[must_use]
     pub fn new(shift: u8) -> Option<ChunkShift> {
-        (Self::MIN.0..=Self::MAX.0).contains(&shift).then_some(ChunkShift(shift))
+        (Self::MIN.0..=Self::MAX.0)
+            .contains(&shift)
+            .then_some(ChunkShift(shift))
     }
 
     /// The shift of a chunk of `bytes`, if that is a power of two in range.
     #[must_use]
     pub fn from_bytes(bytes: u64) -> Option<ChunkShift> {
-        bytes.is_power_of_two().then(|| bytes.trailing_zeros() as u8).and_then(Self::new)
+        bytes
+            .is_power_of_two()
+            .then(|| bytes.trailing_zeros() as u8)
+            .and_then(Self::new)
     }
 
     /// log2 of the chunk size in bytes.
