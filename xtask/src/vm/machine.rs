@@ -6,10 +6,11 @@
 //! wait watches three things beside its deadline: that QEMU lives, that the
 //! guest's kernel has reported nothing, and that the agent answers.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +49,8 @@ pub struct Machine {
     dir: PathBuf,
     console: Console,
     agent: Agent,
+    /// QEMU as our own child; `None` in a process that found the machine.
+    child: RefCell<Option<Child>>,
 }
 
 impl Machine {
@@ -84,7 +87,9 @@ impl Machine {
         fs::write(&file, serde_json::to_vec(&record)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         let agent = Agent::at(&ends.agent);
-        let mut machine = Machine { record, dir: dir.to_path_buf(), console: watch, agent };
+        let child = RefCell::new(Some(child));
+        let dir = dir.to_path_buf();
+        let mut machine = Machine { record, dir, console: watch, agent, child };
         if let Err(e) = machine.wait_for_qmp() {
             let said = ui::tail(&log, 20);
             machine.cut_power()?;
@@ -102,7 +107,8 @@ impl Machine {
             .with_context(|| format!("{} is damaged", file.display()))?;
         let console = Console::from_end(&record.console);
         let agent = Agent::at(&record.sockets.join("agent"));
-        let machine = Machine { record, dir: dir.to_path_buf(), console, agent };
+        let child = RefCell::new(None);
+        let machine = Machine { record, dir: dir.to_path_buf(), console, agent, child };
         if !machine.alive() {
             bail!("the machine of {} has ended; start it again", dir.display());
         }
@@ -129,14 +135,16 @@ impl Machine {
         Qmp::connect(&self.record.sockets.join("qmp"), QEMU_DEADLINE)
     }
 
-    /// Whether QEMU runs, and is the one we started (process ids are reused).
+    /// Whether QEMU runs. A process that is not our child is known by its
+    /// command line, for process ids are reused.
     pub fn alive(&self) -> bool {
-        let proc = format!("/proc/{}", self.record.pid);
-        let ours = fs::read(format!("{proc}/cmdline")).is_ok_and(|line| {
+        if let Some(child) = self.child.borrow_mut().as_mut() {
+            return matches!(child.try_wait(), Ok(None));
+        }
+        let cmdline = fs::read(format!("/proc/{}/cmdline", self.record.pid));
+        cmdline.is_ok_and(|line| {
             String::from_utf8_lossy(&line).contains(&*self.record.sockets.to_string_lossy())
-        });
-        // A zombie has an empty command line, so it counts as dead.
-        ours
+        })
     }
 
     /// Fails when QEMU has died or the guest's kernel has reported something.
@@ -262,8 +270,6 @@ impl Machine {
     }
 
     fn forget(&self) -> Result<()> {
-        // Reaped if it was our child; an error only says that it was not.
-        let _child = nix::sys::wait::waitpid(HostPid::from_raw(self.record.pid), None);
         paths::remove_dir(&self.record.sockets)?;
         match fs::remove_file(self.dir.join("machine.json")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
