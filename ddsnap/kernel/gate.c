@@ -33,7 +33,8 @@ static bool __check_drained(struct ddsnap_volume *v)
 bool ddsnap_origin_write_begin(struct ddsnap_volume *v)
 {
 	atomic_inc(&v->origin_writes);
-	smp_mb__after_atomic(); /* pairs with smp_mb() in ddsnap_barrier_begin() */
+	/* Pairs with smp_mb() in ddsnap_barrier_begin(). */
+	smp_mb__after_atomic();
 
 	/* Acquire pairs with the release in __ddsnap_open_gate(). */
 	if (likely(smp_load_acquire(&v->gate) == GATE_OPEN))
@@ -114,6 +115,13 @@ void ddsnap_clear_unique(struct ddsnap_volume *v)
 	}
 }
 
+/**
+ * ddsnap_barrier_begin - the server wants to create a snapshot
+ * @v: the volume
+ * @id: of the barrier, for BARRIER_REACHED
+ *
+ * Return: 0; -EPROTO if a barrier is under way.
+ */
 int ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id)
 {
 	spin_lock_irq(&v->lock);
@@ -123,7 +131,7 @@ int ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id)
 	}
 	v->barrier_id = id;
 	WRITE_ONCE(v->gate, GATE_DRAINING);
-	smp_mb(); /* pairs with the one in ddsnap_origin_write_begin() */
+	smp_mb(); /* pairs with that in ddsnap_origin_write_begin() */
 	__ddsnap_take_back_granted(v);
 	__check_drained(v);
 	spin_unlock_irq(&v->lock);
@@ -131,6 +139,14 @@ int ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id)
 	return 0;
 }
 
+/**
+ * ddsnap_barrier_end - the snapshot was created, or will not be
+ * @v: the volume
+ * @id: of the barrier
+ * @created: a snapshot was created: no chunk is unique any more
+ *
+ * Return: 0; -EPROTO if there is no such barrier, or it was not reached.
+ */
 int ddsnap_barrier_end(struct ddsnap_volume *v, u64 id, bool created)
 {
 	unsigned int noio = ddsnap_volumes_lock();

@@ -115,8 +115,8 @@
  * Locks, outermost first
  * ----------------------
  *	channel->mutex		one attach or write(2) at a time
- *	ddsnap_volumes_mutex		list of volumes, their references, changes to the
- *				lists of devices, clearing of bits
+ *	ddsnap_volumes_mutex	list of volumes, their references, changes to
+ *				the lists of devices, clearing of bits
  *	volume->lock		spinlock, irqs off: all the rest of the volume
  *	volume->wait.lock	inside, by wake-ups
  *

@@ -17,9 +17,9 @@ static LIST_HEAD(volumes);
 struct workqueue_struct *ddsnap_wq;
 
 /*
- * A server that attaches needs ddsnap_volumes_mutex, and writeback may wait for that
- * very server. So nobody who holds the mutex may wait for writeback: memory is
- * allocated without I/O.
+ * A server that attaches needs the mutex, and writeback may wait for that very
+ * server. So nobody who holds it may wait for writeback: memory is allocated
+ * without I/O.
  */
 unsigned int ddsnap_volumes_lock(void)
 {
