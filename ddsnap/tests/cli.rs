@@ -265,10 +265,9 @@ fn a_socket_nobody_answers_on_is_exit_code_99() {
         assert_eq!(ran.code, 99, "{all:?}: {ran:?}");
         assert!(ran.stderr.contains(&socket), "{ran:?}");
     }
-    assert_eq!(
-        ddsnap_with(&["status", "--state", &volume.socket(), "1"]).code,
-        9
-    );
+    let state = ["status", "--state", &volume.socket(), "1"];
+    assert_eq!(ddsnap_with(&state).code, 99);
+    assert_eq!(ddsnap_with(&state[..3]).code, 9);
     let args = volume.server_args();
     let ran = ran(ddsnap().args(args).output().unwrap());
     assert_eq!((ran.code, ran.stdout.as_str()), (99, ""), "{ran:?}");
@@ -505,6 +504,22 @@ fn the_server_ends_in_order_when_its_agent_does() {
         volume.log()
     );
     assert!(!volume.file("agent").exists() && !volume.file("server").exists());
+}
+
+#[test]
+fn a_store_in_use_is_not_overwritten() {
+    let mut volume = Volume::with_agent();
+    volume.start_server();
+    good(&["create", &volume.socket(), "4"]);
+    let (store, origin) = (volume.name("store"), volume.name("origin"));
+    let ran = ddsnap_with(&["initialize", "-y", &store, &origin]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("another server holds the snapshot store"),
+        "{ran:?}"
+    );
+    assert_eq!(good(&["status", "--list", &volume.socket()]), "4\n");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use nix::errno::Errno;
 
@@ -12,6 +12,9 @@ use super::output::print;
 use super::{refused, snap_tag};
 use crate::client::{Client, ClientError, Snapshot, SnapshotState, Status as StoreStatus, Usage};
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
+
+/// Exit code of --state: the state cannot be told.
+const STATE_UNKNOWN: u8 = 9;
 
 /// Show the store and what each snapshot uses of it.
 #[derive(Debug, Args)]
@@ -34,7 +37,8 @@ pub struct Status {
     /// Print the size of the origin or of SNAP in sectors.
     #[arg(long, group = "what")]
     size: bool,
-    /// Print nothing; exit 0 if SNAP is sound, 1 if there is none, 2 if it is squashed, 9 on an error.
+    /// Print nothing; exit 0 if SNAP is sound, 1 if there is none, 2 if it is squashed, 9 on an error
+    /// (99 if the server cannot be reached).
     #[arg(long, group = "what")]
     state: bool,
 }
@@ -71,16 +75,18 @@ impl Status {
 
     fn state(&self) -> Result<u8> {
         let Some(tag) = self.tag else {
-            bail!("--state needs the number of a snapshot")
+            // Not 1: that would say that the snapshot is absent.
+            eprintln!("ddsnap: --state needs the number of a snapshot");
+            return Ok(STATE_UNKNOWN);
         };
-        let state = Client::connect(&self.socket).and_then(|mut client| client.state(tag));
-        Ok(match state {
+        let mut client = Client::connect(&self.socket)?;
+        Ok(match client.state(tag) {
             Ok(Some(SnapshotState::Live)) => 0,
             Ok(None) => 1,
             Ok(Some(SnapshotState::Squashed)) => 2,
             Err(error) => {
                 eprintln!("ddsnap: {:#}", anyhow::Error::from(error));
-                9
+                STATE_UNKNOWN
             }
         })
     }

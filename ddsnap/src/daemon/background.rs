@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
 
@@ -59,6 +61,8 @@ pub fn start(foreground: bool) -> io::Result<Started> {
             drop(reader);
             // Out of the caller's session: no terminal signal reaches the daemon any more.
             setsid()?;
+            // Until it is up it goes with its caller: who interrupts the start wants no daemon.
+            set_pdeathsig(Signal::SIGTERM)?;
             Ok(Started::Daemon(Background {
                 report: Some(writer.into()),
             }))
@@ -86,6 +90,7 @@ impl Background {
         dup2_stderr(null.as_fd())?;
         // A file system must not stay busy because the daemon was started in it.
         std::env::set_current_dir("/")?;
+        set_pdeathsig(None)?;
         report.write_all(&[0])
     }
 }

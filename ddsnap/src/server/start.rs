@@ -90,7 +90,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         return Err(anyhow!("DDSNAP_ACTION closed the connection to the agent").into());
     }
     let (store, _lock) = open_store(config)?;
-    let mut engine = StoreEngine(store);
+    let engine = StoreEngine(store);
     let (listener, _socket_file) = config
         .socket
         .listen()
@@ -119,9 +119,6 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         faults: faults.clone(),
         on_hangup: Box::new(move || hangup_log.reopen()),
     };
-    engine
-        .background_step()
-        .map_err(|error| StartError::Unusable(error.into()))?;
     let ring = Ring::new(engine, parts).context("cannot use io_uring")?;
     println!("pid = {}", std::process::id());
     background.up().context("cannot go to the background")?;

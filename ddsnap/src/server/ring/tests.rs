@@ -217,17 +217,34 @@ fn one_client_too_many_replaces_the_idlest() {
     assert_eq!(clients[1].size(None).unwrap(), ORIGIN_SECTORS);
 }
 
+static TAGS: [u32; 3000] = {
+    let mut tags = [0; 3000];
+    let mut n = 0;
+    while n < tags.len() {
+        tags[n] = n as u32;
+        n += 1;
+    }
+    tags
+};
+
+/// Its answers fill the socket; the server must neither wait for it nor hold all of them.
+#[test]
+fn a_client_that_asks_and_never_listens_holds_up_nobody() {
+    use crate::protocol::control::Request;
+    let (server, mut kernel) = Server::start(&TAGS, Faults::default());
+    let mut deaf = UnixStream::connect(server.socket()).unwrap();
+    deaf.set_write_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    // Writes until nobody takes it any more, or for long enough.
+    let all = Request::List.to_frame().encode().repeat(50_000);
+    let _ = deaf.write_all(&all);
+    ask(&mut kernel, 1, Ask::OriginWrite(Chunk(3)));
+    expect(&mut kernel, 1, MAY_WRITE);
+    assert_eq!(server.client().list().unwrap().len(), 3000);
+}
+
 #[test]
 fn thousands_of_snapshots_are_listed() {
-    static TAGS: [u32; 3000] = {
-        let mut tags = [0; 3000];
-        let mut n = 0;
-        while n < tags.len() {
-            tags[n] = n as u32;
-            n += 1;
-        }
-        tags
-    };
     let (server, _kernel) = Server::start(&TAGS, Faults::default());
     assert_eq!(server.client().list().unwrap().len(), 3000);
     assert_eq!(server.client().usage().unwrap().1.len(), 3000);
