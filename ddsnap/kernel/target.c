@@ -82,8 +82,9 @@
  * waits until those of its chunk have ended. This is enough because of the
  * order of replies: the server gave FROM_ORIGIN for a chunk while no copy
  * existed, so before the ORIGIN_WRITE reply that follows the copy. Replies are
- * taken in order, one at a time, and a read is tracked when its reply is
- * taken, before it is submitted. So it is tracked when the write is released.
+ * taken one at a time in the order written (the server has one write(2) under
+ * way at a time), and a read is tracked when its reply is taken, before it is
+ * submitted. So it is tracked when the write is released.
  * And once the chunk is unique, the server has a copy for every snapshot there
  * is, so no read goes to the origin for it until the next snapshot clears the
  * bit, behind the gate.
@@ -95,12 +96,12 @@
  * next; what was read and not answered is asked again of the next server, in
  * order. A question the old server has half served is harmless: a copy it made
  * and recorded, the next one finds; a copy not recorded counts for nothing, as
- * the origin was not touched. Unique chunks may be written without a server:
- * no snapshot comes into being but through the gate. If the server is lost
- * while the gate is closed, the snapshot may or may not have been committed.
- * Then the gate stays closed until another server is there; attaching clears
- * the bits and opens it, and the held writes are asked about, which is right in
- * both cases.
+ * the origin was not touched. Unique chunks may be written without a server: no
+ * snapshot comes into being but through the gate, and for that a server has to
+ * be attached. If the server is lost while the gate is closed, the snapshot may
+ * or may not have been committed. Then the gate stays closed until another
+ * server is there; attaching clears the bits and opens it, and the held writes
+ * are asked about, which is right in both cases.
  *
  * Questions wait for a new server for a bounded time, then end with an I/O
  * error, and later ones fail at once until a server attaches. Suspending a
