@@ -19,11 +19,22 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::host::{Busy, Dev};
+use crate::machine::{Busy, Dev};
 use crate::{mounts, process};
 
-nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
-nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
+nix::ioctl_read!(
+    /// BLKGETSIZE64: a block device's size in bytes.
+    blkgetsize64,
+    0x12,
+    114,
+    u64
+);
+nix::ioctl_write_ptr_bad!(
+    /// BLKZEROOUT: zeroes a range, start and length in bytes.
+    blkzeroout,
+    0x127f,
+    [u64; 2]
+);
 
 /// Zeroes written between two progress reports.
 const ZERO_STEP_BYTES: u64 = 64 << 20;

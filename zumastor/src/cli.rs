@@ -15,8 +15,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::control::{self, Event, Request};
-use crate::host::System;
 use crate::layout::Layout;
+use crate::system::System;
+use crate::volume::Note;
 
 mod define_master;
 mod define_volume;
@@ -64,9 +65,9 @@ impl Context<'_> {
         let socket = self.layout.control();
         let mut bar: Option<ProgressBar> = None;
         let result = control::call(&socket, request, |event| match event {
-            Event::Line(line) if line.starts_with("WARNING") => self.say(&line),
-            Event::Line(line) => self.print(&format!("{line}\n")),
-            Event::Progress { done, total } => show_progress(&mut bar, done, total),
+            Event::Note(Note::Line(line)) if line.starts_with("WARNING") => self.say(&line),
+            Event::Note(Note::Line(line)) => self.print(&format!("{line}\n")),
+            Event::Note(Note::Progress { done, total }) => show_progress(&mut bar, done, total),
             Event::Alive | Event::Status(_) | Event::Done { .. } => {}
         });
         if let Some(bar) = bar {
@@ -252,6 +253,10 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
             if !verbless || argv.len() >= 3 {
                 let text = error.render().to_string();
                 context.say(text.trim_start_matches("error: ").trim_end());
+                // clap leaves it out where a value is wrong.
+                if !text.contains("Usage: ") {
+                    context.print(&format!("{USAGE}\n"));
+                }
                 return USAGE_ERROR;
             }
             if let Some(unknown) = argv.get(1) {

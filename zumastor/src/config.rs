@@ -62,7 +62,7 @@ pub struct Devices {
 }
 
 /// Mount settings and the flags of `define master`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filesystem {
     /// Mount point of the origin, if not the default.
@@ -92,18 +92,24 @@ fn yes() -> bool {
     true
 }
 
-impl Filesystem {
-    /// Settings of a volume for which nothing was given.
-    #[must_use]
-    pub fn new() -> Filesystem {
+impl Default for Filesystem {
+    /// Settings of a volume for which nothing was given: snapshots are mounted.
+    fn default() -> Filesystem {
         Filesystem {
+            mountpoint: None,
+            mountopts: None,
+            snappath: None,
             mountsnap: true,
-            ..Filesystem::default()
+            export: false,
+            dotsnapshot: false,
+            samba: false,
         }
     }
+}
 
+impl Filesystem {
     fn is_default(&self) -> bool {
-        *self == Filesystem::new()
+        *self == Filesystem::default()
     }
 }
 
@@ -362,7 +368,7 @@ mod tests {
             cachesize: Some("64m".into()),
             filesystem: Filesystem {
                 mountopts: Some("noatime".into()),
-                ..Filesystem::new()
+                ..Filesystem::default()
             },
             master: Some(Master {
                 next: 2,

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::status::View;
-use crate::volume::{DefineVolume, MasterFlags};
+use crate::volume::{DefineVolume, MasterFlags, Note};
 
 /// The protocol's version. 1: the first.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -108,15 +108,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Event {
-    /// A line for the administrator.
-    Line(String),
-    /// Bytes done of bytes in all.
-    Progress {
-        /// So many.
-        done: u64,
-        /// Of so many.
-        total: u64,
-    },
+    /// Something happened on the way.
+    Note(Note),
     /// Still at it.
     Alive,
     /// All volumes.

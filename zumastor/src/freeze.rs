@@ -15,10 +15,23 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc::c_int;
 
-use crate::host::{Dev, Host, Mount};
+use crate::host::Host;
+use crate::machine::{Dev, Mount};
 
-nix::ioctl_readwrite!(fifreeze, b'X', 119, c_int);
-nix::ioctl_readwrite!(fithaw, b'X', 120, c_int);
+nix::ioctl_readwrite!(
+    /// FIFREEZE; the argument is ignored.
+    fifreeze,
+    b'X',
+    119,
+    c_int
+);
+nix::ioctl_readwrite!(
+    /// FITHAW; the argument is ignored.
+    fithaw,
+    b'X',
+    120,
+    c_int
+);
 
 /// Freezes the file system mounted on `dir`; false if there is nothing to thaw afterwards, because
 /// somebody else froze it or it cannot be frozen (vfat: its device is flushed all the same).

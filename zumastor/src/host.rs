@@ -1,81 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Everything a volume needs from the machine, as one trait.
 //!
-//! [`System`] is the real one and only delegates, one subject per module. Tests use the fake in
-//! [`fake`], which keeps the same state in memory and fails where it is told to. Plain files below a
+//! [`crate::system::System`] is the real one. Tests use a fake, which keeps the same state in memory
+//! and fails where it is told to. Plain files below a
 //! [`crate::layout::Layout`] are not part of it: tests give the layout a temporary root.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use thiserror::Error;
 
 use crate::config::Devices;
-use crate::process::ProcessSpec;
-use crate::{blockdev, dm, freeze, mounts, process};
+use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, TableLine};
 
 /// Longest wait for `ddsnap create`, and so the longest time a file system stays frozen.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(45);
-
-/// A block device's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Dev {
-    /// Major number.
-    pub major: u32,
-    /// Minor number.
-    pub minor: u32,
-}
-
-impl fmt::Display for Dev {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-/// A device or mount that somebody still uses.
-#[derive(Debug, Error)]
-#[error("Device '{device}' still in use{}", by(.holders))]
-pub struct Busy {
-    /// Path of the device as an administrator knows it.
-    pub device: String,
-    /// Who uses it, as far as is known: processes and mounts, described.
-    pub holders: Vec<String>,
-}
-
-fn by(holders: &[String]) -> String {
-    if holders.is_empty() {
-        String::new()
-    } else {
-        format!(" by {}", holders.join(", "))
-    }
-}
-
-/// A line of the mount table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// The mounted file system's device number.
-    pub dev: Dev,
-    /// Where.
-    pub dir: PathBuf,
-    /// Source as given to mount.
-    pub source: PathBuf,
-    /// Type of file system.
-    pub fstype: String,
-}
-
-/// A device-mapper device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DmDevice {
-    /// Its number.
-    pub dev: Dev,
-    /// The name within the name space of its maker.
-    pub uuid: Option<String>,
-    /// The active table; `None` if there is not exactly one line.
-    pub table: Option<dm::TableLine>,
-}
 
 /// The machine.
 pub trait Host: Send + Sync {
@@ -120,8 +60,8 @@ pub trait Host: Send + Sync {
     /// Names of all device-mapper devices.
     fn dm_names(&self) -> Result<Vec<String>>;
     /// Creates a device; its node and links exist when this returns.
-    fn dm_create(&self, name: &str, uuid: &str, table: &dm::TableLine) -> Result<Dev>;
-    /// Removes a device, if it is there; fails with [`Busy`] while it is open.
+    fn dm_create(&self, name: &str, uuid: &str, table: &TableLine) -> Result<Dev>;
+    /// Removes a device, if it is there; fails with [`crate::machine::Busy`] while it is open.
     fn dm_remove(&self, name: &str) -> Result<()>;
     /// The node to mount device-mapper device `name`, number `dev`, by.
     fn dm_node(&self, name: &str, dev: Dev) -> PathBuf;
@@ -130,7 +70,7 @@ pub trait Host: Send + Sync {
     fn mounts(&self) -> Result<Vec<Mount>>;
     /// Mounts `node` on `dir`, which exists.
     fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()>;
-    /// Unmounts `dir`; fails with [`Busy`] while it is used.
+    /// Unmounts `dir`; fails with [`crate::machine::Busy`] while it is used.
     fn unmount(&self, dir: &Path) -> Result<()>;
     /// Freezes the file system mounted on `dir`; false if there is nothing to thaw afterwards.
     fn freeze(&self, dir: &Path) -> Result<bool>;
@@ -139,94 +79,6 @@ pub trait Host: Send + Sync {
 
     /// Local time as `YYYY.MM.DD-HH.MM.SS`.
     fn now(&self) -> String;
-}
-
-/// The real machine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct System;
-
-impl Host for System {
-    fn ensure_target(&self) -> Result<()> {
-        dm::ensure_target()
-    }
-    fn block_device(&self, path: &Path) -> Result<Dev> {
-        blockdev::number(path)
-    }
-    fn stable_path(&self, path: &Path) -> Result<PathBuf> {
-        blockdev::stable_path(path)
-    }
-    fn check_unused(&self, path: &Path) -> Result<()> {
-        blockdev::check_unused(path)
-    }
-    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        blockdev::zero(path, progress)
-    }
-    fn filesystem(&self, node: &Path) -> Result<Option<String>> {
-        blockdev::filesystem(node)
-    }
-    fn flush(&self, node: &Path) -> Result<()> {
-        blockdev::flush(node)
-    }
-    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()> {
-        process::format(devices, chunksize)
-    }
-    fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
-        process::find(spec)
-    }
-    fn start_process(&self, spec: &ProcessSpec) -> Result<u32> {
-        process::start(spec)
-    }
-    fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {
-        process::stop(spec)
-    }
-    fn exit_fd(&self, pid: u32) -> Result<OwnedFd> {
-        process::exit_fd(pid)
-    }
-    fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
-        process::create_snapshot(server, tag)
-    }
-    fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
-        process::delete_snapshot(server, tag)
-    }
-    fn snapshots(&self, server: &Path) -> Result<Vec<u32>> {
-        process::snapshots(server)
-    }
-    fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
-        process::size_sectors(server, tag)
-    }
-    fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
-        dm::find(name)
-    }
-    fn dm_names(&self) -> Result<Vec<String>> {
-        dm::names()
-    }
-    fn dm_create(&self, name: &str, uuid: &str, table: &dm::TableLine) -> Result<Dev> {
-        dm::create(name, uuid, table)
-    }
-    fn dm_remove(&self, name: &str) -> Result<()> {
-        dm::remove(name)
-    }
-    fn dm_node(&self, name: &str, dev: Dev) -> PathBuf {
-        dm::node(name, dev)
-    }
-    fn mounts(&self) -> Result<Vec<Mount>> {
-        mounts::table()
-    }
-    fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()> {
-        mounts::mount(node, dir, fstype, options)
-    }
-    fn unmount(&self, dir: &Path) -> Result<()> {
-        mounts::unmount(dir)
-    }
-    fn freeze(&self, dir: &Path) -> Result<bool> {
-        freeze::freeze(dir)
-    }
-    fn thaw(&self, dir: &Path) -> Result<()> {
-        freeze::thaw(dir)
-    }
-    fn now(&self) -> String {
-        jiff::Zoned::now().strftime("%Y.%m.%d-%H.%M.%S").to_string()
-    }
 }
 
 #[cfg(test)]

@@ -5,14 +5,16 @@
 //! unix socket ([`control`]), waits, and reports what happened. The parts, in the order in which
 //! they import each other:
 //!
-//! - [`layout`]: every path the tool uses; [`names`]: what a volume may be called.
-//! - [`config`]: the durable state of a volume, one YAML document.
-//! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
-//! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
-//! - [`dm`], [`mounts`], [`freeze`], [`blockdev`], [`process`]: the real machine, one subject each.
-//! - [`supervise`]: keeps a volume's agent and server running.
-//! - [`volume`]: the operations on one volume, written against [`host`].
+//! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
+//! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`blockdev`] and
+//!   [`process`], one subject each.
+//! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
+//!   its agent and server running.
+//! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
+//! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
+//! - [`config`]: the durable state of a volume, one YAML document.
+//! - [`layout`], [`names`], [`machine`]: paths, names and plain data.
 //!
 //! A snapshot store's formats are the business of the `ddsnap` crate alone.
 
@@ -25,10 +27,12 @@ pub mod dm;
 pub mod freeze;
 pub mod host;
 pub mod layout;
+pub mod machine;
 pub mod mounts;
 pub mod names;
 pub mod plan;
 pub mod process;
 pub mod status;
 pub mod supervise;
+pub mod system;
 pub mod volume;

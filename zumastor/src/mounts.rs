@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use crate::config::Snapshot;
-use crate::host::{Busy, Dev, Mount};
+use crate::machine::{Busy, Dev, Mount};
 use crate::process;
 
 /// Longest wait for mount: a journal may have to be replayed.

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::Devices;
 use crate::host::CREATE_DEADLINE;
+use crate::machine::{Kind, ProcessSpec};
 
 /// Longest wait for a daemon to be up: the server may have a journal to replay.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -41,26 +42,6 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 const OUTPUT_MAX_BYTES: u64 = 64 << 10;
 /// Most processes named as users of something.
 const USERS_MAX: usize = 5;
-
-/// The two daemons of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `ddsnap agent`.
-    Agent,
-    /// `ddsnap server`.
-    Server,
-}
-
-/// How to start a daemon and how to recognise it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessSpec {
-    /// Which one.
-    pub kind: Kind,
-    /// Program and arguments.
-    pub argv: Vec<OsString>,
-    /// Where it writes its number.
-    pub pidfile: PathBuf,
-}
 
 /// What a finished command left.
 #[derive(Debug)]

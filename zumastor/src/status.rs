@@ -91,7 +91,7 @@ impl View {
                 meta: request.meta.clone(),
             },
             cachesize: request.cachesize.clone(),
-            filesystem: Filesystem::new(),
+            filesystem: Filesystem::default(),
             master: None,
         };
         let warning = Some("it is being defined".into());
@@ -328,7 +328,7 @@ mod tests {
                 cachesize: Some("64m".into()),
                 filesystem: Filesystem {
                     mountopts: Some("noatime".into()),
-                    ..Filesystem::new()
+                    ..Filesystem::default()
                 },
                 master: Some(master),
             }),
@@ -374,7 +374,7 @@ Configuration:
         if let Some(config) = &mut view.config {
             config.master = None;
             config.cachesize = None;
-            config.filesystem = Filesystem::new();
+            config.filesystem = Filesystem::default();
         }
         let expected = "\
 VOLUME zumatest:

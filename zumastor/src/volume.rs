@@ -8,15 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Snapshot, VolumeConfig};
-use crate::control::Event;
-use crate::dm::TableLine;
-use crate::host::{DmDevice, Host};
+use crate::host::Host;
 use crate::layout::Layout;
+use crate::machine::{DmDevice, Kind, ProcessSpec, TableLine};
 use crate::names;
 use crate::plan::{self, Action, Level, Observed, Report, Scope, Table, Target, Wanted};
-use crate::process::{Kind, ProcessSpec};
 use crate::supervise::Supervisor;
 
 mod define;
@@ -31,8 +30,23 @@ mod tests;
 pub use define::DefineVolume;
 pub use master::MasterFlags;
 
-/// Takes lines for the administrator and progress while an operation runs.
-pub type Out<'a> = &'a mut dyn FnMut(Event);
+/// What happens while an operation runs, for the administrator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Note {
+    /// A line to print.
+    Line(String),
+    /// Bytes done of bytes in all.
+    Progress {
+        /// So many.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+}
+
+/// Takes notes while an operation runs.
+pub type Out<'a> = &'a mut dyn FnMut(Note);
 
 /// A defined volume.
 pub struct Volume {

@@ -115,10 +115,11 @@ impl Daemon {
     }
 
     /// Carries out one request; waits for others on the same volume.
-    pub fn execute(self: &Arc<Self>, request: &Request, out: Out) -> Result<()> {
+    fn execute(self: &Arc<Self>, request: &Request, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+        let out: Out = &mut |note| on_event(Event::Note(note));
         match request {
             Request::Status => {
-                out(Event::Status(self.views()));
+                on_event(Event::Status(self.views()));
                 Ok(())
             }
             Request::DefineVolume(define) => self.define(define, out),

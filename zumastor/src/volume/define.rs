@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Out, Volume};
 use crate::config::{self, Devices, Filesystem, VolumeConfig};
-use crate::host::{Dev, Host};
+use crate::host::Host;
 use crate::layout::Layout;
+use crate::machine::Dev;
 use crate::names;
 use crate::plan::{self, Action, Level};
 
@@ -79,7 +80,7 @@ impl Volume {
                 mountpoint: request.mountpoint.clone(),
                 mountopts: request.mountopts.clone(),
                 snappath: request.snappath.clone(),
-                ..Filesystem::new()
+                ..Filesystem::default()
             },
             master: None,
         };

@@ -3,9 +3,8 @@
 
 use anyhow::Result;
 
-use super::{Out, Volume};
+use super::{Note, Out, Volume};
 use crate::config;
-use crate::control::Event;
 use crate::mounts;
 use crate::plan::Level;
 
@@ -17,7 +16,7 @@ impl Volume {
             // What did go comes back. The cause of the refusal matters more than trouble with that.
             if let Err(again) = self.start(before, out) {
                 let text = format!("WARNING: and it could not be brought back: {again:#}");
-                out(Event::Line(text));
+                out(Note::Line(text));
             }
             return Err(error);
         }

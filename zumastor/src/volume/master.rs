@@ -4,9 +4,8 @@
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Out, Volume, describe};
+use super::{Note, Out, Volume, describe};
 use crate::config::Master;
-use crate::control::Event;
 use crate::plan::Level;
 
 /// The flags of `define master`, rewritten by every call.
@@ -49,7 +48,7 @@ impl Volume {
     /// file system may be made later.
     pub fn define_master(&mut self, flags: MasterFlags, out: Out) -> Result<()> {
         if let Some(warning) = flags.warning() {
-            out(Event::Line(warning));
+            out(Note::Line(warning));
         }
         let filesystem = &mut self.config.filesystem;
         filesystem.mountsnap = !flags.no_snapmount;
@@ -60,7 +59,7 @@ impl Volume {
         self.save()?;
         let report = self.up(Level::Mounted, out)?;
         for (scope, _, error) in &report.failures {
-            out(Event::Line(format!("WARNING: {}", describe(*scope, error))));
+            out(Note::Line(format!("WARNING: {}", describe(*scope, error))));
         }
         Ok(())
     }

@@ -8,11 +8,10 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::{Out, Volume, describe};
+use super::{Note, Out, Volume, describe};
 use crate::config::{MANUAL, Snapshot};
-use crate::control::Event;
 use crate::freeze::{self, Frozen};
-use crate::host::Dev;
+use crate::machine::Dev;
 use crate::mounts;
 use crate::names;
 use crate::plan::{Level, Scope};
@@ -67,7 +66,7 @@ impl Volume {
                 } else {
                     std::path::Path::new("/dev/mapper").join(name)
                 };
-                out(Event::Line(format!("snapshot {id}: {}", place.display())));
+                out(Note::Line(format!("snapshot {id}: {}", place.display())));
                 Ok(id)
             }
         }

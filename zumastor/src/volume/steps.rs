@@ -7,14 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Out, Volume, agent_spec};
+use super::{Note, Out, Volume, agent_spec};
 use crate::config;
-use crate::control::Event;
-use crate::host::Dev;
+use crate::machine::{Dev, Kind};
 use crate::mounts;
 use crate::names;
 use crate::plan::{Action, Target};
-use crate::process::Kind;
 
 /// Chunk size of a store that is formatted without being asked about it.
 const DEFAULT_CHUNK: &str = "16k";
@@ -25,7 +23,7 @@ impl Volume {
         let server = self.layout.server_socket(&self.name);
         match action {
             Action::ZeroOrigin => {
-                let report = &mut |done, total| out(Event::Progress { done, total });
+                let report = &mut |done, total| out(Note::Progress { done, total });
                 self.host.zero(&self.config.device.origin, report)
             }
             Action::Format => {
@@ -69,7 +67,7 @@ impl Volume {
             socket.parent().map_or(Ok(()), config::make_private_dir)?;
         }
         if let Some(pid) = self.supervisor.start(kind)? {
-            out(Event::Line(format!("pid = {pid}")));
+            out(Note::Line(format!("pid = {pid}")));
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::MANUAL;
-use crate::host::Dev;
 use crate::host::fake::Fake;
+use crate::machine::Dev;
 
 struct Bench {
     root: tempfile::TempDir,
@@ -74,7 +74,7 @@ impl Bench {
 
     fn mounted(&self) -> Vec<String> {
         let name =
-            |m: &crate::host::Mount| m.dir.file_name().expect("a name").to_string_lossy().into();
+            |m: &crate::machine::Mount| m.dir.file_name().expect("a name").to_string_lossy().into();
         self.fake.state().mounts.iter().map(name).collect()
     }
 
@@ -120,7 +120,7 @@ fn define_prints_the_numbers_of_what_it_started() {
     let bench = Bench::new();
     let mut lines = Vec::new();
     let mut out = |event| {
-        if let Event::Line(line) = event {
+        if let Note::Line(line) = event {
             lines.push(line);
         }
     };
@@ -168,7 +168,7 @@ fn each_failing_step_of_define_leaves_nothing() {
 #[test]
 fn a_failing_undo_keeps_the_first_cause() {
     let bench = Bench::new();
-    // Creating fails because the device is there in a way our check could not see: sizes fail.
+    // A directory that is not ours keeps the volume's own from being removed.
     bench.fake.state().fail = Some("start server".to_string());
     fs::create_dir_all(bench.layout.volume("v").join("foreign/file")).expect("made");
     let text = bench.refusal(&Bench::request());
@@ -234,7 +234,7 @@ fn devices_of_another_volume_and_its_name_are_refused() {
     let volume = bench.try_define(&Bench::request()).expect("defined");
     let others = [("v".to_string(), volume.config.clone())];
     let mut request = Bench::request();
-    let mut define = |request: &DefineVolume| {
+    let define = |request: &DefineVolume| {
         let made = Volume::define(
             bench.fake.clone(),
             &bench.layout,
@@ -414,7 +414,7 @@ fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one
         "WARNING: --export stored, but without effect in this version",
         "WARNING: could not mount: there is no file system on /dev/mapper/v yet: make one with mkfs",
     ];
-    assert_eq!(lines, expected.map(|l| Event::Line(l.to_string())));
+    assert_eq!(lines, expected.map(|l| Note::Line(l.to_string())));
     assert!(!volume.worth_retrying(), "as long as nothing changes");
     bench.fake.state().filesystem = Some("xfs".into());
     assert!(volume.worth_retrying());
