@@ -30,6 +30,7 @@
 #define BLOCK		4096UL
 #define WORDS		(BLOCK / 8)
 #define RUN_MAX		24	/* blocks a write */
+#define CHECK_RUN	64	/* blocks a read when checking */
 
 static int device;
 static uint64_t blocks;
@@ -151,16 +152,20 @@ static int write_blocks(char **argv)
 static int check_blocks(char **argv)
 {
 	uint32_t *low, *high;
-	uint64_t *words, want[WORDS], bad = 0;
+	uint64_t *buffer, want[WORDS], bad = 0;
 
 	map_ledger(argv[1], 0);
 	low = acknowledged;
 	map_ledger(argv[2], 0);
 	high = issued;
-	if (posix_memalign((void **)&words, BLOCK, BLOCK))
+	if (posix_memalign((void **)&buffer, BLOCK, CHECK_RUN * BLOCK))
 		die("no memory");
 	for (uint64_t b = 0; b < blocks; b++) {
-		if (pread(device, words, BLOCK, b * BLOCK) != (ssize_t)BLOCK) {
+		uint64_t *words = buffer + b % CHECK_RUN * WORDS;
+
+		if (b % CHECK_RUN == 0 &&
+		    pread(device, buffer, CHECK_RUN * BLOCK, b * BLOCK) !=
+		    (ssize_t)(CHECK_RUN * BLOCK)) {
 			fprintf(stderr, "stomp: read of block %llu: %s\n",
 				(unsigned long long)b, strerror(errno));
 			return 1;
@@ -200,6 +205,6 @@ int main(int argc, char **argv)
 	device = open(argv[2], O_DIRECT | (argc == 7 ? O_RDWR : O_RDONLY));
 	if (device < 0 || ioctl(device, BLKGETSIZE64, &bytes))
 		die(argv[2]);
-	blocks = bytes / BLOCK;
+	blocks = bytes / BLOCK / CHECK_RUN * CHECK_RUN;
 	return argc == 7 ? write_blocks(argv + 2) : check_blocks(argv + 2);
 }
