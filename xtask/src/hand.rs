@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::flags::{Exec, ImageName, Pull, Push, Ssh, Up, Vm};
 use crate::image::booted::{self, Booted};
 use crate::ui::run_logged;
-use crate::vm::machine::{BOOT_DEADLINE, Machine, guest_env};
+use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine, guest_env};
 use crate::{guest, packages, paths};
 
 /// Time for the small commands that prepare something in the guest.
@@ -64,7 +64,7 @@ fn start(up: &Up) -> Result<()> {
     let image = guest::image(&image_of(up))?;
     let booted = booted::booted(&image, &up.disks)?;
     paths::fresh_dir(&dir)?;
-    booted.resume(&dir)?;
+    booted.resume(&dir, Lifetime::Own)?;
     booted.describe(&dir.join("booted.json"))?;
     eprintln!("up; try: cargo xtask vm exec {} -- uname -a", up.name);
     Ok(())
@@ -74,7 +74,7 @@ fn power_cut(name: &str) -> Result<()> {
     let dir = dir_of(name)?;
     let mut machine = attach(name)?;
     machine.cut_power()?;
-    Booted::described(&dir.join("booted.json"))?.boot_again(&dir)?;
+    Booted::described(&dir.join("booted.json"))?.boot_again(&dir, Lifetime::Own)?;
     Ok(())
 }
 

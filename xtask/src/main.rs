@@ -14,8 +14,10 @@ mod kernel;
 mod lock;
 mod packages;
 mod paths;
+mod scenario;
 mod ui;
 mod vm;
+mod vmtest;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,7 @@ fn run(task: Task) -> anyhow::Result<u8> {
             println!("{}\n{}", built.image.display(), built.headers.display());
         }
         Task::Vm(vm) => return hand::run(vm),
+        Task::Vmtest(flags) => return Ok(if vmtest::vmtest(&flags)? { 0 } else { 1 }),
         _ => anyhow::bail!("later"),
     }
     Ok(0)

@@ -16,7 +16,7 @@ use crate::ui::Step;
 use crate::vm::accel::{self, Accel};
 use crate::vm::args::{Spec, kernel_command_line};
 use crate::vm::disk;
-use crate::vm::machine::{BOOT_DEADLINE, Machine};
+use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine};
 use crate::{lock, paths};
 
 /// Name of the internal snapshot in the disks.
@@ -65,29 +65,24 @@ pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
 
 impl Booted {
     /// A guest of its own in `dir`, resumed from the saved one.
-    pub fn resume(&self, dir: &Path) -> Result<Machine> {
+    pub fn resume(&self, dir: &Path, lifetime: Lifetime) -> Result<Machine> {
         let spec = self.spec(dir, Some(SAVED));
         paths::make_dir(dir)?;
         for disk in std::iter::once(&spec.root).chain(&spec.disks) {
             let name = disk.file_name().context("a disk without a name")?;
             disk::copy(&self.dir.join(name), disk)?;
         }
-        let mut machine = Machine::start(&spec, dir)?;
+        let mut machine = Machine::start(&spec, dir, lifetime)?;
         machine.wait_for_agent(BOOT_DEADLINE)?;
         machine.agent().set_clock()?;
         Ok(machine)
     }
 
     /// Boots from the disks already in `dir`, as after a power cut.
-    pub fn boot_again(&self, dir: &Path) -> Result<Machine> {
-        let mut machine = Machine::start(&self.spec(dir, None), dir)?;
+    pub fn boot_again(&self, dir: &Path, lifetime: Lifetime) -> Result<Machine> {
+        let mut machine = Machine::start(&self.spec(dir, None), dir, lifetime)?;
         machine.wait_for_agent(BOOT_DEADLINE)?;
         Ok(machine)
-    }
-
-    /// How its instructions are run.
-    pub fn accel(&self) -> Accel {
-        self.accel
     }
 
     /// Notes in `file` what a guest was started from, for a later process.
@@ -124,7 +119,7 @@ impl Booted {
             disk::create_blank(disk, size)?;
         }
         let step = Step::start(format!("booting the guest once under {:?}", self.accel));
-        let mut machine = Machine::start(&spec, &partial)?;
+        let mut machine = Machine::start(&spec, &partial, Lifetime::WithHarness)?;
         let result = self.settle_and_save(&mut machine);
         machine.stop()?;
         result?;

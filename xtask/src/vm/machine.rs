@@ -43,6 +43,15 @@ struct Record {
     console: PathBuf,
 }
 
+/// How long QEMU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It ends with the process that started it, however that ends.
+    WithHarness,
+    /// Until it is stopped.
+    Own,
+}
+
 /// A guest under QEMU.
 pub struct Machine {
     record: Record,
@@ -55,7 +64,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts QEMU for `spec`; logs and the record go to `dir`.
-    pub fn start(spec: &Spec, dir: &Path) -> Result<Self> {
+    pub fn start(spec: &Spec, dir: &Path, lifetime: Lifetime) -> Result<Self> {
         paths::make_dir(dir)?;
         // Socket paths have room for 107 bytes only, too few for a deep checkout.
         let sockets = tempfile::Builder::new()
@@ -73,12 +82,20 @@ impl Machine {
         let log = dir.join("qemu.log");
         let stderr = fs::File::create(&log)
             .with_context(|| format!("cannot create {}", log.display()))?;
-        let child = Command::new(QEMU)
+        let mut command = match lifetime {
+            Lifetime::Own => Command::new(QEMU),
+            Lifetime::WithHarness => {
+                let mut setpriv = Command::new("setpriv");
+                setpriv.args(["--pdeathsig", "KILL", QEMU]);
+                setpriv
+            }
+        };
+        let child = command
             .args(qemu_args(spec, &ends))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
-            .process_group(0) // ^C ends the harness, which then ends the guest
+            .process_group(0) // ^C is for the harness, not for QEMU
             .spawn()
             .with_context(|| format!("cannot run {QEMU}"))?;
         let pid = i32::try_from(child.id()).context("QEMU's process id")?;
@@ -206,6 +223,24 @@ impl Machine {
         let argv = ["/bin/bash", "-c", script].map(String::from);
         let pid = self.agent.start(&argv, &guest_env(), b"")?;
         self.finish(pid, deadline)
+    }
+
+    /// Runs a command in a guest that may be in trouble already, so nothing but
+    /// the deadline is watched.
+    pub fn evidence(&mut self, script: &str, deadline: Duration) -> Result<Output> {
+        let end = Instant::now() + deadline;
+        self.agent.try_connect(Duration::from_secs(5))?;
+        let argv = ["/bin/bash", "-c", script].map(String::from);
+        let pid = self.agent.start(&argv, &guest_env(), b"")?;
+        loop {
+            if let Some(output) = self.agent.poll(pid)? {
+                return Ok(output);
+            }
+            if Instant::now() > end {
+                bail!("it did not end within {}", ui::seconds(deadline));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Reboots in an orderly way and waits for the agent of the new boot.

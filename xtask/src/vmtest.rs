@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `cargo xtask vmtest`: builds what the chosen scenarios need, runs them one
+//! after the other, reports.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::flags::Vmtest;
+use crate::image::booted;
+use crate::scenario::report::{self, Outcome};
+use crate::scenario::schema::{ImageName, Scenario};
+use crate::scenario::{self, run};
+use crate::ui::Step;
+use crate::{guest, paths};
+
+/// Runs the scenarios; true if all passed.
+pub fn vmtest(flags: &Vmtest) -> Result<bool> {
+    let all = scenario::load_all(&paths::workspace().join(scenario::DIRECTORY))?;
+    let chosen = scenario::select(all, &flags.names)?;
+    if flags.list {
+        for s in &chosen {
+            println!("{:18}  {}", s.name, s.description.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+        return Ok(true);
+    }
+    let mut outcomes = Vec::new();
+    for s in &chosen {
+        outcomes.push(run_one(s, flags)?);
+        // After each, so that an interrupted run has reported what it knows.
+        write_reports(&outcomes, flags)?;
+    }
+    print!("{}", report::table(&outcomes));
+    Ok(outcomes.iter().all(|o| o.passed))
+}
+
+/// Runs one scenario. An error is one of the harness; a failed scenario is a result.
+fn run_one(s: &Scenario, flags: &Vmtest) -> Result<Outcome> {
+    let wanted = guest::Wanted {
+        distro: flags.distro,
+        image: match s.image {
+            ImageName::Ddsnap => guest::Image::Ddsnap,
+            ImageName::Stock => guest::Image::Stock,
+        },
+        kernel: s.kernel.clone().unwrap_or_else(|| flags.kernel.clone()),
+    };
+    let booted = booted::booted(&guest::image(&wanted)?, &s.disks)?;
+    let started = Instant::now();
+    let step = Step::start(s.name.clone());
+    let result = run::run(s, &booted, flags.keep, &step);
+    step.done(if result.is_ok() { "passed" } else { "FAILED" });
+    if let Err(error) = &result {
+        eprintln!("{error:#}");
+        eprintln!("console, journal, dmesg, transcript and disks: {}", run::dir_of(&s.name).display());
+    }
+    Ok(Outcome::new(&s.name, started.elapsed(), &result))
+}
+
+fn write_reports(outcomes: &[Outcome], flags: &Vmtest) -> Result<()> {
+    if let Some(file) = &flags.junit {
+        write(file, &report::junit(outcomes))?;
+    }
+    if let Some(file) = &flags.json {
+        write(file, &serde_json::to_string_pretty(outcomes)?)?;
+    }
+    Ok(())
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
