@@ -6,6 +6,7 @@
 //! opens the store, and whoever started one learns why it did not come up.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::engine::Engine;
 use super::faults::Faults;
-use super::link::{Kernel, connect_within};
+use super::link::{Backoff, Kernel, connect_within};
 use super::ring::{Parts, Ring};
 use super::store_engine::StoreEngine;
 use crate::daemon::background::Background;
@@ -24,13 +25,17 @@ use crate::daemon::pidfile::PidFile;
 use crate::daemon::{memory, signals};
 use crate::device::lock::{StoreLock, lock_store};
 use crate::device::uring::{Access, UringDevice};
-use crate::protocol::address::SocketName;
+use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
 use crate::protocol::line::{FromAgent, ToAgent};
 use crate::store::{Devices, OpenOptions, Store, StoreError};
 
 /// How long to wait for another server to go, at the agent, at the store and at the kernel.
 pub const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a dead server's socket may still answer.
+const LAST_BREATH: Duration = Duration::from_secs(5);
+/// How long to wait in silence: a server that was killed is gone for the agent only a little later.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long a running agent may take to answer.
 const AGENT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -91,10 +96,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     }
     let (store, _lock) = open_store(config)?;
     let engine = StoreEngine(store);
-    let (listener, _socket_file) = config
-        .socket
-        .listen()
-        .with_context(|| format!("cannot listen on the server socket {}", config.socket))?;
+    let (listener, _socket_file) = listen(&config.socket)?;
     let mut kernel = Kernel {
         key: config.agent.clone(),
         chunk: engine.status().chunk,
@@ -155,29 +157,52 @@ fn stand_in_line(config: &Config) -> Result<UnixStream, StartError> {
         .with_context(|| format!("cannot write to the agent at {name}"))?;
     let mut reader = FrameReader::default();
     let mut deadline = Instant::now() + AGENT_DEADLINE;
-    let mut waiting_for = None;
+    // The active server, and when to tell that we wait for it.
+    let mut active: Option<u32> = None;
+    let mut tell_at: Option<Instant> = None;
     loop {
-        match hear_agent(&mut stream, &mut reader, deadline) {
+        let until = tell_at.map_or(deadline, |at| at.min(deadline));
+        match hear_agent(&mut stream, &mut reader, until) {
             Ok(FromAgent::StartServer) => return Ok(stream),
             Ok(FromAgent::Wait { active_pid, .. }) => {
-                if waiting_for != Some(active_pid) {
-                    eprintln!(
-                        "ddsnap server: server {active_pid} is active; waiting up to {} s for it to end",
-                        TAKE_OVER_DEADLINE.as_secs()
-                    );
+                if active != Some(active_pid) {
+                    tell_at = Some(Instant::now() + QUIET);
                     deadline = Instant::now() + TAKE_OVER_DEADLINE;
                 }
-                waiting_for = Some(active_pid);
+                active = Some(active_pid);
             }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(StartError::Other(match waiting_for {
-                    Some(pid) => anyhow!("server {pid} is still active at {name}; stop it first"),
-                    None => anyhow!("the agent at {name} does not answer"),
-                }));
-            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => match active {
+                Some(pid) if tell_at.take().is_some() => eprintln!(
+                    "ddsnap server: server {pid} is active; waiting up to {} s for it to end",
+                    TAKE_OVER_DEADLINE.as_secs()
+                ),
+                Some(pid) => {
+                    let error = anyhow!("server {pid} is still active at {name}; stop it first");
+                    return Err(error.into());
+                }
+                None => return Err(anyhow!("the agent at {name} does not answer").into()),
+            },
             Err(error) => {
                 let context = format!("the agent at {name} went away or is none");
                 return Err(anyhow::Error::from(error).context(context).into());
+            }
+        }
+    }
+}
+
+/// Listens for commands. A server that was killed may still answer for a moment, until the kernel has
+/// ended the last of its requests; nothing tells when, so this asks again for a while.
+fn listen(socket: &SocketName) -> anyhow::Result<(OwnedFd, SocketFile)> {
+    let end = Instant::now() + LAST_BREATH;
+    let mut backoff = Backoff::default();
+    loop {
+        match socket.listen() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(backoff.pause());
+            }
+            other => {
+                return other
+                    .with_context(|| format!("cannot listen on the server socket {socket}"));
             }
         }
     }
