@@ -181,6 +181,16 @@ pub fn device_users(dev: Dev) -> Vec<String> {
     users
 }
 
+/// Waits until udev's queue is empty, but not for ever.
+pub fn settle() {
+    let timeout = format!("--timeout={}", PROBE_DEADLINE.as_secs() / 2);
+    let argv = ["udevadm".into(), "settle".into(), timeout.into()];
+    // Without udev, or when time is up: the volume is tried all the same.
+    if let Err(error) = process::run(&argv, PROBE_DEADLINE) {
+        eprintln!("{error:#}");
+    }
+}
+
 /// The size of an open block device in bytes.
 fn size_bytes(file: &File, path: &Path) -> Result<u64> {
     let mut bytes = 0;

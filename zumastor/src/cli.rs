@@ -63,6 +63,8 @@ impl Context<'_> {
     /// Sends a request, prints what happens, and turns the end into an exit code.
     fn request(&mut self, request: &Request) -> u8 {
         let socket = self.layout.control();
+        // Or this process would itself keep busy a mount from within which it is run.
+        let _ = std::env::set_current_dir("/");
         let mut bar: Option<ProgressBar> = None;
         let result = control::call(&socket, request, |event| match event {
             Event::Note(Note::Line(line)) if line.starts_with("WARNING") => self.say(&line),

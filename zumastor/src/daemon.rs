@@ -134,6 +134,7 @@ impl Daemon {
         if let Err(error) = volume.thaw_leftovers() {
             eprintln!("{name}: {error:#}");
         }
+        volume.await_devices();
         let level = volume.full_level();
         let result = volume.up(level, &mut |_| ());
         let text = if result.is_ok() && volume.failure.is_none() {
@@ -179,6 +180,7 @@ impl Daemon {
                     return;
                 };
                 eprintln!("{name}: a device appeared or changed; trying again");
+                lock(&handle.view).warning = Some("a device appeared; it is being started".into());
                 let level = volume.level;
                 if volume.up(level, &mut |_| ()).is_ok() && volume.failure.is_none() {
                     eprintln!("{name}: is up");
@@ -255,7 +257,11 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
 }
 
 fn remove(path: &std::path::Path) {
-    if let Err(error) = fs::remove_file(path) {
+    let gone = fs::remove_file(path);
+    if let Err(error) = gone.or_else(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(e),
+    }) {
         eprintln!("could not remove {}: {error}", path.display());
     }
 }

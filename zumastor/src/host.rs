@@ -24,6 +24,9 @@ pub trait Host: Send + Sync {
 
     /// The number of the block device at `path`.
     fn block_device(&self, path: &Path) -> Result<Dev>;
+    /// Waits until udev has named the devices it knows of, for a limited time. At boot this service
+    /// may be early; devices that come later still are announced one by one.
+    fn settle(&self);
     /// A path for the device at `path` that is still right after a reboot.
     fn stable_path(&self, path: &Path) -> Result<PathBuf>;
     /// Fails, naming the user, if the device is mounted or held by another part of the system.

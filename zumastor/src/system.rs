@@ -22,6 +22,9 @@ impl Host for System {
     fn block_device(&self, path: &Path) -> Result<Dev> {
         blockdev::number(path)
     }
+    fn settle(&self) {
+        blockdev::settle();
+    }
     fn stable_path(&self, path: &Path) -> Result<PathBuf> {
         blockdev::stable_path(path)
     }

@@ -293,6 +293,13 @@ impl Volume {
         Ok(())
     }
 
+    /// Before the first start: gives devices that udev is busy with the time to get their names.
+    pub fn await_devices(&self) {
+        if self.check_devices().is_err() {
+            self.host.settle();
+        }
+    }
+
     /// Brings the volume down to `level`. What is in use stays, with all it depends on.
     pub fn down(&mut self, level: Level) -> Result<()> {
         let steps = plan::plan(&self.wanted(level), &self.observe()?);

@@ -113,6 +113,8 @@ impl Host for Fake {
         found.with_context(|| format!("device '{}' does not exist", path.display()))
     }
 
+    fn settle(&self) {}
+
     fn stable_path(&self, path: &Path) -> Result<PathBuf> {
         Ok(path.to_path_buf())
     }
