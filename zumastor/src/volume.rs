@@ -281,14 +281,13 @@ impl Volume {
 
     fn check_devices(&self) -> Result<()> {
         let devices = &self.config.device;
-        for path in [
+        let all = [
             Some(&devices.origin),
             Some(&devices.snapstore),
             devices.meta.as_ref(),
-        ] {
-            if let Some(path) = path {
-                self.host.block_device(path)?;
-            }
+        ];
+        for path in all.into_iter().flatten() {
+            self.host.block_device(path)?;
         }
         Ok(())
     }

@@ -381,8 +381,7 @@ fn a_missing_device_is_waited_for() {
     let mut volume = bench.reload();
     let error = volume
         .up(Level::Mounted, &mut |_| ())
-        .err()
-        .expect("no device");
+        .expect_err("no device");
     assert_eq!(
         format!("{error:#}"),
         "device '/dev/sysvg/test' does not exist"
@@ -534,10 +533,7 @@ fn a_foreign_device_of_our_name_is_left_alone() {
     );
     bench.fake.state().dm.insert("v".to_string(), device);
     let mut volume = bench.reload();
-    let error = volume
-        .up(Level::Mounted, &mut |_| ())
-        .err()
-        .expect("refused");
+    let error = volume.up(Level::Mounted, &mut |_| ()).expect_err("refused");
     let expected = "the device-mapper device 'v' exists and belongs to somebody else";
     assert_eq!(format!("{error:#}"), expected);
     assert!(bench.devices().contains(&"v".to_string()));
