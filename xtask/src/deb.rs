@@ -17,8 +17,15 @@ use crate::ui::{Step, run_logged};
 use crate::{lock, packages, paths};
 
 /// What the packages are made from.
-const SOURCES: &[&str] =
-    &["Cargo.toml", "Cargo.lock", "COPYING", "README.md", "ddsnap", "debian", "zumastor"];
+const SOURCES: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "COPYING",
+    "README.md",
+    "ddsnap",
+    "debian",
+    "zumastor",
+];
 
 /// Needed by cargo to read the workspace, without effect on the packages.
 const MANIFESTS: &[&str] = &["xtask/Cargo.toml", "xtask/src/main.rs"];
@@ -32,7 +39,10 @@ pub fn build() -> Result<Vec<PathBuf>> {
     packages::require(&["dpkg-dev", "debhelper", "build-essential", "lintian"])?;
     packages::require_build_dependencies(&root)?;
     let sources = sources(&root)?;
-    let key = Key::new("deb-1").text(&compilers()?).files(&root, &sources)?.finish();
+    let key = Key::new("deb-1")
+        .text(&compilers()?)
+        .files(&root, &sources)?
+        .finish();
     let cache = paths::cache()?.join("deb");
     paths::make_dir(&cache)?;
     let _lock = lock::take(&cache.join("lock"))?;
@@ -45,7 +55,8 @@ pub fn build() -> Result<Vec<PathBuf>> {
 
 /// Whether a package is the DKMS one.
 pub fn is_dkms(deb: &Path) -> bool {
-    deb.file_name().is_some_and(|name| name.to_string_lossy().contains("-dkms_"))
+    deb.file_name()
+        .is_some_and(|name| name.to_string_lossy().contains("-dkms_"))
 }
 
 /// Files of the checkout that make the packages: those git tracks or would
@@ -53,7 +64,14 @@ pub fn is_dkms(deb: &Path) -> bool {
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("git")
         .current_dir(root)
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--"])
+        .args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "--",
+        ])
         .args(SOURCES)
         .output();
     let listed: BTreeSet<PathBuf> = match out {
@@ -73,11 +91,17 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
             all
         }
     };
-    Ok(listed.into_iter().filter(|file| root.join(file).is_file()).collect())
+    Ok(listed
+        .into_iter()
+        .filter(|file| root.join(file).is_file())
+        .collect())
 }
 
 fn compilers() -> Result<String> {
-    let out = Command::new("rustc").arg("--version").output().context("cannot run rustc")?;
+    let out = Command::new("rustc")
+        .arg("--version")
+        .output()
+        .context("cannot run rustc")?;
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
@@ -103,11 +127,20 @@ fn make(root: &Path, sources: &[PathBuf], cached: &Path) -> Result<()> {
     step.note("lintian");
     let debs = products(&work)?;
     if debs.is_empty() {
-        bail!("dpkg-buildpackage succeeded but left no .deb; see {}", log.display());
+        bail!(
+            "dpkg-buildpackage succeeded but left no .deb; see {}",
+            log.display()
+        );
     }
     run_logged(
         Command::new("lintian")
-            .args(["--fail-on", "error", "--allow-root", "--tag-display-limit", "0"])
+            .args([
+                "--fail-on",
+                "error",
+                "--allow-root",
+                "--tag-display-limit",
+                "0",
+            ])
             .args(&debs),
         &log,
     )?;
@@ -131,7 +164,8 @@ fn mirror<'a>(from: &Path, to: &Path, files: impl Iterator<Item = &'a PathBuf>) 
         let content =
             fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
         if fs::read(&copy).ok().as_ref() != Some(&content) {
-            fs::write(&copy, content).with_context(|| format!("cannot write {}", copy.display()))?;
+            fs::write(&copy, content)
+                .with_context(|| format!("cannot write {}", copy.display()))?;
         }
         fs::set_permissions(&copy, fs::metadata(&source)?.permissions())?;
         wanted.insert(copy);
@@ -159,7 +193,10 @@ fn products(work: &Path) -> Result<Vec<PathBuf>> {
 fn remove_products(work: &Path) -> Result<()> {
     for entry in fs::read_dir(work)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "deb" || e == "changes" || e == "buildinfo") {
+        if path
+            .extension()
+            .is_some_and(|e| e == "deb" || e == "changes" || e == "buildinfo")
+        {
             fs::remove_file(path)?;
         }
     }
@@ -196,7 +233,10 @@ mod tests {
         fs::write(from.join("d/a"), "3").unwrap();
         mirror(&from, &to, both.iter()).unwrap();
         assert_eq!(fs::read_to_string(to.join("d/a")).unwrap(), "3");
-        assert_eq!(fs::metadata(to.join("b")).unwrap().modified().unwrap(), before);
+        assert_eq!(
+            fs::metadata(to.join("b")).unwrap().modified().unwrap(),
+            before
+        );
         mirror(&from, &to, both[..1].iter()).unwrap();
         assert!(!to.join("b").exists());
     }

@@ -37,8 +37,8 @@ impl Key {
         for path in paths {
             for file in files_below(&root.join(path))? {
                 let name = file.strip_prefix(root).unwrap_or(&file);
-                let content = fs::read(&file)
-                    .with_context(|| format!("cannot read {}", file.display()))?;
+                let content =
+                    fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
                 self = self.text(&name.to_string_lossy()).bytes(&content);
             }
         }
@@ -47,7 +47,12 @@ impl Key {
 
     /// The key: 16 hexadecimal digits, enough for a directory name.
     pub fn finish(self) -> String {
-        let hex: String = self.0.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = self
+            .0
+            .finalize()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         hex[..16].to_string()
     }
 }
@@ -84,7 +89,10 @@ mod tests {
     fn a_file_changes_the_key_by_name_and_by_content() {
         let dir = tempfile::tempdir().unwrap();
         let key = || {
-            Key::new("t").files(dir.path(), &[PathBuf::from(".")]).unwrap().finish()
+            Key::new("t")
+                .files(dir.path(), &[PathBuf::from(".")])
+                .unwrap()
+                .finish()
         };
         let empty = key();
         fs::write(dir.path().join("a"), "1").unwrap();

@@ -166,7 +166,12 @@ pub struct Up {
     #[arg(long, value_name = "NAME", default_value = "qemu")]
     pub kernel: String,
     /// Sizes of the blank disks /dev/vdb, /dev/vdc, ...
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "2G,2G,2G,2G")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_delimiter = ',',
+        default_value = "2G,2G,2G,2G"
+    )]
     pub disks: Vec<String>,
 }
 

@@ -4,10 +4,10 @@
 
 use anyhow::Result;
 
+use crate::deb;
 use crate::flags::Distro;
 use crate::image::{self, Content};
 use crate::kernel::{self, Driver};
-use crate::deb;
 
 /// What a guest contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +41,15 @@ pub fn image(wanted: &Wanted) -> Result<image::Image> {
         Image::Ddsnap => {
             let kernel = kernel::build(&wanted.kernel, Driver::With)?.image;
             // The module comes with the kernel; DKMS would only build it again.
-            let debs = deb::build()?.into_iter().filter(|deb| !deb::is_dkms(deb)).collect();
+            let debs = deb::build()?
+                .into_iter()
+                .filter(|deb| !deb::is_dkms(deb))
+                .collect();
             Content::Own { kernel, debs }
         }
-        Image::Stock => Content::Stock { debs: deb::build()? },
+        Image::Stock => Content::Stock {
+            debs: deb::build()?,
+        },
     };
     image::build(wanted.distro, &content)
 }

@@ -34,7 +34,11 @@ pub fn run(vm: Vm) -> Result<u8> {
 }
 
 fn dir_of(name: &str) -> Result<PathBuf> {
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+    if name.is_empty()
+        || !name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    {
         bail!("{name:?} is no name for a guest: use letters, digits, - and _");
     }
     Ok(paths::target().join("vm").join(name))
@@ -53,13 +57,20 @@ fn image_of(up: &Up) -> guest::Wanted {
         (false, ImageName::Ddsnap) => guest::Image::Ddsnap,
         (false, ImageName::Stock) => guest::Image::Stock,
     };
-    guest::Wanted { distro: up.distro, image, kernel: up.kernel.clone() }
+    guest::Wanted {
+        distro: up.distro,
+        image,
+        kernel: up.kernel.clone(),
+    }
 }
 
 fn start(up: &Up) -> Result<()> {
     let dir = dir_of(&up.name)?;
     if Machine::attach(&dir).is_ok() {
-        bail!("guest {0} is up already; stop it first: cargo xtask vm down {0}", up.name);
+        bail!(
+            "guest {0} is up already; stop it first: cargo xtask vm down {0}",
+            up.name
+        );
     }
     let image = guest::image(&image_of(up))?;
     let booted = booted::booted(&image, &up.disks)?;
@@ -93,15 +104,21 @@ fn execute(exec: &Exec) -> Result<u8> {
     let mut input = Vec::new();
     let mut stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        stdin.read_to_end(&mut input).context("cannot read standard input")?;
+        stdin
+            .read_to_end(&mut input)
+            .context("cannot read standard input")?;
     }
     // The agent wants a full path; env finds the program as a shell would.
     let mut argv = vec!["/usr/bin/env".to_string(), "--".into()];
     argv.extend(exec.command.iter().cloned());
     let pid = machine.agent().start(&argv, &guest_env(), &input)?;
     let out = machine.finish(pid, Duration::from_secs(exec.timeout))?;
-    std::io::stdout().write_all(&out.stdout).context("cannot write standard output")?;
-    std::io::stderr().write_all(&out.stderr).context("cannot write standard error")?;
+    std::io::stdout()
+        .write_all(&out.stdout)
+        .context("cannot write standard output")?;
+    std::io::stderr()
+        .write_all(&out.stderr)
+        .context("cannot write standard error")?;
     Ok(u8::try_from(out.code).unwrap_or(255))
 }
 
@@ -112,7 +129,12 @@ fn copy_in(push: &Push) -> Result<()> {
     machine.agent().push(&mut file, &push.to)?;
     // The agent creates files without the execute bits of the original.
     let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata()?.permissions()) & 0o7777;
-    let argv = ["/bin/chmod".to_string(), format!("{mode:o}"), "--".into(), push.to.clone()];
+    let argv = [
+        "/bin/chmod".to_string(),
+        format!("{mode:o}"),
+        "--".into(),
+        push.to.clone(),
+    ];
     let pid = machine.agent().start(&argv, &guest_env(), b"")?;
     machine.finish(pid, SOON)?;
     Ok(())
@@ -133,7 +155,9 @@ fn log_in(ssh: &Ssh) -> Result<u8> {
     let key = dir.join("ssh-key");
     if !key.exists() {
         let mut keygen = Command::new("ssh-keygen");
-        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "vm", "-f"]).arg(&key);
+        keygen
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "vm", "-f"])
+            .arg(&key);
         run_logged(&mut keygen, &dir.join("ssh.log"))?;
     }
     let public = fs::read_to_string(key.with_extension("pub"))?;
@@ -145,7 +169,10 @@ fn log_in(ssh: &Ssh) -> Result<u8> {
     );
     let out = machine.shell(&script, BOOT_DEADLINE)?;
     if out.code != 0 {
-        bail!("the guest's ssh did not start: {}", String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "the guest's ssh did not start: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     let port = free_port()?;
     machine.qmp()?.forward_port(port, 22)?;
@@ -153,8 +180,19 @@ fn log_in(ssh: &Ssh) -> Result<u8> {
         .arg("-i")
         .arg(&key)
         .args(["-p", &port.to_string()])
-        .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-        .args(["-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "root@127.0.0.1"])
+        .args([
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        ])
+        .args([
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "LogLevel=ERROR",
+            "root@127.0.0.1",
+        ])
         .args(&ssh.command)
         .exec();
     Err(error).context("cannot run ssh")

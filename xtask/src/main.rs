@@ -5,6 +5,7 @@
 //! cached by content outside the checkout (see `paths::cache`).
 
 mod deb;
+mod deny;
 mod digest;
 mod flags;
 mod guest;
@@ -15,6 +16,8 @@ mod lock;
 mod packages;
 mod paths;
 mod scenario;
+mod test;
+mod tidy;
 mod ui;
 mod vm;
 mod vmtest;
@@ -49,7 +52,9 @@ fn run(task: Task) -> anyhow::Result<u8> {
         }
         Task::Vm(vm) => return hand::run(vm),
         Task::Vmtest(flags) => return Ok(if vmtest::vmtest(&flags)? { 0 } else { 1 }),
-        _ => anyhow::bail!("later"),
+        Task::Test(flags) => test::test(&flags)?,
+        Task::Tidy(flags) => tidy::tidy(flags.bless)?,
+        Task::Deny => deny::deny()?,
     }
     Ok(0)
 }

@@ -25,7 +25,11 @@ pub struct NotAllowed(pub String);
 
 impl std::fmt::Display for NotAllowed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Debian packages are missing; as root, run:\n  {}", self.0)
+        write!(
+            f,
+            "Debian packages are missing; as root, run:\n  {}",
+            self.0
+        )
     }
 }
 
@@ -39,7 +43,11 @@ pub fn require(packages: &[&str]) -> Result<()> {
             missing.push((*package).to_string());
         }
     }
-    if missing.is_empty() { Ok(()) } else { install(&missing) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        install(&missing)
+    }
 }
 
 /// Makes sure that what `debian/control` builds with is installed.
@@ -61,7 +69,10 @@ pub fn require_build_dependencies(root: &Path) -> Result<()> {
 
 /// Package names in "Unmet build dependencies: a (>= 1) b | c".
 fn unmet_build_dependencies(said: &str) -> Option<Vec<String>> {
-    let list = said.lines().find_map(|l| l.split_once("nmet build dependencies: "))?.1;
+    let list = said
+        .lines()
+        .find_map(|l| l.split_once("nmet build dependencies: "))?
+        .1;
     let mut names = Vec::new();
     let mut in_version = false;
     let mut after_bar = false;
@@ -102,7 +113,8 @@ fn root() -> Option<Root> {
         return Some(Root::Myself);
     }
     let sudo = Command::new("sudo").args(["-n", "true"]).output();
-    sudo.is_ok_and(|out| out.status.success()).then_some(Root::Sudo)
+    sudo.is_ok_and(|out| out.status.success())
+        .then_some(Root::Sudo)
 }
 
 impl Root {
@@ -182,7 +194,11 @@ fn checked(out: Output) -> Result<()> {
 }
 
 fn said(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }
 
 /// Whether apt's solver, not the network or dpkg, refused.
@@ -193,7 +209,9 @@ fn conflict(said: &str) -> bool {
 /// Whether apt has any package index yet; a fresh machine or container has none.
 fn lists_present() -> bool {
     fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
-        entries.flatten().any(|e| e.file_name().to_string_lossy().contains("_Packages"))
+        entries
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().contains("_Packages"))
     })
 }
 
@@ -209,11 +227,19 @@ pub struct Source {
 /// Every suite in apt's configuration, whatever the syntax of its source files.
 pub fn configured_sources() -> Result<Vec<Source>> {
     let out = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Identifier: Packages"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE)",
+            "Identifier: Packages",
+        ])
         .output()
         .context("cannot run apt-get")?;
     if !out.status.success() {
-        bail!("apt-get indextargets failed: {}", String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "apt-get indextargets failed: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(parse_sources(&String::from_utf8_lossy(&out.stdout)))
 }
@@ -222,7 +248,10 @@ fn parse_sources(text: &str) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
     for line in text.lines() {
         if let Some((uri, suite)) = line.split_once(' ') {
-            let source = Source { uri: uri.into(), suite: suite.into() };
+            let source = Source {
+                uri: uri.into(),
+                suite: suite.into(),
+            };
             if !sources.contains(&source) {
                 sources.push(source);
             }
@@ -248,7 +277,9 @@ fn codename() -> Result<String> {
 }
 
 fn os_release_codename(text: &str) -> Option<String> {
-    let value = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="))?;
+    let value = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="))?;
     Some(value.trim_matches('"').to_string())
 }
 
@@ -265,7 +296,9 @@ impl Backports {
         let sources = configured_sources()?;
         let codename = codename()?;
         let suite = format!("{codename}-backports");
-        let out = Command::new("dpkg-query").args(["-W", "-f", "${Version}\\n"]).output()?;
+        let out = Command::new("dpkg-query")
+            .args(["-W", "-f", "${Version}\\n"])
+            .output()?;
         let versions = String::from_utf8_lossy(&out.stdout);
         let used = versions.lines().any(|version| version.contains("~bpo"));
         if !used || sources.iter().any(|s| s.suite == suite) {
@@ -277,7 +310,10 @@ impl Backports {
         let list = dir.join("backports.list");
         fs::write(&list, private_list(&sources, &codename, &mirror))
             .with_context(|| format!("cannot write {}", list.display()))?;
-        Ok(Some(Backports { suite, options: private_options(&list, &dir.join("lists")) }))
+        Ok(Some(Backports {
+            suite,
+            options: private_options(&list, &dir.join("lists")),
+        }))
     }
 
     fn install(&self, root: &Root, install: &[String]) -> Result<Output> {
@@ -319,7 +355,10 @@ mod tests {
     use super::*;
 
     fn source(uri: &str, suite: &str) -> Source {
-        Source { uri: uri.into(), suite: suite.into() }
+        Source {
+            uri: uri.into(),
+            suite: suite.into(),
+        }
     }
 
     #[test]
@@ -329,7 +368,10 @@ mod tests {
                     http://mirror.example/debian-security/ bookworm-security\n";
         let expected = [
             source("http://mirror.example/debian/", "bookworm"),
-            source("http://mirror.example/debian-security/", "bookworm-security"),
+            source(
+                "http://mirror.example/debian-security/",
+                "bookworm-security",
+            ),
         ];
         assert_eq!(parse_sources(text), expected);
     }
@@ -338,19 +380,29 @@ mod tests {
     fn the_private_list_adds_backports_and_drops_foreign_archives() {
         let sources = [
             source("http://mirror.example/debian/", "bookworm"),
-            source("http://mirror.example/debian-security/", "bookworm-security"),
+            source(
+                "http://mirror.example/debian-security/",
+                "bookworm-security",
+            ),
             source("http://tools.example/", "stable"),
         ];
         let list = private_list(&sources, "bookworm", "http://mirror.example/debian/");
         assert!(list.contains("debian/ bookworm-backports main\n"), "{list}");
-        assert!(list.contains("debian-security/ bookworm-security main\n"), "{list}");
+        assert!(
+            list.contains("debian-security/ bookworm-security main\n"),
+            "{list}"
+        );
         assert!(!list.contains("tools.example"), "{list}");
     }
 
     #[test]
     fn only_the_solver_s_refusal_leads_to_backports() {
-        assert!(conflict("E: Unable to correct problems, you have held broken packages."));
-        assert!(!conflict("E: Failed to fetch http://mirror.example/x  404  Not Found"));
+        assert!(conflict(
+            "E: Unable to correct problems, you have held broken packages."
+        ));
+        assert!(!conflict(
+            "E: Failed to fetch http://mirror.example/x  404  Not Found"
+        ));
     }
 
     #[test]
@@ -364,8 +416,14 @@ mod tests {
 
     #[test]
     fn the_codename_is_read_with_and_without_quotes() {
-        assert_eq!(os_release_codename("ID=debian\nVERSION_CODENAME=trixie\n").unwrap(), "trixie");
-        assert_eq!(os_release_codename("VERSION_CODENAME=\"sid\"\n").unwrap(), "sid");
+        assert_eq!(
+            os_release_codename("ID=debian\nVERSION_CODENAME=trixie\n").unwrap(),
+            "trixie"
+        );
+        assert_eq!(
+            os_release_codename("VERSION_CODENAME=\"sid\"\n").unwrap(),
+            "sid"
+        );
         assert_eq!(os_release_codename("ID=debian\n"), None);
     }
 

@@ -34,7 +34,11 @@ impl Step {
             eprintln!("{what} ...");
             ProgressBar::hidden()
         };
-        Step { what, bar, started: Instant::now() }
+        Step {
+            what,
+            bar,
+            started: Instant::now(),
+        }
     }
 
     /// Shows what the step is doing now; nothing is printed without a terminal.
@@ -45,7 +49,11 @@ impl Step {
     /// Ends the step with its result and time.
     pub fn done(self, result: &str) {
         self.bar.finish_and_clear();
-        eprintln!("{}: {result} ({})", self.what, seconds(self.started.elapsed()));
+        eprintln!(
+            "{}: {result} ({})",
+            self.what,
+            seconds(self.started.elapsed())
+        );
     }
 }
 
@@ -74,7 +82,11 @@ pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
         .status()
         .with_context(|| format!("cannot run {name}"))?;
     if !status.success() {
-        bail!("{name} failed ({status}); the end of {}:\n{}", log.display(), tail(log, 40));
+        bail!(
+            "{name} failed ({status}); the end of {}:\n{}",
+            log.display(),
+            tail(log, 40)
+        );
     }
     Ok(())
 }

@@ -22,7 +22,14 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
     let chosen = scenario::select(all, &flags.names)?;
     if flags.list {
         for s in &chosen {
-            println!("{:18}  {}", s.name, s.description.split_whitespace().collect::<Vec<_>>().join(" "));
+            println!(
+                "{:18}  {}",
+                s.name,
+                s.description
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            );
         }
         return Ok(true);
     }
@@ -53,7 +60,10 @@ fn run_one(s: &Scenario, flags: &Vmtest) -> Result<Outcome> {
     step.done(if result.is_ok() { "passed" } else { "FAILED" });
     if let Err(error) = &result {
         eprintln!("{error:#}");
-        eprintln!("console, journal, dmesg, transcript and disks: {}", run::dir_of(&s.name).display());
+        eprintln!(
+            "console, journal, dmesg, transcript and disks: {}",
+            run::dir_of(&s.name).display()
+        );
     }
     Ok(Outcome::new(&s.name, started.elapsed(), &result))
 }

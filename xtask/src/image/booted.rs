@@ -49,13 +49,20 @@ pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
         Accel::Tcg { .. } => String::new(),
     };
     let key = Key::new("booted-2")
-        .text(&format!("{accel:?} {version:?} {MEMORY_MIB} {disk_sizes:?}"))
+        .text(&format!(
+            "{accel:?} {version:?} {MEMORY_MIB} {disk_sizes:?}"
+        ))
         .text(&kernel_command_line())
         .text(include_str!("../vm/args.rs"))
         .text(&host)
         .finish();
     let dir = image.dir.join(format!("booted-{key}"));
-    let booted = Booted { image: image.clone(), accel, dir, disks: disk_sizes.len() };
+    let booted = Booted {
+        image: image.clone(),
+        accel,
+        dir,
+        disks: disk_sizes.len(),
+    };
     let _lock = lock::take(&image.dir.join("booted.lock"))?;
     if !booted.dir.is_dir() {
         booted.make(disk_sizes)?;
@@ -104,7 +111,9 @@ impl Booted {
             vmlinuz: self.image.vmlinuz.clone(),
             initrd: self.image.initrd.clone(),
             root: dir.join("root.qcow2"),
-            disks: (1..=self.disks).map(|i| dir.join(format!("disk{i}.qcow2"))).collect(),
+            disks: (1..=self.disks)
+                .map(|i| dir.join(format!("disk{i}.qcow2")))
+                .collect(),
             memory_mib: MEMORY_MIB,
             resume: resume.map(str::to_string),
         }

@@ -58,19 +58,23 @@ pub struct Image {
 /// Builds (or finds in the cache) an image.
 pub fn build(distro: Distro, content: &Content) -> Result<Image> {
     packages::require(&[
-        "debian-archive-keyring", "e2fsprogs", "mmdebstrap", "qemu-system-x86", "qemu-utils",
+        "debian-archive-keyring",
+        "e2fsprogs",
+        "mmdebstrap",
+        "qemu-system-x86",
+        "qemu-utils",
     ])?;
     let cache = paths::cache()?.join("image");
     paths::make_dir(&cache)?;
     let (flavour, debs) = match content {
         Content::Own { kernel, debs } if debs.is_empty() => ("bare", vec![kernel.clone()]),
-        Content::Own { kernel, debs } => {
-            ("ddsnap", [vec![kernel.clone()], debs.clone()].concat())
-        }
+        Content::Own { kernel, debs } => ("ddsnap", [vec![kernel.clone()], debs.clone()].concat()),
         Content::Stock { debs } => ("stock", debs.clone()),
     };
     let base = rootfs::base(distro, matches!(content, Content::Stock { .. }))?;
-    let mut key = Key::new(include_str!("layer.sh")).text(flavour).text(&base.key);
+    let mut key = Key::new(include_str!("layer.sh"))
+        .text(flavour)
+        .text(&base.key);
     for deb in &debs {
         let bytes = fs::read(deb).with_context(|| format!("cannot read {}", deb.display()))?;
         key = key.bytes(&bytes);
@@ -93,7 +97,12 @@ fn make(dir: &Path, base: &Path, flavour: &str, debs: &[PathBuf]) -> Result<()> 
     let step = Step::start(format!("guest image {flavour} ({})", log.display()));
     let script = partial.join("layer.sh");
     fs::write(&script, include_str!("layer.sh"))?;
-    let mut args = vec![script, partial.clone(), base.to_path_buf(), PathBuf::from(flavour)];
+    let mut args = vec![
+        script,
+        partial.clone(),
+        base.to_path_buf(),
+        PathBuf::from(flavour),
+    ];
     args.extend(debs.iter().cloned());
     run_logged(as_root("sh", &args)?.arg("--"), &log)?;
     fs::rename(&partial, dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -120,11 +129,20 @@ fn as_root(program: &str, args: &[PathBuf]) -> Result<Command> {
 fn found(dir: PathBuf, key: String) -> Result<Image> {
     let vmlinuz = dir.join("vmlinuz");
     if !vmlinuz.is_file() {
-        bail!("{} has no kernel; remove the directory to have it built again", dir.display());
+        bail!(
+            "{} has no kernel; remove the directory to have it built again",
+            dir.display()
+        );
     }
     let initrd = Some(dir.join("initrd")).filter(|path| path.is_file());
     let root = dir.join("root.img");
-    Ok(Image { vmlinuz, initrd, root, key, dir })
+    Ok(Image {
+        vmlinuz,
+        initrd,
+        root,
+        key,
+        dir,
+    })
 }
 
 /// Images kept for each flavour beside the one about to be made, and for how long
@@ -137,9 +155,15 @@ fn forget_old(cache: &Path, prefix: &str) -> Result<()> {
     let mut images = Vec::new();
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() && name.starts_with(prefix) {
-            let used = fs::metadata(path.join("used")).and_then(|m| m.modified()).ok();
+            let used = fs::metadata(path.join("used"))
+                .and_then(|m| m.modified())
+                .ok();
             images.push((used, path));
         }
     }

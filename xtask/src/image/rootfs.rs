@@ -14,14 +14,36 @@ use crate::{lock, packages, paths};
 
 /// What every guest has: systemd, the agent, storage tools, a load generator.
 const COMMON: &[&str] = &[
-    "cron", "dbus", "dmsetup", "e2fsprogs", "fio", "iproute2", "kmod", "lvm2", "mount", "openssh-server",
-    "procps", "psmisc", "qemu-guest-agent", "systemd", "systemd-sysv", "udev", "util-linux",
-    "util-linux-extra", "xfsprogs",
+    "cron",
+    "dbus",
+    "dmsetup",
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "kmod",
+    "lvm2",
+    "mount",
+    "openssh-server",
+    "procps",
+    "psmisc",
+    "qemu-guest-agent",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "util-linux",
+    "util-linux-extra",
+    "xfsprogs",
 ];
 
 /// What a guest with Debian's own kernel has beside it, to build modules.
-const STOCK: &[&str] =
-    &["dkms", "gcc", "initramfs-tools", "linux-headers-amd64", "linux-image-amd64", "make"];
+const STOCK: &[&str] = &[
+    "dkms",
+    "gcc",
+    "initramfs-tools",
+    "linux-headers-amd64",
+    "linux-image-amd64",
+    "make",
+];
 
 /// A base root file system.
 pub struct Base {
@@ -37,7 +59,10 @@ pub fn base(distro: Distro, stock: bool) -> Result<Base> {
     if stock {
         list.extend(STOCK);
     }
-    let key = Key::new("rootfs-2").text(distro.suite()).text(&list.join(" ")).finish();
+    let key = Key::new("rootfs-2")
+        .text(distro.suite())
+        .text(&list.join(" "))
+        .finish();
     let dir = paths::cache()?.join("rootfs");
     paths::make_dir(&dir)?;
     let kind = if stock { "stock" } else { "plain" };
@@ -47,7 +72,10 @@ pub fn base(distro: Distro, stock: bool) -> Result<Base> {
         let partial = tar.with_extension("partial");
         let log = tar.with_extension("log");
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
-        let step = Step::start(format!("Debian {distro} packages, {kind} ({})", log.display()));
+        let step = Step::start(format!(
+            "Debian {distro} packages, {kind} ({})",
+            log.display()
+        ));
         run_logged(
             Command::new("mmdebstrap")
                 .arg("--variant=minbase")

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::ui::run_logged;
 
 /// One fragment file.
+#[derive(Debug)]
 pub struct Fragment {
     /// File name, for messages.
     pub name: String,
@@ -32,7 +33,11 @@ impl Fragment {
     pub fn read(path: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         Ok(Fragment { name, text })
     }
 
@@ -44,8 +49,14 @@ impl Fragment {
 
 fn wish(line: &str) -> Option<Wish<'_>> {
     let line = line.trim();
-    if let Some(off) = line.strip_prefix("# CONFIG_").and_then(|l| l.strip_suffix(" is not set")) {
-        return Some(Wish { option: off, value: "n" });
+    if let Some(off) = line
+        .strip_prefix("# CONFIG_")
+        .and_then(|l| l.strip_suffix(" is not set"))
+    {
+        return Some(Wish {
+            option: off,
+            value: "n",
+        });
     }
     let (option, value) = line.strip_prefix("CONFIG_")?.split_once('=')?;
     Some(Wish { option, value })
@@ -54,8 +65,11 @@ fn wish(line: &str) -> Option<Wish<'_>> {
 /// Wishes that the final configuration does not grant, one sentence each. Later
 /// fragments win over earlier ones.
 pub fn unmet(fragments: &[Fragment], config: &str) -> Vec<String> {
-    let granted: std::collections::BTreeMap<&str, &str> =
-        config.lines().filter_map(wish).map(|w| (w.option, w.value)).collect();
+    let granted: std::collections::BTreeMap<&str, &str> = config
+        .lines()
+        .filter_map(wish)
+        .map(|w| (w.option, w.value))
+        .collect();
     let mut wishes = std::collections::BTreeMap::new();
     for fragment in fragments {
         for w in fragment.wishes() {
@@ -80,13 +94,20 @@ pub fn configure(tree: &Path, fragments: &[Fragment], driver: bool, log: &Path) 
         name: "xtask".into(),
         text: "CONFIG_DM_DDSNAP=m\n".into(),
     });
-    let merged: String = fragments.iter().chain(&driver_fragment).map(|f| f.text.as_str()).collect();
+    let merged: String = fragments
+        .iter()
+        .chain(&driver_fragment)
+        .map(|f| f.text.as_str())
+        .collect();
     let fragment_file = tree.join(".config.fragments");
     fs::write(&fragment_file, merged)?;
     let wanted = ".config.wanted";
     let make = |target: &str| {
         let mut command = Command::new("make");
-        command.current_dir(tree).args(["-s", target]).env("KCONFIG_CONFIG", wanted);
+        command
+            .current_dir(tree)
+            .args(["-s", target])
+            .env("KCONFIG_CONFIG", wanted);
         run_logged(command.env_remove("MAKEFLAGS"), log)
     };
     make("allnoconfig")?;
@@ -102,12 +123,18 @@ pub fn configure(tree: &Path, fragments: &[Fragment], driver: bool, log: &Path) 
     let config = fs::read_to_string(tree.join(wanted))?;
     let all: Vec<Fragment> = fragments
         .iter()
-        .map(|f| Fragment { name: f.name.clone(), text: f.text.clone() })
+        .map(|f| Fragment {
+            name: f.name.clone(),
+            text: f.text.clone(),
+        })
         .chain(driver_fragment)
         .collect();
     let unmet = unmet(&all, &config);
     if !unmet.is_empty() {
-        bail!("the kernel configuration does not hold:\n  {}", unmet.join("\n  "));
+        bail!(
+            "the kernel configuration does not hold:\n  {}",
+            unmet.join("\n  ")
+        );
     }
     let file = tree.join(".config");
     if fs::read_to_string(&file).ok().as_deref() != Some(config.as_str()) {
@@ -121,13 +148,28 @@ mod tests {
     use super::*;
 
     fn fragment(name: &str, text: &str) -> Fragment {
-        Fragment { name: name.into(), text: text.into() }
+        Fragment {
+            name: name.into(),
+            text: text.into(),
+        }
     }
 
     #[test]
     fn comments_are_no_wishes() {
-        let f = fragment("f", "# CONFIG_A is not set\n# about CONFIG_B=y\nCONFIG_C=\"x\"\n\n");
-        let expected = [Wish { option: "A", value: "n" }, Wish { option: "C", value: "\"x\"" }];
+        let f = fragment(
+            "f",
+            "# CONFIG_A is not set\n# about CONFIG_B=y\nCONFIG_C=\"x\"\n\n",
+        );
+        let expected = [
+            Wish {
+                option: "A",
+                value: "n",
+            },
+            Wish {
+                option: "C",
+                value: "\"x\"",
+            },
+        ];
         assert_eq!(f.wishes(), expected);
     }
 
@@ -135,7 +177,10 @@ mod tests {
     fn a_dropped_option_is_named_with_its_file() {
         let fragments = [fragment("base.config", "CONFIG_A=y\nCONFIG_B=m\n")];
         let unmet = unmet(&fragments, "CONFIG_A=y\n# CONFIG_B is not set\n");
-        assert_eq!(unmet, ["base.config asks for CONFIG_B=m, but the result is n"]);
+        assert_eq!(
+            unmet,
+            ["base.config asks for CONFIG_B=m, but the result is n"]
+        );
     }
 
     #[test]

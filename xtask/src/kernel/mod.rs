@@ -50,19 +50,34 @@ pub enum Driver {
 /// Builds (or finds in the cache) the kernel of `kernel-config/NAME.config`.
 pub fn build(name: &str, driver: Driver) -> Result<Built> {
     packages::require(&[
-        "bc", "bison", "build-essential", "cpio", "debhelper", "flex", "kmod", "libelf-dev",
-        "libssl-dev", "rsync", "xz-utils", "zstd", SOURCE_PACKAGE,
+        "bc",
+        "bison",
+        "build-essential",
+        "cpio",
+        "debhelper",
+        "flex",
+        "kmod",
+        "libelf-dev",
+        "libssl-dev",
+        "rsync",
+        "xz-utils",
+        "zstd",
+        SOURCE_PACKAGE,
     ])?;
     let root = paths::workspace();
     let fragments = fragments_of(name, &root.join("kernel-config"))?;
     let version = packages::installed_version(SOURCE_PACKAGE)?
         .with_context(|| format!("{SOURCE_PACKAGE} is not installed"))?;
 
-    let mut key = Key::new("kernel-tree-1").text(&version).text(&compiler_version()?);
+    let mut key = Key::new("kernel-tree-1")
+        .text(&version)
+        .text(&compiler_version()?);
     for fragment in &fragments {
         key = key.text(&fragment.text);
     }
-    let dir = paths::cache()?.join("kernel").join(format!("{name}-{}", key.finish()));
+    let dir = paths::cache()?
+        .join("kernel")
+        .join(format!("{name}-{}", key.finish()));
     paths::make_dir(&dir)?;
     let _lock = lock::take(&dir.join("lock"))?;
 
@@ -70,7 +85,10 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
     let debs = dir.join(match driver {
         Driver::With => {
             let files = tree::driver_files(&source)?;
-            format!("debs-{}", Key::new("kernel-debs-1").files(&source, &files)?.finish())
+            format!(
+                "debs-{}",
+                Key::new("kernel-debs-1").files(&source, &files)?.finish()
+            )
         }
         Driver::Without => "debs-without-driver".to_string(),
     });
@@ -104,7 +122,10 @@ fn fragments_of(name: &str, dir: &Path) -> Result<Vec<Fragment>> {
         let names = names_in(dir)?.join(", ");
         bail!("no kernel configuration named {name}; there are: {names}");
     }
-    Ok(vec![Fragment::read(&dir.join("base.config"))?, Fragment::read(&own)?])
+    Ok(vec![
+        Fragment::read(&dir.join("base.config"))?,
+        Fragment::read(&own)?,
+    ])
 }
 
 fn names_in(dir: &Path) -> Result<Vec<String>> {
@@ -122,7 +143,10 @@ fn names_in(dir: &Path) -> Result<Vec<String>> {
 }
 
 fn compiler_version() -> Result<String> {
-    let out = Command::new("gcc").arg("--version").output().context("cannot run gcc")?;
+    let out = Command::new("gcc")
+        .arg("--version")
+        .output()
+        .context("cannot run gcc")?;
     let text = String::from_utf8_lossy(&out.stdout);
     Ok(text.lines().next().unwrap_or_default().to_string())
 }
@@ -143,6 +167,9 @@ fn make_packages(tree: &Path, version: &str, log: &Path) -> Result<()> {
             .env("DEBEMAIL", "zumastor@localhost")
             .env("KBUILD_BUILD_USER", "zumastor")
             .env("KBUILD_BUILD_HOST", "xtask")
+            // A time of its own in each build would link all of the kernel anew.
+            .env("KBUILD_BUILD_TIMESTAMP", "2026-01-01")
+            .env("KDEB_COMPRESS", "zstd")
             .env_remove("MAKEFLAGS")
             .env_remove("LOCALVERSION"),
         log,
@@ -156,7 +183,11 @@ fn collect(dir: &Path, debs: &Path) -> Result<()> {
     paths::fresh_dir(&partial)?;
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("linux-image-") || name.starts_with("linux-headers-") {
             fs::rename(&path, partial.join(&name))?;
         } else if name.starts_with("linux-") {
@@ -175,14 +206,20 @@ fn find(debs: &Path) -> Result<Option<Built>> {
     let mut headers = None;
     for entry in fs::read_dir(debs)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("linux-image-") {
             image = Some(path);
         } else if name.starts_with("linux-headers-") {
             headers = Some(path);
         }
     }
-    Ok(image.zip(headers).map(|(image, headers)| Built { image, headers }))
+    Ok(image
+        .zip(headers)
+        .map(|(image, headers)| Built { image, headers }))
 }
 
 #[cfg(test)]
@@ -193,7 +230,10 @@ mod tests {
     fn an_unknown_configuration_is_named_with_those_that_exist() {
         let dir = paths::workspace().join("kernel-config");
         let error = fragments_of("nonsense", &dir).unwrap_err().to_string();
-        assert!(error.contains("nonsense") && error.contains("qemu"), "{error}");
+        assert!(
+            error.contains("nonsense") && error.contains("qemu"),
+            "{error}"
+        );
         assert!(fragments_of("base", &dir).is_err());
     }
 }

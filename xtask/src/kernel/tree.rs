@@ -39,11 +39,19 @@ pub fn driver_files(driver: &Path) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     }
     let mut files = Vec::new();
-    for entry in fs::read_dir(driver).with_context(|| format!("cannot list {}", driver.display()))? {
+    for entry in
+        fs::read_dir(driver).with_context(|| format!("cannot list {}", driver.display()))?
+    {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let source = name.ends_with(".c") && !name.ends_with(".mod.c");
-        if path.is_file() && (source || name.ends_with(".h") || name == "Kbuild" || name == "Kconfig") {
+        if path.is_file()
+            && (source || name.ends_with(".h") || name == "Kbuild" || name == "Kconfig")
+        {
             files.push(PathBuf::from(name));
         }
     }
@@ -57,7 +65,10 @@ pub fn install_driver(driver: &Path, tree: &Path) -> Result<()> {
     let files = driver_files(driver)?;
     for name in ["Kbuild", "Kconfig"] {
         if !files.contains(&PathBuf::from(name)) {
-            bail!("{} has no {name}: it cannot be built into a kernel", driver.display());
+            bail!(
+                "{} has no {name}: it cannot be built into a kernel",
+                driver.display()
+            );
         }
     }
     let place = tree.join(PLACE);
@@ -76,7 +87,9 @@ pub fn install_driver(driver: &Path, tree: &Path) -> Result<()> {
         (!text.contains(MAKEFILE_LINE)).then(|| format!("{text}\n{MAKEFILE_LINE}\n"))
     })?;
     edit(&tree.join("drivers/md/Kconfig"), |text| {
-        (!text.contains(KCONFIG_LINE)).then(|| with_kconfig_line(text)).flatten()
+        (!text.contains(KCONFIG_LINE))
+            .then(|| with_kconfig_line(text))
+            .flatten()
     })?;
     if !fs::read_to_string(tree.join("drivers/md/Kconfig"))?.contains(KCONFIG_LINE) {
         bail!("drivers/md/Kconfig has no \"endif # MD\": the driver has no place in it");
@@ -115,11 +128,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let md = dir.path().join("tree/drivers/md");
         fs::create_dir_all(&md).unwrap();
-        fs::write(md.join("Makefile"), "obj-$(CONFIG_BLK_DEV_DM) += dm-mod.o\n").unwrap();
+        fs::write(
+            md.join("Makefile"),
+            "obj-$(CONFIG_BLK_DEV_DM) += dm-mod.o\n",
+        )
+        .unwrap();
         fs::write(md.join("Kconfig"), "menuconfig MD\nif MD\nendif # MD\n").unwrap();
         let driver = dir.path().join("driver");
         fs::create_dir_all(driver.join("tests")).unwrap();
-        for name in ["Kbuild", "Kconfig", "a.c", "a.h", "a.mod.c", "a.o", "tests/t.c"] {
+        for name in [
+            "Kbuild",
+            "Kconfig",
+            "a.c",
+            "a.h",
+            "a.mod.c",
+            "a.o",
+            "tests/t.c",
+        ] {
             fs::write(driver.join(name), name).unwrap();
         }
         dir

@@ -26,14 +26,23 @@ impl Outcome {
             name: name.to_string(),
             passed: result.is_ok(),
             seconds: time.as_secs_f64(),
-            reason: result.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default(),
+            reason: result
+                .as_ref()
+                .err()
+                .map(|e| format!("{e:#}"))
+                .unwrap_or_default(),
         }
     }
 }
 
 /// Name, result, seconds.
 pub fn table(outcomes: &[Outcome]) -> String {
-    let width = outcomes.iter().map(|o| o.name.len()).max().unwrap_or(0).max("scenario".len());
+    let width = outcomes
+        .iter()
+        .map(|o| o.name.len())
+        .max()
+        .unwrap_or(0)
+        .max("scenario".len());
     let mut text = format!("{:width$}  result  seconds\n", "scenario");
     for o in outcomes {
         let result = if o.passed { "passed" } else { "FAILED" };
@@ -56,11 +65,19 @@ pub fn junit(outcomes: &[Outcome]) -> String {
     );
     for o in outcomes {
         let name = escape(&o.name);
-        let _ = write!(xml, "  <testcase classname=\"vmtest\" name=\"{name}\" time=\"{:.1}\"", o.seconds);
+        let _ = write!(
+            xml,
+            "  <testcase classname=\"vmtest\" name=\"{name}\" time=\"{:.1}\"",
+            o.seconds
+        );
         if o.passed {
             xml.push_str("/>\n");
         } else {
-            let _ = writeln!(xml, ">\n    <failure>{}</failure>\n  </testcase>", escape(&o.reason));
+            let _ = writeln!(
+                xml,
+                ">\n    <failure>{}</failure>\n  </testcase>",
+                escape(&o.reason)
+            );
         }
     }
     xml.push_str("</testsuite>\n");
@@ -107,7 +124,10 @@ mod tests {
     #[test]
     fn xml_is_escaped() {
         let xml = junit(&outcomes());
-        assert!(xml.contains("tests=\"2\" failures=\"1\" time=\"3.5\""), "{xml}");
+        assert!(
+            xml.contains("tests=\"2\" failures=\"1\" time=\"3.5\""),
+            "{xml}"
+        );
         assert!(xml.contains("a &lt; b &amp; &quot;c&quot;?[0m"), "{xml}");
     }
 }

@@ -77,13 +77,19 @@ impl Run<'_> {
         for (i, step) in self.scenario.steps.iter().enumerate() {
             let title = title(step);
             progress.note(&format!("{}/{total} {title}", i + 1));
-            let left = Duration::from_secs(self.scenario.timeout).checked_sub(self.started.elapsed());
+            let left =
+                Duration::from_secs(self.scenario.timeout).checked_sub(self.started.elapsed());
             let line = self.scenario.lines.get(i).copied().unwrap_or(0);
             let place = || format!("{}:{line}: {title}", self.scenario.file.display());
             let Some(left) = left else {
-                bail!("{}: the scenario's {} seconds are over", place(), self.scenario.timeout);
+                bail!(
+                    "{}: the scenario's {} seconds are over",
+                    place(),
+                    self.scenario.timeout
+                );
             };
-            self.step(step, step.limit().min(left)).with_context(place)?;
+            self.step(step, step.limit().min(left))
+                .with_context(place)?;
         }
         Ok(())
     }
@@ -109,7 +115,12 @@ impl Run<'_> {
             return self.judge(step, &out);
         }
         if let Some(push) = &step.push {
-            let here = self.scenario.file.parent().unwrap_or(Path::new("")).join(&push.from);
+            let here = self
+                .scenario
+                .file
+                .parent()
+                .unwrap_or(Path::new(""))
+                .join(&push.from);
             self.note(&format!("copying {} to {}\n", here.display(), push.to));
             let mut file =
                 File::open(&here).with_context(|| format!("cannot open {}", here.display()))?;
@@ -135,7 +146,11 @@ impl Run<'_> {
 
     fn start(&mut self, script: &str) -> Result<Pid> {
         let mut env = guest_env();
-        env.extend(self.saved.iter().map(|(name, value)| format!("{name}={value}")));
+        env.extend(
+            self.saved
+                .iter()
+                .map(|(name, value)| format!("{name}={value}")),
+        );
         let argv = ["/bin/bash", "-e", "-c", script].map(String::from);
         self.machine.agent().start(&argv, &env, b"")
     }
@@ -220,7 +235,10 @@ impl Run<'_> {
     /// Fetches the kernel's messages and the journal, and judges the former: a
     /// report may have passed the console by.
     fn collect_evidence(&mut self, dir: &Path) -> Result<()> {
-        let commands = [("dmesg.txt", "dmesg"), ("journal.txt", "journalctl --no-pager -o short-precise")];
+        let commands = [
+            ("dmesg.txt", "dmesg"),
+            ("journal.txt", "journalctl --no-pager -o short-precise"),
+        ];
         let mut report = None;
         for (file, command) in commands {
             let out = match self.machine.evidence(command, EVIDENCE) {
@@ -257,13 +275,20 @@ fn title(step: &Step) -> String {
     };
     let mut lines = text.lines();
     let first: String = lines.next().unwrap_or_default().chars().take(100).collect();
-    if lines.next().is_some() { format!("{first} ...") } else { first }
+    if lines.next().is_some() {
+        format!("{first} ...")
+    } else {
+        first
+    }
 }
 
 fn last_lines(text: &str) -> String {
     let all: Vec<&str> = text.lines().collect();
     let from = all.len().saturating_sub(SHOWN_LINES);
-    all[from..].iter().map(|line| format!("    {line}\n")).collect()
+    all[from..]
+        .iter()
+        .map(|line| format!("    {line}\n"))
+        .collect()
 }
 
 fn remove_disks(dir: &Path) -> Result<()> {

@@ -101,7 +101,10 @@ pub struct Push {
 
 /// An expected exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "exit is a number from 0 to 255 or the word nonzero")]
+#[serde(
+    untagged,
+    expecting = "exit is a number from 0 to 255 or the word nonzero"
+)]
 pub enum Exit {
     /// This one.
     Code(u8),
@@ -210,7 +213,12 @@ impl Expect {
                 return Some(format!("is not what was saved as {name}: {wanted:?}"));
             }
         }
-        if let Some(wanted) = self.contains.all().iter().find(|w| !text.contains(w.as_str())) {
+        if let Some(wanted) = self
+            .contains
+            .all()
+            .iter()
+            .find(|w| !text.contains(w.as_str()))
+        {
             return Some(format!("does not contain {wanted:?}"));
         }
         let found = |text_pattern: &String| pattern(text_pattern).is_ok_and(|p| p.is_match(text));
@@ -250,11 +258,17 @@ pub fn load(file: &Path) -> Result<Scenario, SchemaError> {
 
 /// Parses a scenario; `file` is where it came from.
 pub fn parse(file: &Path, text: &str) -> Result<Scenario, SchemaError> {
-    let error = |line: usize, what: String| SchemaError { file: file.to_path_buf(), line, what };
+    let error = |line: usize, what: String| SchemaError {
+        file: file.to_path_buf(),
+        line,
+        what,
+    };
     let mut scenario: Scenario = serde_yaml::from_str(text).map_err(|e| {
         let line = e.location().map_or(1, |l| l.line());
         let said = e.to_string();
-        let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
+        let what = said
+            .rsplit_once(" at line ")
+            .map_or(said.as_str(), |(what, _)| what);
         error(line, what.to_string())
     })?;
     scenario.file = file.to_path_buf();
@@ -266,7 +280,9 @@ pub fn parse(file: &Path, text: &str) -> Result<Scenario, SchemaError> {
         }
         None => {
             let field = what.split(':').next().unwrap_or_default();
-            let line = text.lines().position(|l| l.starts_with(&format!("{field}:")));
+            let line = text
+                .lines()
+                .position(|l| l.starts_with(&format!("{field}:")));
             error(line.map_or(1, |l| l + 1), what)
         }
     })?;
@@ -275,7 +291,10 @@ pub fn parse(file: &Path, text: &str) -> Result<Scenario, SchemaError> {
 
 /// Lines at which the items of `steps:` begin.
 fn step_lines(text: &str) -> Vec<usize> {
-    let mut lines = text.lines().enumerate().skip_while(|(_, line)| !line.starts_with("steps:"));
+    let mut lines = text
+        .lines()
+        .enumerate()
+        .skip_while(|(_, line)| !line.starts_with("steps:"));
     lines.next();
     let mut indent = None;
     let mut found = Vec::new();
@@ -296,10 +315,16 @@ impl Scenario {
         let top = |what: String| Err((None, what));
         let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
         if self.name != stem {
-            return top(format!("name: {:?}, but the file is {stem}.yaml", self.name));
+            return top(format!(
+                "name: {:?}, but the file is {stem}.yaml",
+                self.name
+            ));
         }
         if self.machines != 1 {
-            return top(format!("machines: {}, but one guest is what is started", self.machines));
+            return top(format!(
+                "machines: {}, but one guest is what is started",
+                self.machines
+            ));
         }
         if self.disks.len() > 20 {
             return top("disks: more than 20".into());
@@ -318,7 +343,9 @@ impl Scenario {
             step.check(&mut known).map_err(|what| (Some(i), what))?;
         }
         match known.running.first() {
-            Some(id) => top(format!("steps: nothing waits for the background command {id:?}")),
+            Some(id) => top(format!(
+                "steps: nothing waits for the background command {id:?}"
+            )),
             None => Ok(()),
         }
     }
@@ -334,7 +361,11 @@ struct Known {
 impl Step {
     /// The step's limit.
     pub fn limit(&self) -> Duration {
-        let default = if self.power_cut || self.reboot { 600 } else { 120 };
+        let default = if self.power_cut || self.reboot {
+            600
+        } else {
+            120
+        };
         Duration::from_secs(self.timeout.unwrap_or(default))
     }
 
@@ -352,12 +383,20 @@ impl Step {
             ("power_cut", self.power_cut),
             ("reboot", self.reboot),
         ];
-        let given: Vec<&str> = actions.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+        let given: Vec<&str> = actions
+            .iter()
+            .filter(|(_, is)| *is)
+            .map(|(name, _)| *name)
+            .collect();
         let [action] = given[..] else {
             let all: Vec<&str> = actions.iter().map(|(name, _)| *name).collect();
             return Err(match given[..] {
                 [] => format!("run: a step needs one of {}", all.join(", ")),
-                _ => format!("{}: a step has one action, not {}", given[1], given.join(" and ")),
+                _ => format!(
+                    "{}: a step has one action, not {}",
+                    given[1],
+                    given.join(" and ")
+                ),
             });
         };
         if self.timeout == Some(0) {
@@ -378,7 +417,11 @@ impl Step {
             ("save", self.save.is_some(), judged),
         ];
         if let Some((field, ..)) = fields.iter().find(|(_, given, fits)| *given && !fits) {
-            let beside = if self.background.is_some() { "background" } else { action };
+            let beside = if self.background.is_some() {
+                "background"
+            } else {
+                action
+            };
             return Err(format!("{field}: has no meaning beside {beside}"));
         }
         for expect in self.stdout.iter().chain(&self.stderr) {
@@ -411,7 +454,9 @@ impl Step {
             known.running.clear();
         }
         if let Some(name) = &self.save {
-            let letters = name.chars().all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit());
+            let letters = name
+                .chars()
+                .all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit());
             if !letters || !name.starts_with(|c: char| c.is_ascii_uppercase()) {
                 return Err(format!("save: {name:?}: use capital letters, digits and _"));
             }
@@ -467,10 +512,16 @@ steps:
     fn an_unknown_field_is_named_with_file_and_line() {
         let error = refused(&GOOD.replace("save: ONE", "sace: ONE"));
         assert!(error.starts_with("dir/a.yaml:5: "), "{error}");
-        assert!(error.contains("steps[0]") && error.contains("`sace`"), "{error}");
+        assert!(
+            error.contains("steps[0]") && error.contains("`sace`"),
+            "{error}"
+        );
         let error = refused(&GOOD.replace("contains:", "contain:"));
         assert!(error.starts_with("dir/a.yaml:12: "), "{error}");
-        assert!(error.contains("stdout") && error.contains("`contain`"), "{error}");
+        assert!(
+            error.contains("stdout") && error.contains("`contain`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -478,7 +529,10 @@ steps:
         let error = refused(&GOOD.replace("description: shows something", "description: [x]"));
         assert!(error.starts_with("dir/a.yaml:2: description"), "{error}");
         let error = refused(&GOOD.replace("save: ONE", "exit: never"));
-        assert!(error.contains("nonzero") && error.starts_with("dir/a.yaml:"), "{error}");
+        assert!(
+            error.contains("nonzero") && error.starts_with("dir/a.yaml:"),
+            "{error}"
+        );
         let error = refused(&GOOD.replace("save: ONE", "exit: 256"));
         assert!(error.contains("exit is a number from 0 to 255"), "{error}");
     }
@@ -491,19 +545,59 @@ steps:
     #[test]
     fn what_makes_no_sense_is_named_by_line_and_field() {
         for (from, to, expected) in [
-            ("- reboot: true", "- reboot: true\n    power_cut: true", "dir/a.yaml:13: steps[3].reboot: "),
-            ("- reboot: true", "- timeout: 3", "dir/a.yaml:13: steps[3].run: a step needs one of"),
-            ("wait: load", "wait: other", "dir/a.yaml:11: steps[2].wait: no background"),
-            ("same_as: ONE", "same_as: TWO", "dir/a.yaml:11: steps[2].same_as: no earlier step"),
-            ("same_as: ONE", "matches: '('", "dir/a.yaml:11: steps[2].matches: "),
+            (
+                "- reboot: true",
+                "- reboot: true\n    power_cut: true",
+                "dir/a.yaml:13: steps[3].reboot: ",
+            ),
+            (
+                "- reboot: true",
+                "- timeout: 3",
+                "dir/a.yaml:13: steps[3].run: a step needs one of",
+            ),
+            (
+                "wait: load",
+                "wait: other",
+                "dir/a.yaml:11: steps[2].wait: no background",
+            ),
+            (
+                "same_as: ONE",
+                "same_as: TWO",
+                "dir/a.yaml:11: steps[2].same_as: no earlier step",
+            ),
+            (
+                "same_as: ONE",
+                "matches: '('",
+                "dir/a.yaml:11: steps[2].matches: ",
+            ),
             ("save: ONE", "save: one", "dir/a.yaml:4: steps[0].save: "),
-            ("background: load", "background: load\n    exit: 1", "steps[1].exit: has no meaning beside background"),
-            ("- reboot: true", "- reboot: true\n    exit: 1", "steps[3].exit: has no meaning beside reboot"),
+            (
+                "background: load",
+                "background: load\n    exit: 1",
+                "steps[1].exit: has no meaning beside background",
+            ),
+            (
+                "- reboot: true",
+                "- reboot: true\n    exit: 1",
+                "steps[3].exit: has no meaning beside reboot",
+            ),
             ("name: a", "name: b", "dir/a.yaml:1: name: "),
             ("steps:", "machines: 2\nsteps:", "dir/a.yaml:3: machines: 2"),
-            ("steps:", "disks: [2X]\nsteps:", "dir/a.yaml:3: disks: \"2X\""),
-            ("steps:", "image: stock\nkernel: debug\nsteps:", "dir/a.yaml:4: kernel: "),
-            ("- wait: load\n    stdout: {contains: [not, step], same_as: ONE}\n  - reboot: true", "- run: x", "steps: nothing waits for"),
+            (
+                "steps:",
+                "disks: [2X]\nsteps:",
+                "dir/a.yaml:3: disks: \"2X\"",
+            ),
+            (
+                "steps:",
+                "image: stock\nkernel: debug\nsteps:",
+                "dir/a.yaml:4: kernel: ",
+            ),
+            (
+                "- wait: load\n    stdout: {contains: [not, step], same_as: ONE}\n  - reboot: true",
+                "- run: x",
+                "steps: nothing waits for",
+            ),
         ] {
             let error = refused(&GOOD.replace(from, to));
             assert!(error.contains(expected), "{expected}\n{error}");
@@ -526,7 +620,11 @@ steps:
             ("absent: 'b'", "acd", false),
             ("absent: 'b'", "abc", true),
         ] {
-            assert_eq!(expect(yaml).unmet(text, saved).is_some(), fails, "{yaml} {text:?}");
+            assert_eq!(
+                expect(yaml).unmet(text, saved).is_some(),
+                fails,
+                "{yaml} {text:?}"
+            );
         }
     }
 

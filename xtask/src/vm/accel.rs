@@ -40,7 +40,9 @@ pub enum Accel {
 impl Accel {
     /// Emulation as the given QEMU (major, minor) does it well.
     pub fn tcg(qemu: (u32, u32)) -> Self {
-        Accel::Tcg { cx16: qemu >= (8, 0) }
+        Accel::Tcg {
+            cx16: qemu >= (8, 0),
+        }
     }
 
     /// The value of `-accel`.
@@ -83,7 +85,10 @@ pub fn choose(vmlinuz: &Path) -> Result<Accel> {
         return Ok(Accel::tcg(version));
     }
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let key = Key::new("kvm-probe-1").text(&boot_id).text(&format!("{version:?}")).finish();
+    let key = Key::new("kvm-probe-1")
+        .text(&boot_id)
+        .text(&format!("{version:?}"))
+        .finish();
     let dir = paths::cache()?.join("kvm");
     paths::make_dir(&dir)?;
     let answer = dir.join(key);
@@ -95,11 +100,19 @@ pub fn choose(vmlinuz: &Path) -> Result<Accel> {
             let usable = kvm_works(vmlinuz)?;
             fs::write(&answer, if usable { "yes" } else { "no" })
                 .with_context(|| format!("cannot write {}", answer.display()))?;
-            step.done(if usable { "it does" } else { "it does not; emulating" });
+            step.done(if usable {
+                "it does"
+            } else {
+                "it does not; emulating"
+            });
             usable
         }
     };
-    Ok(if usable { Accel::Kvm } else { Accel::tcg(version) })
+    Ok(if usable {
+        Accel::Kvm
+    } else {
+        Accel::tcg(version)
+    })
 }
 
 /// Whether a kernel gets as far as looking for its root file system in time.
@@ -107,8 +120,25 @@ fn kvm_works(vmlinuz: &Path) -> Result<bool> {
     let dir = tempfile::tempdir().context("cannot make a directory for the KVM probe")?;
     let console = dir.path().join("console");
     let mut child = Command::new(QEMU)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"])
-        .args(["-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "256", "-no-reboot"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+        ])
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-smp",
+            "2",
+            "-m",
+            "256",
+            "-no-reboot",
+        ])
         .arg("-kernel")
         .arg(vmlinuz)
         .args(["-append", "console=ttyS0 panic=-1"])
@@ -129,7 +159,10 @@ fn kvm_works(vmlinuz: &Path) -> Result<bool> {
 fn reached_root_panic(child: &mut Child, console: &Path) -> Result<bool> {
     let deadline = Instant::now() + PROBE_DEADLINE;
     loop {
-        let exited = child.try_wait().context("cannot wait for the KVM probe")?.is_some();
+        let exited = child
+            .try_wait()
+            .context("cannot wait for the KVM probe")?
+            .is_some();
         let text = fs::read(console).unwrap_or_default();
         if String::from_utf8_lossy(&text).contains("VFS: Unable to mount root fs") {
             return Ok(true);

@@ -42,7 +42,10 @@ pub struct Agent {
 impl Agent {
     /// An agent that will be reached through `path`; nothing is connected yet.
     pub fn at(path: &Path) -> Self {
-        Agent { path: path.to_path_buf(), socket: None }
+        Agent {
+            path: path.to_path_buf(),
+            socket: None,
+        }
     }
 
     /// Tries once to reach the agent within `wait`.
@@ -84,7 +87,9 @@ impl Agent {
 
     /// Starts a program in the guest; `input` is its standard input.
     pub fn start(&mut self, argv: &[String], env: &[String], input: &[u8]) -> Result<Pid> {
-        let (path, arg) = argv.split_first().context("no command to run in the guest")?;
+        let (path, arg) = argv
+            .split_first()
+            .context("no command to run in the guest")?;
         let command = qga::guest_exec {
             path: path.clone(),
             arg: Some(arg.to_vec()),
@@ -118,7 +123,9 @@ impl Agent {
 
     /// Sets the guest's clock to the host's: a resumed guest lives in the past.
     pub fn set_clock(&mut self) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let nanos = i64::try_from(now.as_nanos()).context("this machine's clock is beyond 2262")?;
         self.call(&qga::guest_set_time { time: Some(nanos) })?;
         Ok(())
@@ -129,12 +136,20 @@ impl Agent {
         let handle = self.open(path, "w")?;
         let mut block = vec![0; BLOCK_BYTES];
         loop {
-            let got = source.read(&mut block).context("cannot read what to copy to the guest")?;
+            let got = source
+                .read(&mut block)
+                .context("cannot read what to copy to the guest")?;
             if got == 0 {
                 break;
             }
             let buf_b64 = block[..got].to_vec();
-            let wrote = self.call(&qga::guest_file_write { handle, count: None, buf_b64 })?.count;
+            let wrote = self
+                .call(&qga::guest_file_write {
+                    handle,
+                    count: None,
+                    buf_b64,
+                })?
+                .count;
             if wrote != got as i64 {
                 bail!("the guest wrote {wrote} of {got} bytes to {path}; is its disk full?");
             }
@@ -149,7 +164,8 @@ impl Agent {
         loop {
             let count = Some(BLOCK_BYTES as i64);
             let part = self.call(&qga::guest_file_read { handle, count })?;
-            sink.write_all(&part.buf_b64).context("cannot write what came from the guest")?;
+            sink.write_all(&part.buf_b64)
+                .context("cannot write what came from the guest")?;
             if part.eof {
                 break;
             }
@@ -159,12 +175,19 @@ impl Agent {
     }
 
     fn open(&mut self, path: &str, mode: &str) -> Result<i64> {
-        let open = qga::guest_file_open { path: path.into(), mode: Some(mode.into()) };
-        self.call(&open).with_context(|| format!("in the guest: {path}"))
+        let open = qga::guest_file_open {
+            path: path.into(),
+            mode: Some(mode.into()),
+        };
+        self.call(&open)
+            .with_context(|| format!("in the guest: {path}"))
     }
 
     fn call<C: Command>(&mut self, command: &C) -> Result<C::Ok> {
-        let socket = self.socket.as_mut().context("the guest agent is not connected")?;
+        let socket = self
+            .socket
+            .as_mut()
+            .context("the guest agent is not connected")?;
         let result = socket.execute(command);
         if matches!(result, Err(qapi::ExecuteError::Io(_))) {
             // The stream may now hold half an answer.
@@ -176,6 +199,8 @@ impl Agent {
 
 /// A number no other connection is likely to use.
 fn sync_number() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     (now.as_nanos() as i64) & 0x7fff_ffff
 }

@@ -86,10 +86,16 @@ pub fn qemu_args(spec: &Spec, ends: &Endpoints) -> Vec<OsString> {
 
     args.pair("-device", "virtio-serial-pci");
     args.chardev_socket("qga", &ends.agent);
-    args.pair("-device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0");
+    args.pair(
+        "-device",
+        "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+    );
     args.chardev_socket("qmp", &ends.qmp);
     args.pair("-mon", "chardev=qmp,mode=control");
-    args.pair("-chardev", with_path("file,id=console,append=on,path=", &ends.console, ""));
+    args.pair(
+        "-chardev",
+        with_path("file,id=console,append=on,path=", &ends.console, ""),
+    );
     args.pair("-serial", "chardev:console");
     if let Some(name) = &spec.resume {
         args.pair("-loadvm", name);
@@ -113,13 +119,24 @@ impl Args {
     fn disk(&mut self, index: usize, path: &Path) {
         // Write-back with the guest's flushes honoured: killing QEMU then loses
         // exactly what the guest had not flushed, as a power cut does.
-        let options = format!("if=none,id=disk{index},format=qcow2,cache=writeback,discard=unmap,file=");
+        let options =
+            format!("if=none,id=disk{index},format=qcow2,cache=writeback,discard=unmap,file=");
         self.pair("-drive", with_path(&options, path, ""));
-        self.pair("-device", format!("virtio-blk-pci,drive=disk{index},serial=disk{index}"));
+        self.pair(
+            "-device",
+            format!("virtio-blk-pci,drive=disk{index},serial=disk{index}"),
+        );
     }
 
     fn chardev_socket(&mut self, id: &str, path: &Path) {
-        self.pair("-chardev", with_path(&format!("socket,id={id},server=on,wait=off,path="), path, ""));
+        self.pair(
+            "-chardev",
+            with_path(
+                &format!("socket,id={id},server=on,wait=off,path="),
+                path,
+                "",
+            ),
+        );
     }
 }
 
@@ -146,20 +163,35 @@ mod tests {
     }
 
     fn args(spec: &Spec) -> Vec<String> {
-        let ends = Endpoints { qmp: "/s/qmp".into(), agent: "/s/qga".into(), console: "/c".into() };
-        qemu_args(spec, &ends).into_iter().map(|a| a.into_string().unwrap()).collect()
+        let ends = Endpoints {
+            qmp: "/s/qmp".into(),
+            agent: "/s/qga".into(),
+            console: "/c".into(),
+        };
+        qemu_args(spec, &ends)
+            .into_iter()
+            .map(|a| a.into_string().unwrap())
+            .collect()
     }
 
     #[test]
     fn a_comma_in_a_path_is_doubled() {
-        assert!(args(&spec()).iter().any(|a| a.ends_with("file=/d/with,,comma.qcow2")));
+        assert!(
+            args(&spec())
+                .iter()
+                .any(|a| a.ends_with("file=/d/with,,comma.qcow2"))
+        );
     }
 
     #[test]
     fn resuming_and_the_initrd_are_asked_for_only_when_given() {
         let plain = args(&spec());
         assert!(!plain.iter().any(|a| a == "-loadvm" || a == "-initrd"));
-        let full = Spec { initrd: Some("/k/initrd".into()), resume: Some("booted".into()), ..spec() };
+        let full = Spec {
+            initrd: Some("/k/initrd".into()),
+            resume: Some("booted".into()),
+            ..spec()
+        };
         let full = args(&full);
         assert!(full.windows(2).any(|w| w == ["-loadvm", "booted"]));
         assert!(full.windows(2).any(|w| w == ["-initrd", "/k/initrd"]));

@@ -44,7 +44,11 @@ pub fn find_report(text: &str) -> Option<String> {
     let lines: Vec<&str> = text.lines().collect();
     let head = lines.iter().position(|line| is_report_head(line))?;
     // The line above often opens the report ("------------[ cut here ]").
-    let from = if head > 0 && lines[head - 1].contains("[ cut here ]") { head - 1 } else { head };
+    let from = if head > 0 && lines[head - 1].contains("[ cut here ]") {
+        head - 1
+    } else {
+        head
+    };
     let mut report = String::new();
     for line in lines[from..].iter().take(SHOWN_LINES) {
         report.push_str(line.trim_end());
@@ -58,7 +62,11 @@ pub fn find_report(text: &str) -> Option<String> {
 
 fn is_report_head(line: &str) -> bool {
     REPORTS.iter().any(|head| {
-        line.contains(head) && (*head != "INFO: task " || line.contains("blocked for more than"))
+        line.find(head).is_some_and(|at| {
+            // "DEBUG: " is no "BUG: ".
+            let word_begins = !line[..at].ends_with(|c: char| c.is_alphanumeric());
+            word_begins && (*head != "INFO: task " || line.contains("blocked for more than"))
+        })
     })
 }
 
@@ -73,14 +81,19 @@ impl Console {
     /// Watches `path` from its present end on.
     pub fn from_end(path: &Path) -> Self {
         let from = std::fs::metadata(path).map_or(0, |m| m.len());
-        Console { path: path.to_path_buf(), from }
+        Console {
+            path: path.to_path_buf(),
+            from,
+        }
     }
 
     /// Everything since the watch began. Undecodable bytes are replaced.
     pub fn text(&self) -> String {
         let mut bytes = Vec::new();
         if let Ok(mut file) = File::open(&self.path) {
-            let read = file.seek(SeekFrom::Start(self.from)).and_then(|_| file.read_to_end(&mut bytes));
+            let read = file
+                .seek(SeekFrom::Start(self.from))
+                .and_then(|_| file.read_to_end(&mut bytes));
             if read.is_err() {
                 return String::new();
             }
@@ -116,7 +129,10 @@ mod tests {
     #[test]
     fn an_oops_is_found_and_shown_to_its_end() {
         let report = find_report(OOPS).unwrap();
-        assert!(report.starts_with("[   12.345678] BUG: kernel NULL pointer"), "{report}");
+        assert!(
+            report.starts_with("[   12.345678] BUG: kernel NULL pointer"),
+            "{report}"
+        );
         assert!(report.contains("ddsnap_map"));
         assert!(report.trim_end().ends_with("]---"), "{report}");
     }
@@ -151,7 +167,8 @@ mod tests {
 
     #[test]
     fn the_line_that_opens_a_warning_belongs_to_it() {
-        let text = "a\n[ 1.0] ------------[ cut here ]------------\n[ 1.0] WARNING: CPU: 1 PID: 1 at x\n";
+        let text =
+            "a\n[ 1.0] ------------[ cut here ]------------\n[ 1.0] WARNING: CPU: 1 PID: 1 at x\n";
         assert!(find_report(text).unwrap().contains("cut here"));
     }
 

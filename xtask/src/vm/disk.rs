@@ -9,7 +9,14 @@ use anyhow::{Context, Result, bail};
 
 /// A blank disk of `size` (`2G`, `300M`), sparse.
 pub fn create_blank(path: &Path, size: &str) -> Result<()> {
-    qemu_img(&["create".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_ref(), size.as_ref()])
+    qemu_img(&[
+        "create".as_ref(),
+        "-q".as_ref(),
+        "-f".as_ref(),
+        "qcow2".as_ref(),
+        path.as_ref(),
+        size.as_ref(),
+    ])
 }
 
 /// A disk that starts with the content of the raw image `base` and leaves it untouched.
@@ -42,9 +49,15 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn qemu_img(args: &[&OsStr]) -> Result<()> {
-    let out = Command::new("qemu-img").args(args).output().context("cannot run qemu-img")?;
+    let out = Command::new("qemu-img")
+        .args(args)
+        .output()
+        .context("cannot run qemu-img")?;
     if !out.status.success() {
-        bail!("qemu-img failed: {}", String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "qemu-img failed: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -80,8 +80,8 @@ impl Machine {
             console: console.clone(),
         };
         let log = dir.join("qemu.log");
-        let stderr = fs::File::create(&log)
-            .with_context(|| format!("cannot create {}", log.display()))?;
+        let stderr =
+            fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let mut command = match lifetime {
             Lifetime::Own => Command::new(QEMU),
             Lifetime::WithHarness => {
@@ -99,14 +99,24 @@ impl Machine {
             .spawn()
             .with_context(|| format!("cannot run {QEMU}"))?;
         let pid = i32::try_from(child.id()).context("QEMU's process id")?;
-        let record = Record { pid, sockets, console };
+        let record = Record {
+            pid,
+            sockets,
+            console,
+        };
         let file = dir.join("machine.json");
         fs::write(&file, serde_json::to_vec(&record)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         let agent = Agent::at(&ends.agent);
         let child = RefCell::new(Some(child));
         let dir = dir.to_path_buf();
-        let mut machine = Machine { record, dir, console: watch, agent, child };
+        let mut machine = Machine {
+            record,
+            dir,
+            console: watch,
+            agent,
+            child,
+        };
         if let Err(e) = machine.wait_for_qmp() {
             let said = ui::tail(&log, 20);
             machine.cut_power()?;
@@ -125,21 +135,17 @@ impl Machine {
         let console = Console::from_end(&record.console);
         let agent = Agent::at(&record.sockets.join("agent"));
         let child = RefCell::new(None);
-        let machine = Machine { record, dir: dir.to_path_buf(), console, agent, child };
+        let machine = Machine {
+            record,
+            dir: dir.to_path_buf(),
+            console,
+            agent,
+            child,
+        };
         if !machine.alive() {
             bail!("the machine of {} has ended; start it again", dir.display());
         }
         Ok(machine)
-    }
-
-    /// Where the machine's files are.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The serial console.
-    pub fn console(&self) -> &Console {
-        &self.console
     }
 
     /// The guest agent.
@@ -266,7 +272,10 @@ impl Machine {
     }
 
     fn boot_id(&mut self) -> Result<String> {
-        let out = self.shell("cat /proc/sys/kernel/random/boot_id", Duration::from_secs(30))?;
+        let out = self.shell(
+            "cat /proc/sys/kernel/random/boot_id",
+            Duration::from_secs(30),
+        )?;
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_string())
     }
 

@@ -23,7 +23,8 @@ impl Qmp {
         stream.set_write_timeout(Some(deadline))?;
         let reader = BufReader::new(stream.try_clone()?);
         let mut qmp = qapi::Qmp::new(qapi::Stream::new(reader, BufWriter::new(stream)));
-        qmp.handshake().context("QEMU did not complete the QMP handshake")?;
+        qmp.handshake()
+            .context("QEMU did not complete the QMP handshake")?;
         Ok(Qmp(qmp))
     }
 
@@ -39,14 +40,22 @@ impl Qmp {
 
     /// Ends QEMU in an orderly way: disks are flushed.
     pub fn quit(&mut self) -> Result<()> {
-        self.0.execute(&qmp::quit {}).context("QEMU did not accept quit")?;
+        self.0
+            .execute(&qmp::quit {})
+            .context("QEMU did not accept quit")?;
         Ok(())
     }
 
     /// A human-monitor command. These print nothing when they succeed.
     fn monitor(&mut self, line: &str) -> Result<()> {
-        let command = qmp::human_monitor_command { cpu_index: None, command_line: line.into() };
-        let said = self.0.execute(&command).with_context(|| format!("QEMU: {line}"))?;
+        let command = qmp::human_monitor_command {
+            cpu_index: None,
+            command_line: line.into(),
+        };
+        let said = self
+            .0
+            .execute(&command)
+            .with_context(|| format!("QEMU: {line}"))?;
         if !said.trim().is_empty() {
             bail!("QEMU: {line}: {}", said.trim());
         }
