@@ -120,6 +120,8 @@ fn make(root: &Path, sources: &[PathBuf], cached: &Path) -> Result<()> {
             .current_dir(&copy)
             .args(["-b", "-us", "-uc"])
             .env("CARGO_TARGET_DIR", work.join("cargo"))
+            // Debug information is in the build directory if it is wanted.
+            .env("DEB_BUILD_OPTIONS", "noautodbgsym")
             .env_remove("MAKEFLAGS")
             .env_remove("CARGO_MANIFEST_DIR"),
         &log,

@@ -81,7 +81,7 @@ fn module_of(path: &Path) -> Option<String> {
     let below = path.strip_prefix(ROOT).ok()?;
     let first = Path::new(below.components().next()?.as_os_str());
     let module = first.file_stem()?.to_string_lossy().into_owned();
-    let source = path.extension().is_some_and(|e| e == "rs");
+    let source = path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs");
     (source && module != "lib" && module != "main").then_some(module)
 }
 
@@ -148,6 +148,7 @@ mod tests {
     fn comments_and_tests_do_not_count() {
         let text = "// crate::server\n#[cfg(test)]\nmod tests { use crate::server::X; }\n";
         assert!(problems("ddsnap/src/store/mod.rs", text).is_empty());
+        assert!(problems("ddsnap/src/store/tests.rs", "use crate::server::X;\n").is_empty());
     }
 
     #[test]
