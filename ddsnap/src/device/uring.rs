@@ -158,13 +158,13 @@ impl UringDevice {
                         .offset(piece.offset)
                         .build()
                 };
-                self.push(entry.user_data(index as u64))?;
+                self.push(entry.user_data(index as u64));
                 flying += 1;
             }
             if flying == 0 {
                 return failed.map_or(Ok(()), Err);
             }
-            self.submit_and_wait()?;
+            self.submit_and_wait();
             while let Some(done) = self.ring.completion().next() {
                 flying -= 1;
                 let index = done.user_data() as usize;
@@ -201,28 +201,33 @@ impl UringDevice {
         }
     }
 
-    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+    fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: the entry's buffer and file descriptor stay valid until its completion was seen:
         // `run` and `flush` return only then.
-        unsafe { self.ring.submission().push(&entry) }
-            .map_err(|_| io::Error::other("the submission queue is full"))
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            // The queue holds IN_FLIGHT entries and no more are ever under way.
+            self.give_up(&io::Error::other("the submission queue is full"));
+        }
     }
 
-    fn submit_and_wait(&mut self) -> io::Result<()> {
+    /// Ends the process: requests may be in flight into buffers that an unwinding caller would
+    /// free. It does not happen short of a bug, here or in the kernel.
+    fn give_up(&self, error: &io::Error) -> ! {
+        eprintln!(
+            "{}: io_uring failed with requests in flight: {error}",
+            self.name
+        );
+        std::process::abort();
+    }
+
+    fn submit_and_wait(&mut self) {
         loop {
             match self.ring.submit_and_wait(1) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return,
                 Err(error) if error.raw_os_error() == Some(nix::libc::EINTR) => {}
-                Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return Ok(()),
-                Err(error) => {
-                    // Requests may be in flight into buffers that the caller will free: only ending
-                    // the process keeps memory safe. It does not happen short of a kernel bug.
-                    eprintln!(
-                        "{}: io_uring failed with requests in flight: {error}",
-                        self.name
-                    );
-                    std::process::abort();
-                }
+                Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return,
+                Err(error) => self.give_up(&error),
             }
         }
     }
@@ -292,13 +297,13 @@ impl BlockDevice for UringDevice {
                 opcode::Fsync::new(fd)
                     .flags(types::FsyncFlags::DATASYNC)
                     .build(),
-            )?;
-            self.submit_and_wait()?;
+            );
+            self.submit_and_wait();
             let done = loop {
                 if let Some(done) = self.ring.completion().next() {
                     break done;
                 }
-                self.submit_and_wait()?;
+                self.submit_and_wait();
             };
             match done.result() {
                 0.. => return Ok(()),

@@ -74,6 +74,14 @@ impl Store {
                     changed: false,
                 });
             };
+            // One squashed snapshot's chunks come free as soon as its device is quiet: to squash
+            // another meanwhile would cost one snapshot after the other for the same need.
+            if self.state.snapshots.in_use(&victim) && !self.waiting_for_disconnect().is_empty() {
+                return Ok(Room {
+                    copies,
+                    changed: false,
+                });
+            }
             self.give_up(&victim)?;
             return Ok(Room {
                 copies: 0,
@@ -169,7 +177,8 @@ impl Store {
 
     /// Squashed snapshots whose device is still connected. Their chunks stay until the caller made
     /// sure that no I/O of the device is under way and said so with
-    /// [`set_in_use`](Self::set_in_use)`(tag, false)`.
+    /// [`set_in_use`](Self::set_in_use)`(tag, false)`. Ops refused with [`OpError::StoreFull`]
+    /// while there are any are to be tried again then.
     #[must_use]
     pub fn waiting_for_disconnect(&self) -> Vec<SnapTag> {
         let snapshots = &self.state.snapshots;

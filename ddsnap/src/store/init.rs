@@ -18,6 +18,10 @@ use crate::units::{META_BLOCK_BYTES, MetaBlock, SnapSeq, StoreChunk};
 const MIN_META_BLOCKS: u64 = 96;
 /// Bytes of metadata region for each data chunk: 16 for an exception, as many for its copy on write.
 const META_BYTES_PER_CHUNK: u64 = 32;
+/// Blocks on top of that, a 64th of the device in these bounds: the most hold a table of 4096 snapshots
+/// with its copy and the reserve.
+const MIN_BASE_BLOCKS: u64 = 64;
+const MAX_BASE_BLOCKS: u64 = 320;
 const MAX_DEFAULT_JOURNAL_BYTES: u64 = 32 << 20;
 
 impl Store {
@@ -147,8 +151,9 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
         let label_chunks = META_BLOCK_BYTES.div_ceil(chunk_bytes);
         (meta_device_blocks.saturating_sub(meta_first), label_chunks)
     } else {
-        let wanted = (data_end.saturating_mul(META_BYTES_PER_CHUNK) / META_BLOCK_BYTES + 64)
-            .max(MIN_META_BLOCKS);
+        let base = (meta_device_blocks / 64).clamp(MIN_BASE_BLOCKS, MAX_BASE_BLOCKS);
+        let index = data_end.saturating_mul(META_BYTES_PER_CHUNK) / META_BLOCK_BYTES;
+        let wanted = (index + base).max(MIN_META_BLOCKS);
         let data_first = ((meta_first + wanted) * META_BLOCK_BYTES).div_ceil(chunk_bytes);
         // What lies before the next chunk boundary would be lost otherwise.
         (

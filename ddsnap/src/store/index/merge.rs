@@ -124,6 +124,7 @@ pub(crate) fn merge(
             merge.finish_leaves(leaves)?
         }
     };
+    let packed = children.len() > 1;
     while children.len() > 1 {
         level += 1;
         children = merge.pack(&children, level)?;
@@ -135,8 +136,12 @@ pub(crate) fn merge(
             nodes: merge.nodes,
         });
     };
+    if !packed {
+        // The node read next may wait to be written, and the cache may have dropped it.
+        merge.writer.write_out()?;
+    }
     // A root with one child is only a longer way to that child.
-    while level > 0 {
+    while level > 0 && !packed {
         let node = merge.read(top.pointer, level)?;
         if node.len() > 1 {
             break;

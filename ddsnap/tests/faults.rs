@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Damaged, foreign and failing devices: an error that names the place, never a panic, never wrong
+//! data, never a change to what was not understood.
+
+mod harness;
+
+use ddsnap::device::fault::{Call, Faults, FaultyDevice};
+use ddsnap::device::memory::{Machine, Rng};
+use ddsnap::device::{BlockDevice, Read, Write};
+use ddsnap::store::{Devices, InitOptions, Op, OpenOptions, Store, StoreError};
+use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+use harness::seed;
+use harness::volume::{DATA, META, ORIGIN, Shape, Step, Volume, check, choose};
+
+const SHAPE: Shape = Shape {
+    chunk_bytes: 4096,
+    origin_chunks: 48,
+    data_bytes: 1200 << 10,
+    meta_bytes: 0,
+    snapshots: 6,
+};
+const OPTIONS: OpenOptions = OpenOptions {
+    cache_bytes: 1 << 20,
+};
+
+/// A volume with some history.
+fn used_volume(shape: Shape, steps: u64) -> Volume {
+    let mut rng = Rng::new(seed());
+    let mut volume = Volume::new(shape);
+    for _ in 0..steps {
+        let step = choose(&mut rng, &shape, &volume.model, &mut volume.next_tag);
+        volume.apply(&step);
+    }
+    volume
+}
+
+/// The data device fails as `faults` says, the origin as `origin` says.
+fn faulty(machine: &Machine, faults: &Faults, origin: &Faults) -> Devices {
+    Devices {
+        origin: Box::new(FaultyDevice::new(machine.device(ORIGIN), origin.clone())),
+        data: Box::new(FaultyDevice::new(machine.device(DATA), faults.clone())),
+        meta: None,
+    }
+}
+
+#[test]
+fn a_failed_write_or_flush_latches_and_loses_nothing() {
+    for call in [Call::Write, Call::Flush] {
+        for count in 0..12 {
+            let mut volume = used_volume(SHAPE, 40);
+            let faults = Faults::default();
+            let (store, _) = Store::open(
+                faulty(&volume.machine, &faults, &Faults::default()),
+                &OPTIONS,
+            )
+            .unwrap();
+            volume.store = store;
+            let mut rng = Rng::new(count);
+            faults.fail(call, count);
+            while faults.met() == 0 {
+                let chunk = Chunk(rng.below(SHAPE.origin_chunks));
+                if rng.chance(30) {
+                    let _ = volume
+                        .store
+                        .create(SnapTag(1000 + rng.below(1 << 20) as u32), 5);
+                } else {
+                    let _ = volume.store.commit(&[Op::OriginWrite(chunk)]);
+                }
+                volume.store.take_given_up();
+            }
+            assert!(volume.store.failure().is_some());
+            let error = volume
+                .store
+                .commit(&[Op::OriginWrite(Chunk(0))])
+                .unwrap_err();
+            assert!(matches!(error, StoreError::Latched(_)), "{error}");
+            let error = volume.store.create(SnapTag(77), 5).unwrap_err();
+            assert!(
+                error.to_string().contains("data"),
+                "{error} does not name the device"
+            );
+            // Reading goes on.
+            for snapshot in volume.store.snapshots() {
+                let _ = volume.store.locate(snapshot.tag, Chunk(0)).unwrap();
+            }
+            // Opened again, what the model knows is there; what came later may be, too.
+            let (mut store, _) = SHAPE.open(&volume.machine).unwrap();
+            store.audit(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failed_read_harms_nothing() {
+    let mut volume = used_volume(SHAPE, 60);
+    let faults = Faults::default();
+    let (store, _) = Store::open(
+        faulty(&volume.machine, &faults, &faults),
+        &OpenOptions { cache_bytes: 0 },
+    )
+    .unwrap();
+    volume.store = store;
+    let mut failed = 0;
+    for chunk in 0..SHAPE.origin_chunks {
+        faults.fail(Call::Read, 0);
+        failed += u64::from(
+            volume
+                .store
+                .commit(&[Op::OriginWrite(Chunk(chunk))])
+                .is_err(),
+        );
+    }
+    assert!(failed > 0);
+    faults.fail(Call::Read, u64::MAX);
+    assert_eq!(volume.store.failure(), None);
+    let model = volume.model.clone();
+    check(&SHAPE, &volume.machine, &mut volume.store, &model, &model).unwrap();
+    // A failing read while opening refuses; nothing is half opened.
+    for count in 0..6 {
+        let faults = Faults::default();
+        faults.fail(Call::Read, count);
+        if let Ok((mut store, _)) = Store::open(faulty(&volume.machine, &faults, &faults), &OPTIONS)
+        {
+            check(&SHAPE, &volume.machine, &mut store, &model, &model).unwrap();
+        }
+    }
+}
+
+#[test]
+fn damaged_metadata_is_an_error_and_never_wrong_data() {
+    let mut rng = Rng::new(seed());
+    let mut opened = 0;
+    for round in 0..300 {
+        let volume = used_volume(SHAPE, 30 + round % 40);
+        let Volume {
+            store,
+            machine,
+            model,
+            ..
+        } = volume;
+        store.close().unwrap();
+        // All metadata lies in the first 576 KiB of this shape.
+        let offset = rng.below(576 * 2) * 512;
+        let mut sector = [0; 512];
+        machine
+            .device(DATA)
+            .read(&mut [Read {
+                offset,
+                into: &mut sector,
+            }])
+            .unwrap();
+        match rng.below(3) {
+            0 => sector[rng.below(512) as usize] ^= 1 << rng.below(8),
+            1 => sector.fill(0),
+            _ => sector
+                .iter_mut()
+                .for_each(|byte| *byte = rng.next_u64() as u8),
+        }
+        machine.corrupt(DATA, offset, &sector);
+        let Ok((mut store, _)) = SHAPE.open(&machine) else {
+            continue;
+        };
+        opened += 1;
+        if let Err(problem) = check(&SHAPE, &machine, &mut store, &model, &model) {
+            assert!(
+                problem.contains("is damaged") || problem.contains("Damaged"),
+                "{problem}"
+            );
+        }
+    }
+    assert!(opened > 0);
+}
+
+#[test]
+fn a_hole_in_the_journal_is_refused() {
+    let mut volume = Volume::new(SHAPE);
+    for tag in 0..4 {
+        volume.apply(&Step::Create(tag));
+    }
+    // The journal begins at 128 KiB, a block for each record: damage the second of four.
+    let at = (128 << 10) + 4096;
+    volume.machine.corrupt(DATA, at + 100, &[0x55; 8]);
+    let before = volume.machine.moment();
+    let error = SHAPE
+        .open(&volume.machine)
+        .err()
+        .expect("opened a store with a hole in its journal");
+    assert!(
+        error.to_string().contains("Journal recovery failed"),
+        "{error}"
+    );
+    let again = before.cut(ddsnap::device::memory::Survival::All, &mut Rng::new(1));
+    let error = SHAPE.open(&again).err().expect("opened");
+    assert!(error.to_string().contains("record 2 is damaged"), "{error}");
+}
+
+#[test]
+fn devices_that_do_not_belong_together_are_refused() {
+    let shape = Shape {
+        meta_bytes: 600 << 10,
+        data_bytes: 1 << 20,
+        ..SHAPE
+    };
+    let (one, two) = (shape.machine(), shape.machine());
+    shape.initialize(&one);
+    let options = InitOptions {
+        chunk: shape.shift(),
+        journal_bytes: None,
+        now: 2,
+        uuid: [8; 16],
+    };
+    Store::initialize(&mut shape.devices(&two), &options).unwrap();
+    let open = |data: &Machine, meta: Option<&Machine>| {
+        let devices = Devices {
+            origin: Box::new(one.device(ORIGIN)),
+            data: Box::new(data.device(DATA)),
+            meta: meta.map(|meta| Box::new(meta.device(META)) as Box<dyn BlockDevice>),
+        };
+        Store::open(devices, &OPTIONS).map(|_| ())
+    };
+    open(&one, Some(&one)).unwrap();
+    let text = |result: Result<(), StoreError>| result.unwrap_err().to_string();
+    assert!(text(open(&two, Some(&one))).contains("another store"));
+    assert!(text(open(&one, None)).contains("no snapshot store"));
+    let combined = Volume::new(SHAPE);
+    assert!(text(open(&combined.machine, Some(&one))).contains("belongs to no store"));
+    let swapped = Devices {
+        origin: Box::new(one.device(ORIGIN)),
+        data: Box::new(one.device(META)),
+        meta: None,
+    };
+    assert!(text(Store::open(swapped, &OPTIONS).map(|_| ())).contains("name the data device"));
+    assert!(
+        Store::probe(&mut one.device(DATA)).unwrap()
+            && Store::probe(&mut one.device(META)).unwrap()
+    );
+    assert!(!Store::probe(&mut one.device(ORIGIN)).unwrap());
+}
+
+#[test]
+fn initialise_over_an_old_store_leaves_nothing_of_it() {
+    let mut volume = used_volume(SHAPE, 50);
+    volume.apply(&Step::Create(60_000));
+    let machine = volume.machine.clone();
+    drop(volume.store);
+    let start = machine.moment();
+    machine.record();
+    let options = InitOptions {
+        chunk: SHAPE.shift(),
+        journal_bytes: None,
+        now: 2,
+        uuid: [4; 16],
+    };
+    Store::initialize(&mut SHAPE.devices(&machine), &options).unwrap();
+    let events = machine.recorded();
+    // Whole, a power cut leaves the old store, none, or the new one: never a mixture.
+    for upto in 0..=events.len() {
+        let mut moment = start.clone();
+        events[..upto]
+            .iter()
+            .for_each(|event| moment.advance(event));
+        for seed in 0..8 {
+            let machine = moment.cut(
+                ddsnap::device::memory::Survival::Sectors(50),
+                &mut Rng::new(seed),
+            );
+            match SHAPE.open(&machine) {
+                Ok((mut store, _)) if store.uuid() == [4; 16] => {
+                    assert!(store.snapshots().is_empty());
+                    store.audit(true).unwrap();
+                }
+                Ok((mut store, _)) => {
+                    assert!(store.snapshot(SnapTag(60_000)).is_some());
+                    store.audit(true).unwrap();
+                }
+                Err(error) => assert!(matches!(error, StoreError::NoStore { .. }), "{error}"),
+            }
+        }
+    }
+    assert!(SHAPE.open(&machine).unwrap().0.snapshots().is_empty());
+}
+
+#[test]
+fn sizes_from_tiny_to_17_tib() {
+    let sizes = [
+        (512, 4 << 20),
+        (4096, 4 << 20),
+        (65536, 4 << 20),
+        (1 << 20, 20 << 20),
+        (16384, 17 << 40),
+        (512, 17 << 40),
+    ];
+    for (chunk_bytes, data_bytes) in sizes {
+        let origin_chunks = data_bytes / chunk_bytes;
+        let shape = Shape {
+            chunk_bytes,
+            origin_chunks,
+            data_bytes,
+            meta_bytes: 0,
+            snapshots: 1,
+        };
+        let machine = shape.machine();
+        let start = std::time::Instant::now();
+        machine.record();
+        shape.initialize(&machine);
+        let (mut store, opened) = shape.open(&machine).unwrap();
+        let written: usize = machine
+            .recorded()
+            .iter()
+            .map(|event| match event {
+                ddsnap::device::memory::Event::Write { bytes, .. } => bytes.len(),
+                ddsnap::device::memory::Event::Flush { .. } => 0,
+            })
+            .sum();
+        assert!(
+            opened.clean && written < 1 << 20,
+            "{shape:?} wrote {written} bytes"
+        );
+        let last = Chunk(origin_chunks - 1);
+        machine
+            .device(ORIGIN)
+            .write(&[Write {
+                offset: last.to_offset(shape.shift()),
+                from: &[5; 512],
+            }])
+            .unwrap();
+        store.create(SnapTag(3), 1).unwrap().unwrap();
+        assert!(store.commit(&[Op::OriginWrite(last)]).unwrap()[0].is_ok());
+        assert!(
+            store
+                .commit(&[Op::OriginWrite(Chunk(origin_chunks))])
+                .unwrap()[0]
+                .is_err()
+        );
+        store.close().unwrap();
+        let (mut store, opened) = shape.open(&machine).unwrap();
+        assert!(opened.clean);
+        let mut buffer = vec![0; chunk_bytes as usize];
+        harness::volume::read_snapshot(&shape, &machine, &mut store, 3, last, &mut buffer).unwrap();
+        assert_eq!(
+            (
+                buffer[0],
+                store.status().data_chunks - store.status().free_chunks
+            ),
+            (5, 1)
+        );
+        assert!(start.elapsed().as_secs() < 20);
+    }
+    let shape = Shape {
+        data_bytes: 500 << 10,
+        ..SHAPE
+    };
+    let options = InitOptions {
+        chunk: ChunkShift::MIN,
+        journal_bytes: None,
+        now: 1,
+        uuid: [1; 16],
+    };
+    let error = Store::initialize(&mut shape.devices(&shape.machine()), &options).unwrap_err();
+    assert!(error.to_string().contains("needs at least"), "{error}");
+}
