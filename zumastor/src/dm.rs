@@ -2,9 +2,9 @@
 //! Device-mapper: the one place that writes table lines and makes devices.
 //!
 //! The `devicemapper` crate takes part in udev's cookie protocol, so when [`create`] returns, udev
-//! has finished with the device and its links exist. The kernel's name of a snapshot is `VOL(N)`;
-//! what udev makes of the parentheses is settled by the package's rule, but nothing here depends on
-//! it: [`node`] finds the device by number, and a missing link in /dev/mapper is made here, which
+//! has finished with the device and its links exist. The kernel's name of a snapshot `VOL(N)` has
+//! the parentheses escaped ([`kernel_device_name`]); callers never see that. The package's udev rule
+//! makes the readable link in /dev/mapper, but nothing here depends on it: [`node`] finds the device by number, and a missing link in /dev/mapper is made here, which
 //! is also what serves machines without udev.
 
 use std::fs;
@@ -19,6 +19,7 @@ use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUuid, error
 use nix::errno::Errno;
 
 use crate::machine::{Busy, Dev, DmDevice, TARGET, TableLine};
+use crate::names::{kernel_device_name, readable_device_name};
 use crate::{blockdev, process};
 
 /// Its module.
@@ -101,7 +102,8 @@ pub fn missing_target(release: &str) -> String {
 /// The device called `name`.
 pub fn find(name: &str) -> Result<Option<DmDevice>> {
     let dm = open()?;
-    let id = DevId::Name(DmName::new(name).map_err(readable)?);
+    let kernel_name = kernel_device_name(name);
+    let id = DevId::Name(DmName::new(&kernel_name).map_err(readable)?);
     let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
     match dm.table_status(&id, options) {
         Ok((info, lines)) => {
@@ -129,16 +131,16 @@ pub fn names() -> Result<Vec<String>> {
     let devices = open()?.list_devices().map_err(readable)?;
     Ok(devices
         .into_iter()
-        .map(|(name, ..)| name.to_string())
+        .map(|(name, ..)| readable_device_name(&name.to_string()))
         .collect())
 }
 
 /// Creates device `name` with one line; its node and links exist when this returns.
 pub fn create(name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
-    let (own_name, uuid, table) = (name.to_string(), uuid.to_string(), table.clone());
+    let (kernel_name, uuid, table) = (kernel_device_name(name), uuid.to_string(), table.clone());
     let work = move || {
         let dm = open()?;
-        let name = DmName::new(&own_name).map_err(readable)?;
+        let name = DmName::new(&kernel_name).map_err(readable)?;
         let uuid = DmUuid::new(&uuid).map_err(readable)?;
         let id = DevId::Name(name);
         let options = DmOptions::default();
@@ -181,7 +183,8 @@ pub fn remove(name: &str) -> Result<()> {
     let own_name = name.to_string();
     let work = move || {
         let dm = open()?;
-        let id = DevId::Name(DmName::new(&own_name).map_err(readable)?);
+        let kernel_name = kernel_device_name(&own_name);
+        let id = DevId::Name(DmName::new(&kernel_name).map_err(readable)?);
         match dm.device_remove(&id, DmOptions::default()) {
             Ok(_) => Ok(()),
             Err(e) if errno(&e) == Some(Errno::ENXIO) => Ok(()),

@@ -3,11 +3,11 @@
 
 use thiserror::Error;
 
-/// Longest volume name in bytes.
+/// Longest volume name in bytes, as [`kernel_device_name`] writes it.
 ///
 /// The kernel's device-mapper names hold 127 bytes, and a snapshot's name adds a number of up to ten
 /// digits in parentheses.
-pub const VOLUME_NAME_MAX: usize = 127 - "(4294967295)".len();
+pub const VOLUME_NAME_MAX: usize = 127 - r"\x284294967295\x29".len();
 
 /// Why a name cannot be a volume's name.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -16,7 +16,10 @@ pub enum NameError {
     #[error("a volume name must not be empty")]
     Empty,
     /// Longer than [`VOLUME_NAME_MAX`].
-    #[error("the volume name '{0}' has more than {VOLUME_NAME_MAX} bytes")]
+    #[error(
+        "the volume name '{0}' has more than {VOLUME_NAME_MAX} bytes, where each character but \
+         letters, digits and #+-.:=@_ counts as four"
+    )]
     TooLong(String),
     /// `.`, `..`, or a leading dot or dash, which paths and options give another meaning.
     #[error("the volume name '{0}' must not begin with '.' or '-'")]
@@ -39,7 +42,7 @@ pub fn check_volume_name(name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    if name.len() > VOLUME_NAME_MAX {
+    if kernel_device_name(name).len() > VOLUME_NAME_MAX {
         return Err(NameError::TooLong(name.to_string()));
     }
     if name.starts_with(['.', '-']) {
@@ -66,6 +69,47 @@ pub fn device_name(volume: &str, snapshot: Option<u32>) -> String {
         None => volume.to_string(),
         Some(tag) => format!("{volume}({tag})"),
     }
+}
+
+/// The name the kernel knows a device by: characters libdevmapper does not let stand are `\xHH`.
+///
+/// One device with a plain parenthesis in its kernel name makes every `dmsetup ls` and `dmsetup table`
+/// fail, for all devices of the machine. With the name written as libdevmapper itself would write it,
+/// `dmsetup info 'VOL(N)'` finds the device too (source: its documented name mangling, mode `auto`).
+#[must_use]
+pub fn kernel_device_name(name: &str) -> String {
+    let stands = |b: u8| b.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&b);
+    name.bytes().fold(String::new(), |mut out, b| {
+        if stands(b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("\\x{b:02x}"));
+        }
+        out
+    })
+}
+
+/// The reverse of [`kernel_device_name`]; what is no escape stays as it is.
+#[must_use]
+pub fn readable_device_name(kernel_name: &str) -> String {
+    let mut parts = kernel_name.split("\\x");
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let escaped = part
+            .get(..2)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match escaped.filter(u8::is_ascii) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                out.push_str(&part[2..]);
+            }
+            None => {
+                out.push_str("\\x");
+                out.push_str(part);
+            }
+        }
+    }
+    out
 }
 
 /// Splits a snapshot's device name `VOL(N)` into volume and number; `None` for any other name.
@@ -144,6 +188,21 @@ mod tests {
             "v(99999999999)",
         ] {
             assert_eq!(parse_snapshot_device(other), None, "{other}");
+        }
+    }
+
+    /// Snapshot devices called `VOL(N)` in the kernel made `dmsetup table` fail for every device:
+    /// "should be mangled but it contains blacklisted characters".
+    #[test]
+    fn kernel_names_are_written_as_libdevmapper_writes_them() {
+        assert_eq!(kernel_device_name("zumatest"), "zumatest");
+        assert_eq!(kernel_device_name("v.1:x(0)"), r"v.1:x\x280\x29");
+        assert_eq!(kernel_device_name("a,b"), r"a\x2cb");
+        for name in ["zumatest(0)", "a,b(12)", "x@y", "v"] {
+            assert_eq!(readable_device_name(&kernel_device_name(name)), name);
+        }
+        for odd in [r"\x", r"\x2", r"\xzz", r"a\xff", "\\x\u{e9}"] {
+            assert_eq!(readable_device_name(odd), odd);
         }
     }
 

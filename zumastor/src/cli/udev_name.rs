@@ -44,14 +44,9 @@ pub fn run(matches: &ArgMatches, context: &mut Context) -> u8 {
     OK
 }
 
-/// sysfs has the kernel's name, but a device made by dmsetup under udev has the parentheses mangled
-/// in the kernel too.
+/// sysfs has the kernel's name, in which parentheses are escaped.
 fn import_line(name: &str) -> Option<String> {
-    let name = name
-        .trim_end_matches('\n')
-        .replace("\\x28", "(")
-        .replace("\\x29", ")");
-    names::udev_import_line(&name)
+    names::udev_import_line(&names::readable_device_name(name.trim_end_matches('\n')))
 }
 
 #[cfg(test)]
