@@ -7,10 +7,10 @@ mod harness;
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::memory::{Machine, Rng};
 use ddsnap::device::{BlockDevice, Read, Write};
-use ddsnap::store::{Devices, InitOptions, Op, OpenOptions, Store, StoreError};
+use ddsnap::store::{Devices, InitOptions, Op, OpenOptions, SnapState, Store, StoreError};
 use ddsnap::units::{Chunk, ChunkShift, SnapTag};
 use harness::seed;
-use harness::volume::{DATA, META, ORIGIN, Shape, Step, Volume, check, choose};
+use harness::volume::{DATA, META, ORIGIN, Shape, Step, Volume, check, choose, read_snapshot};
 
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,
@@ -83,9 +83,32 @@ fn a_failed_write_or_flush_latches_and_loses_nothing() {
             for snapshot in volume.store.snapshots() {
                 let _ = volume.store.locate(snapshot.tag, Chunk(0)).unwrap();
             }
-            // Opened again, what the model knows is there; what came later may be, too.
+            // Opened again, every snapshot that is still live reads what it must: nothing was written
+            // to the origin since.
             let (mut store, _) = SHAPE.open(&volume.machine).unwrap();
             store.audit(true).unwrap();
+            let mut buffer = vec![0; SHAPE.chunk_bytes as usize];
+            for info in store.snapshots() {
+                let Some(known) = volume.model.snapshots.get(&info.tag.0) else {
+                    continue;
+                };
+                if info.state != SnapState::Live || info.created != known.created {
+                    continue;
+                }
+                for (index, chunk) in known.chunks.iter().enumerate() {
+                    let index = Chunk(index as u64);
+                    read_snapshot(
+                        &SHAPE,
+                        &volume.machine,
+                        &mut store,
+                        info.tag.0,
+                        index,
+                        &mut buffer,
+                    )
+                    .unwrap();
+                    assert!(chunk.allows(&buffer), "snapshot {} chunk {index}", info.tag);
+                }
+            }
         }
     }
 }
@@ -121,6 +144,7 @@ fn a_failed_read_harms_nothing() {
         faults.fail(Call::Read, count);
         if let Ok((mut store, _)) = Store::open(faulty(&volume.machine, &faults, &faults), &OPTIONS)
         {
+            faults.fail(Call::Read, u64::MAX);
             check(&SHAPE, &volume.machine, &mut store, &model, &model).unwrap();
         }
     }
@@ -336,7 +360,7 @@ fn sizes_from_tiny_to_17_tib() {
         let (mut store, opened) = shape.open(&machine).unwrap();
         assert!(opened.clean);
         let mut buffer = vec![0; chunk_bytes as usize];
-        harness::volume::read_snapshot(&shape, &machine, &mut store, 3, last, &mut buffer).unwrap();
+        read_snapshot(&shape, &machine, &mut store, 3, last, &mut buffer).unwrap();
         assert_eq!(
             (
                 buffer[0],
