@@ -3,9 +3,10 @@
 //!
 //! Imports point one way: `cli` uses `server`, `agent`, `client` and `store`; `server` uses `store`,
 //! `device` and `protocol`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
-//! `format`, `device` and `protocol` use `units`. ARCHITECTURE.md has the argument.
+//! `format`, `device` and `protocol` use `units` and `buffer`. ARCHITECTURE.md has the argument.
 
 pub mod agent;
+pub mod buffer;
 pub mod cli;
 pub mod client;
 pub mod daemon;

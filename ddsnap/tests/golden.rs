@@ -4,9 +4,7 @@
 //! The expected bytes are in `tests/golden/`: rows of 16 bytes, rows of zeros left out.
 //! `DDSNAP_BLESS=1` writes them anew; FORMAT.md and its version must change with them.
 
-use std::fmt::Write as _;
-
-use ddsnap::device::buffer::AlignedBuf;
+use ddsnap::buffer::AlignedBuf;
 use ddsnap::device::memory::Rng;
 use ddsnap::format::bitmap::Bitmap;
 use ddsnap::format::block::{Block, BlockBuilder, Expected, Kind, PAYLOAD_LEN, Pointer, Seal};
@@ -21,9 +19,9 @@ fn rows(bytes: &[u8]) -> String {
     let mut text = String::new();
     for (index, row) in bytes.chunks(16).enumerate() {
         if row.iter().any(|&byte| byte != 0) {
-            write!(text, "{:04x}:", index * 16).unwrap();
+            text.push_str(&format!("{:04x}:", index * 16));
             row.iter()
-                .for_each(|byte| write!(text, " {byte:02x}").unwrap());
+                .for_each(|byte| text.push_str(&format!(" {byte:02x}")));
             text.push('\n');
         }
     }
@@ -36,7 +34,7 @@ fn golden(name: &str, bytes: &[u8]) {
         .join(name);
     let found = rows(bytes);
     if std::env::var_os("DDSNAP_BLESS").is_some() {
-        std::fs::write(&path, &found).unwrap();
+        std::fs::write(&path, &found).expect("write the golden file");
     }
     let wanted = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -85,7 +83,7 @@ fn superblock() -> Superblock {
     };
     Superblock {
         uuid: uuid(),
-        chunk: ChunkShift::new(14).unwrap(),
+        chunk: ChunkShift::new(14).expect("in range"),
         clean: true,
         separate_meta: false,
         generation: 42,

@@ -6,7 +6,6 @@
 //! and it lets the crash tests cut the power between any two writes of a device that lives in
 //! memory. Real devices run a batch in parallel.
 
-pub mod buffer;
 pub mod fault;
 pub mod latched;
 pub mod lock;

@@ -338,15 +338,15 @@ fn direct_alignment(file: &File, block_device: bool) -> Option<usize> {
     }
     // Ask the file system by trying: a read of 512 bytes at 0 works where 512 is enough. An empty
     // file reads 0 bytes either way.
-    let mut buffer = super::buffer::AlignedBuf::zeroed(4096);
+    let mut buffer = crate::buffer::AlignedBuf::zeroed(4096);
     let readable = std::os::unix::fs::FileExt::read_at(file, &mut buffer[512..1024], 512);
     readable.ok().map(|_| 512)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::buffer::AlignedBuf;
     use super::*;
+    use crate::buffer::AlignedBuf;
 
     #[test]
     fn a_batch_longer_than_the_ring_comes_back() {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::{
     BLOCK_LEN, FormatError, bound, expect, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
 };
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::units::MetaBlock;
 
 const MAGIC_AT: usize = 0;

@@ -2,7 +2,7 @@
 //! Journal records: a header and entries of 32 bytes, in whole blocks.
 
 use super::{BLOCK_LEN, FormatError, bound, expect, get_u32, get_u64, put_u32, put_u64};
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
 
 const MAGIC_AT: usize = 0;

@@ -3,7 +3,7 @@
 //! of none, is refused before anything is written to it.
 
 use super::{BLOCK_LEN, FormatError, VERSION, expect, get_u32, get_u64, put_u32, put_u64};
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::units::ChunkShift;
 
 const MAGIC_AT: usize = 0;

@@ -410,7 +410,7 @@ mod tests {
             kind: Kind::Exceptions,
             level: 1,
         };
-        let bytes = crate::device::buffer::AlignedBuf::copy_of(block.bytes());
+        let bytes = crate::buffer::AlignedBuf::copy_of(block.bytes());
         assert!(matches!(
             Block::check(bytes, &wrong),
             Err(FormatError::Field {

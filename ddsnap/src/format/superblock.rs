@@ -9,7 +9,7 @@ use super::{
     BLOCK_LEN, FormatError, VERSION, bound, expect, get_u32, get_u64, put_u32, put_u64, snaptable,
     uuid_part,
 };
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::units::{ChunkShift, MetaBlock, SnapSeq, StoreChunk};
 
 /// Where the two copies lie on the metadata device, in blocks: bytes 0 and 65536.

@@ -7,7 +7,7 @@ use super::Store;
 use super::error::StoreError;
 use super::index::{Index, after};
 use super::media::{Media, Source};
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::format::node::{Key, Value};
 use crate::units::StoreChunk;
 

@@ -72,16 +72,12 @@ pub enum StoreError {
         problem: String,
     },
     /// There is no store here.
-    #[error(
-        "{device}: no snapshot store here (initialise it first); superblock: {first}; its copy: {second}"
-    )]
+    #[error("{device}: no snapshot store here (initialise it first): {problem}")]
     NoStore {
         /// The device.
         device: String,
-        /// What is wrong with the first superblock.
-        first: FormatError,
-        /// What is wrong with its copy.
-        second: FormatError,
+        /// What is wrong with either copy of the superblock.
+        problem: String,
     },
     /// The devices given do not belong together or to this store.
     #[error("{device}: {problem}")]

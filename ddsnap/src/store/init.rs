@@ -4,7 +4,7 @@
 use super::error::StoreError;
 use super::media::{Devices, flush, read_batch, write_batch};
 use super::{InitOptions, Store};
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::BLOCK_LEN;
 use crate::format::label::{self, Label};

@@ -6,7 +6,7 @@
 //! looks at the start too. (A record of padding would be a second thing to lose: of an
 //! unacknowledged group, the padding could vanish and the record stay, which would look like damage.)
 
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::format::BLOCK_LEN;
 use crate::format::journal::{Entry, MAX_RECORD_ENTRIES, RecordId, blocks_for, encode, entries_in};
 use crate::format::superblock::Superblock;

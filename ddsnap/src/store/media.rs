@@ -5,7 +5,7 @@ use std::io;
 
 use super::cache::Cache;
 use super::error::StoreError;
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::device::latched::Latched;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::block::{Block, Expected, Kind, Pointer};

@@ -13,7 +13,7 @@ use super::snapshot::Snapshots;
 use super::state::State;
 use super::sweep::Sweep;
 use super::{OpenOptions, Opened, Store, alloc::Space, recover};
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::device::{BlockDevice, Read};
 use crate::format::BLOCK_LEN;
 use crate::format::FormatError;
@@ -111,8 +111,7 @@ fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
         (Err(first), Err(second)) => Err(StoreError::NoStore {
             device: device.name().to_owned(),
-            first,
-            second,
+            problem: format!("{first}; its copy: {second}"),
         }),
     }
 }

@@ -15,7 +15,7 @@ use super::Opened;
 use super::error::StoreError;
 use super::media::{Media, Source};
 use super::state::State;
-use crate::device::buffer::AlignedBuf;
+use crate::buffer::AlignedBuf;
 use crate::format::BLOCK_LEN;
 use crate::format::journal::{Entry, RecordId, UncheckedHeader, decode};
 use crate::format::superblock::Superblock;

@@ -12,7 +12,7 @@ use regex::Regex;
 use super::{Problem, Source};
 
 /// Each module with those it may use. `cli` sees everything and is not listed
-/// by others; `units` is seen by everything.
+/// by others; `units` and `buffer` are seen by everything.
 const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
@@ -32,8 +32,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("format", &[]),
     ("protocol", &[]),
     ("daemon", &[]),
+    ("buffer", &[]),
     ("units", &[]),
 ];
+
+/// What every module may use.
+const BASE: &[&str] = &["units", "buffer"];
 
 const ROOT: &str = "ddsnap/src";
 
@@ -60,7 +64,7 @@ pub fn check(sources: &[Source]) -> Vec<Problem> {
         for (line, text) in code_lines(&source.text) {
             for found in used.captures_iter(text) {
                 for name in names(&found[1]) {
-                    let fine = name == module || name == "units" || allowed.contains(&name);
+                    let fine = name == module || BASE.contains(&name) || allowed.contains(&name);
                     if !fine && ALLOWED.iter().any(|(known, _)| *known == name) {
                         let what = format!("{module} must not use {name}");
                         problems.push(Problem {
