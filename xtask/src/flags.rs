@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::scenario::schema::DEFAULT_DISKS;
+
 /// Builds, packages and tests Zumastor.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -170,7 +172,7 @@ pub struct Up {
         long,
         value_name = "SIZE",
         value_delimiter = ',',
-        default_value = "2G,2G,2G,2G"
+        default_values = DEFAULT_DISKS
     )]
     pub disks: Vec<String>,
 }

@@ -2,6 +2,7 @@
 //! `cargo xtask vmtest`: builds what the chosen scenarios need, runs them one
 //! after the other, reports.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -9,7 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::flags::Vmtest;
-use crate::image::booted;
+use crate::image::Image;
+use crate::image::booted::{self, Booted};
 use crate::scenario::report::{self, Outcome};
 use crate::scenario::schema::{ImageName, Scenario};
 use crate::scenario::{self, run};
@@ -33,9 +35,23 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
         }
         return Ok(true);
     }
-    let mut outcomes = Vec::new();
+    // Everything is built before the first scenario runs, so that all of them
+    // judge the same state of the checkout.
+    let mut images: BTreeMap<String, Image> = BTreeMap::new();
+    let mut prepared = Vec::new();
     for s in &chosen {
-        outcomes.push(run_one(s, flags)?);
+        let wanted = wanted(s, flags);
+        let key = format!("{wanted:?}");
+        let image = match images.get(&key) {
+            Some(image) => image.clone(),
+            None => guest::image(&wanted)?,
+        };
+        prepared.push((s, booted::booted(&image, &s.disks)?));
+        images.insert(key, image);
+    }
+    let mut outcomes = Vec::new();
+    for (s, booted) in &prepared {
+        outcomes.push(run_one(s, booted, flags.keep));
         // After each, so that an interrupted run has reported what it knows.
         write_reports(&outcomes, flags)?;
     }
@@ -43,29 +59,32 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
     Ok(outcomes.iter().all(|o| o.passed))
 }
 
-/// Runs one scenario. An error is one of the harness; a failed scenario is a result.
-fn run_one(s: &Scenario, flags: &Vmtest) -> Result<Outcome> {
-    let wanted = guest::Wanted {
+/// The guest a scenario asks for.
+fn wanted(s: &Scenario, flags: &Vmtest) -> guest::Wanted {
+    guest::Wanted {
         distro: flags.distro,
         image: match s.image {
             ImageName::Ddsnap => guest::Image::Ddsnap,
             ImageName::Stock => guest::Image::Stock,
         },
         kernel: s.kernel.clone().unwrap_or_else(|| flags.kernel.clone()),
-    };
-    let booted = booted::booted(&guest::image(&wanted)?, &s.disks)?;
+    }
+}
+
+fn run_one(s: &Scenario, booted: &Booted, keep: bool) -> Outcome {
     let started = Instant::now();
     let step = Step::start(s.name.clone());
-    let result = run::run(s, &booted, flags.keep, &step);
+    let result = run::run(s, booted, keep, &step);
     step.done(if result.is_ok() { "passed" } else { "FAILED" });
     if let Err(error) = &result {
         eprintln!("{error:#}");
+        let dir = run::dir_of(&s.name);
         eprintln!(
             "console, journal, dmesg, transcript and disks: {}",
-            run::dir_of(&s.name).display()
+            dir.display()
         );
     }
-    Ok(Outcome::new(&s.name, started.elapsed(), &result))
+    Outcome::new(&s.name, started.elapsed(), &result)
 }
 
 fn write_reports(outcomes: &[Outcome], flags: &Vmtest) -> Result<()> {

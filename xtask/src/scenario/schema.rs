@@ -190,8 +190,12 @@ fn ten_minutes() -> u64 {
     600
 }
 
+/// The blank disks a guest has when nobody asks for others. Scenarios that can do
+/// with these share one saved guest.
+pub const DEFAULT_DISKS: [&str; 4] = ["64M", "128M", "512M", "2G"];
+
 fn default_disks() -> Vec<String> {
-    vec!["2G".to_string(); 4]
+    DEFAULT_DISKS.map(String::from).to_vec()
 }
 
 /// A regular expression of a scenario: `^` and `$` match at lines.
@@ -503,7 +507,7 @@ steps:
     fn a_good_scenario_is_read_with_its_defaults_and_lines() {
         let scenario = parsed(GOOD).unwrap();
         assert_eq!((scenario.machines, scenario.timeout), (1, 600));
-        assert_eq!(scenario.disks, ["2G", "2G", "2G", "2G"]);
+        assert_eq!(scenario.disks, DEFAULT_DISKS);
         assert_eq!(scenario.lines, [4, 6, 11, 13]);
         assert_eq!(scenario.image, ImageName::Ddsnap);
     }
