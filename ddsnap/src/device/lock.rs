@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! One server to a store: an exclusive advisory lock on the store's device or file.
 //!
-//! The lock belongs to the open file, so it goes when its holder dies, however it dies. The kernel
-//! has no flock with a deadline, and a blocked flock would have to be ended by a signal: so a helper
-//! thread waits in the kernel and the caller waits for the helper, with the deadline.
+//! The lock belongs to the open file, so it goes when its holder dies, however it dies. It is an "open
+//! file description" lock (fcntl(2)), not flock(2): udev takes and heeds flock on block devices, so a
+//! probe by udev would look like another server, and a running server would hold up udev's queue.
+//!
+//! The kernel has no such lock with a deadline, and a blocked one would have to be ended by a signal:
+//! so a helper thread waits in the kernel and the caller waits for the helper, with the deadline.
 
 use std::fs::File;
 use std::io;
@@ -11,46 +14,93 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 /// The lock; dropping it, or the end of the process, gives it up.
 #[derive(Debug)]
 pub struct StoreLock {
-    _lock: Flock<File>,
+    _file: File,
 }
+
+/// A write lock on the whole file.
+const WHOLE: libc::flock = libc::flock {
+    l_type: libc::F_WRLCK as libc::c_short,
+    l_whence: libc::SEEK_SET as libc::c_short,
+    l_start: 0,
+    l_len: 0,
+    l_pid: 0, // the kernel demands it
+};
 
 /// Locks the store at `path` through an open file of its own, waiting up to `deadline` for its holder.
 ///
 /// # Errors
-/// `ErrorKind::WouldBlock` if another process holds it still; any error of flock itself.
+/// `ErrorKind::WouldBlock` if another process holds it still; any error of opening `path` for writing
+/// or of fcntl itself.
 pub fn lock_store(path: &Path, deadline: Duration) -> io::Result<StoreLock> {
-    let own = File::open(path)?;
-    let own = match Flock::lock(own, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(StoreLock { _lock: lock }),
-        Err((own, nix::errno::Errno::EWOULDBLOCK)) => own,
-        Err((_, errno)) => return Err(errno.into()),
-    };
+    let file = File::options().read(true).write(true).open(path)?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&WHOLE)) {
+        Ok(_) => return Ok(StoreLock { _file: file }),
+        Err(Errno::EAGAIN | Errno::EACCES) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
         .name("store-lock".into())
         .spawn(move || {
-            let mut own = own;
             let result = loop {
-                match Flock::lock(own, FlockArg::LockExclusive) {
-                    Ok(lock) => break Ok(lock),
-                    Err((file, nix::errno::Errno::EINTR)) => own = file,
-                    Err((_, errno)) => break Err(errno),
+                match fcntl(&file, FcntlArg::F_OFD_SETLKW(&WHOLE)) {
+                    Err(Errno::EINTR) => {}
+                    other => break other.map(|_| file),
                 }
             };
-            // If the caller gave up, the lock is dropped here.
+            // If the caller gave up, the file is closed here and the lock with it.
             let _ = sender.send(result);
         })?;
     match receiver.recv_timeout(deadline) {
-        Ok(Ok(lock)) => Ok(StoreLock { _lock: lock }),
+        Ok(Ok(file)) => Ok(StoreLock { _file: file }),
         Ok(Err(errno)) => Err(errno.into()),
         Err(_) => Err(io::Error::new(
             io::ErrorKind::WouldBlock,
             "another server holds the snapshot store",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::lock_store;
+
+    const SOON: Duration = Duration::from_millis(10);
+    const LATER: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_second_holder_is_refused_or_waits_for_the_first() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let first = lock_store(file.path(), SOON).unwrap();
+        let refused = lock_store(file.path(), SOON).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        let path = file.path().to_path_buf();
+        let second = std::thread::spawn(move || lock_store(&path, LATER).is_ok());
+        drop(first);
+        assert!(second.join().unwrap());
+    }
+
+    /// `ddsnap initialize` said "another server holds the snapshot store" while udev probed the device.
+    #[test]
+    fn a_flock_as_udev_takes_it_is_no_other_server() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let probe = std::fs::File::open(file.path()).unwrap();
+        let probe = Flock::lock(probe, FlockArg::LockSharedNonblock).unwrap();
+        let lock = lock_store(file.path(), SOON).unwrap();
+        drop(probe);
+        let probe = std::fs::File::open(file.path()).unwrap();
+        assert!(Flock::lock(probe, FlockArg::LockSharedNonblock).is_ok());
+        drop(lock);
     }
 }
