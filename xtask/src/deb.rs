@@ -27,6 +27,9 @@ const SOURCES: &[&str] = &[
     "zumastor",
 ];
 
+/// Debian packages a build needs beside those `debian/control` names.
+pub const PACKAGES: &[&str] = &["build-essential", "debhelper", "dpkg-dev", "lintian"];
+
 /// Needed by cargo to read the workspace, without effect on the packages.
 const MANIFESTS: &[&str] = &["xtask/Cargo.toml", "xtask/src/main.rs"];
 
@@ -36,7 +39,7 @@ pub fn build() -> Result<Vec<PathBuf>> {
     if !root.join("debian/control").is_file() {
         bail!("there is no debian/control: nothing to build packages from");
     }
-    packages::require(&["dpkg-dev", "debhelper", "build-essential", "lintian"])?;
+    packages::require(PACKAGES)?;
     packages::require_build_dependencies(&root)?;
     let sources = sources(&root)?;
     let key = Key::new("deb-1")

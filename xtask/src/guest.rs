@@ -8,6 +8,7 @@ use crate::deb;
 use crate::flags::Distro;
 use crate::image::{self, Content};
 use crate::kernel::{self, Driver};
+use crate::packages;
 
 /// What a guest contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +34,8 @@ pub struct Wanted {
 
 /// The image of a guest.
 pub fn image(wanted: &Wanted) -> Result<image::Image> {
+    // All at once: better asked for now than after a quarter of an hour's build.
+    packages::require(&[kernel::PACKAGES, deb::PACKAGES, image::PACKAGES].concat())?;
     let content = match wanted.image {
         Image::Bare => Content::Own {
             kernel: kernel::build(&wanted.kernel, Driver::Without)?.image,

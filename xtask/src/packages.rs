@@ -11,6 +11,7 @@
 //! backported qemu-utils). The retry reads the backports suite from the mirror
 //! apt already uses, through private lists, and leaves apt's own setup alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -37,12 +38,13 @@ impl std::error::Error for NotAllowed {}
 
 /// Makes sure the packages are installed.
 pub fn require(packages: &[&str]) -> Result<()> {
-    let mut missing = Vec::new();
+    let mut missing = BTreeSet::new();
     for package in packages {
         if installed_version(package)?.is_none() {
-            missing.push((*package).to_string());
+            missing.insert((*package).to_string());
         }
     }
+    let missing: Vec<String> = missing.into_iter().collect();
     if missing.is_empty() {
         Ok(())
     } else {
@@ -144,8 +146,7 @@ fn install(missing: &[String]) -> Result<()> {
     if !lists_present() {
         checked(root.apt_get(&["update".into()])?)?;
     }
-    let mut plain = vec!["install".to_string(), "--no-install-recommends".into()];
-    plain.extend(missing.iter().cloned());
+    let plain = install_args(missing);
     let mut out = root.apt_get(&plain)?;
     if !out.status.success() && said(&out).contains("Unable to") {
         // The lists are older than the archive's present content.
@@ -165,12 +166,21 @@ fn install(missing: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Nothing that is installed may go in exchange: it may be what we need next, and
+/// it is not ours to remove.
+fn install_args(packages: &[String]) -> Vec<String> {
+    let mut args = ["install", "--no-install-recommends", "--no-remove"]
+        .map(String::from)
+        .to_vec();
+    args.extend(packages.iter().cloned());
+    args
+}
+
 /// Packages apt refuses together, each for itself; those it still refuses, from backports.
 fn install_one_by_one(root: &Root, missing: &[String]) -> Result<Output> {
     let mut last = None;
     for package in missing {
-        let mut args = vec!["install".to_string(), "--no-install-recommends".into()];
-        args.push(package.clone());
+        let args = install_args(std::slice::from_ref(package));
         let mut out = root.apt_get(&args)?;
         if !out.status.success() && conflict(&said(&out)) {
             out = match Backports::here()? {
@@ -203,7 +213,13 @@ fn said(out: &Output) -> String {
 
 /// Whether apt's solver, not the network or dpkg, refused.
 fn conflict(said: &str) -> bool {
-    said.contains("held broken packages") || said.contains("unmet dependencies")
+    [
+        "held broken packages",
+        "unmet dependencies",
+        "remove is disabled",
+    ]
+    .iter()
+    .any(|refusal| said.contains(refusal))
 }
 
 /// Whether apt has any package index yet; a fresh machine or container has none.

@@ -15,7 +15,7 @@ const SCENARIO: &str = "howto-loopback";
 /// Runs all stages; the first that fails ends it.
 pub fn test(flags: &Test) -> Result<()> {
     // The crates need what the packages are built with: one list, debian/control's.
-    packages::require(&["build-essential"])?;
+    packages::require(&["build-essential", "dpkg-dev"])?;
     packages::require_build_dependencies(&paths::workspace())?;
     let mut times = Vec::new();
     let mut stage = |name: &'static str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {

@@ -21,6 +21,15 @@ use crate::flags::Distro;
 use crate::ui::{Step, run_logged};
 use crate::{lock, packages, paths};
 
+/// Debian packages that building and running a guest needs.
+pub const PACKAGES: &[&str] = &[
+    "debian-archive-keyring",
+    "e2fsprogs",
+    "mmdebstrap",
+    "qemu-system-x86",
+    "qemu-utils",
+];
+
 /// What a guest is for.
 #[derive(Clone, Debug)]
 pub enum Content {
@@ -57,13 +66,7 @@ pub struct Image {
 
 /// Builds (or finds in the cache) an image.
 pub fn build(distro: Distro, content: &Content) -> Result<Image> {
-    packages::require(&[
-        "debian-archive-keyring",
-        "e2fsprogs",
-        "mmdebstrap",
-        "qemu-system-x86",
-        "qemu-utils",
-    ])?;
+    packages::require(PACKAGES)?;
     let cache = paths::cache()?.join("image");
     paths::make_dir(&cache)?;
     let (flavour, debs) = match content {

@@ -29,6 +29,23 @@ const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// The driver in our tree.
 const DRIVER: &str = "ddsnap/kernel";
 
+/// Debian packages a build needs.
+pub const PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
+    "build-essential",
+    "cpio",
+    "debhelper",
+    "flex",
+    "kmod",
+    "libelf-dev",
+    "libssl-dev",
+    "rsync",
+    "xz-utils",
+    "zstd",
+    SOURCE_PACKAGE,
+];
+
 /// The packages of one built kernel.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -49,21 +66,7 @@ pub enum Driver {
 
 /// Builds (or finds in the cache) the kernel of `kernel-config/NAME.config`.
 pub fn build(name: &str, driver: Driver) -> Result<Built> {
-    packages::require(&[
-        "bc",
-        "bison",
-        "build-essential",
-        "cpio",
-        "debhelper",
-        "flex",
-        "kmod",
-        "libelf-dev",
-        "libssl-dev",
-        "rsync",
-        "xz-utils",
-        "zstd",
-        SOURCE_PACKAGE,
-    ])?;
+    packages::require(PACKAGES)?;
     let root = paths::workspace();
     let fragments = fragments_of(name, &root.join("kernel-config"))?;
     let version = packages::installed_version(SOURCE_PACKAGE)?
