@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::digest::{Key, files_below};
 use crate::ui::{Step, run_logged};
-use crate::{lock, packages, paths};
+use crate::{cache, lock, packages, paths};
 
 /// What the packages are made from.
 const SOURCES: &[&str] = &[
@@ -29,6 +29,9 @@ const SOURCES: &[&str] = &[
 
 /// Debian packages a build needs beside those `debian/control` names.
 pub const PACKAGES: &[&str] = &["build-essential", "debhelper", "dpkg-dev", "lintian"];
+
+/// Sets of packages that stay in the cache.
+const KEPT: usize = 5;
 
 /// Needed by cargo to read the workspace, without effect on the packages.
 const MANIFESTS: &[&str] = &["xtask/Cargo.toml", "xtask/src/main.rs"];
@@ -46,13 +49,15 @@ pub fn build() -> Result<Vec<PathBuf>> {
         .text(&compilers()?)
         .files(&root, &sources)?
         .finish();
-    let cache = paths::cache()?.join("deb");
-    paths::make_dir(&cache)?;
-    let _lock = lock::take(&cache.join("lock"))?;
-    let cached = cache.join(&key);
+    let cache_dir = paths::cache()?.join("deb");
+    paths::make_dir(&cache_dir)?;
+    let _lock = lock::take(&cache_dir.join("lock"))?;
+    let cached = cache_dir.join(&key);
     if !cached.is_dir() {
+        cache::prune(&cache_dir, "", KEPT)?;
         make(&root, &sources, &cached)?;
     }
+    cache::touch(&cached)?;
     publish(&cached)
 }
 
@@ -114,7 +119,7 @@ fn make(root: &Path, sources: &[PathBuf], cached: &Path) -> Result<()> {
     paths::make_dir(&copy)?;
     let log = work.join("build.log");
     fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
-    let step = Step::start(format!("Debian packages ({})", log.display()));
+    let step = Step::start(format!("Debian packages ({})", paths::shown(&log)));
     let manifests: Vec<PathBuf> = MANIFESTS.iter().map(PathBuf::from).collect();
     mirror(root, &copy, sources.iter().chain(&manifests))?;
     remove_products(&work)?;

@@ -4,6 +4,7 @@
 //! Each task is one module; `flags` is the command line. Whatever takes long is
 //! cached by content outside the checkout (see `paths::cache`).
 
+mod cache;
 mod deb;
 mod deny;
 mod digest;
@@ -48,7 +49,9 @@ fn run(task: Task) -> anyhow::Result<u8> {
         }
         Task::Kernel(kernel) => {
             let built = kernel::build(&kernel.config, kernel::Driver::With)?;
-            println!("{}\n{}", built.image.display(), built.headers.display());
+            for deb in kernel::publish(&built)? {
+                println!("{}", deb.display());
+            }
         }
         Task::Vm(vm) => return hand::run(vm),
         Task::Vmtest(flags) => return Ok(if vmtest::vmtest(&flags)? { 0 } else { 1 }),

@@ -33,6 +33,15 @@ pub fn cache() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// A path as people see it: from the top of the checkout, where it is in there.
+pub fn shown(path: &Path) -> std::path::Display<'_> {
+    // The checkout's path is a constant of this build.
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    top.and_then(|top| path.strip_prefix(top).ok())
+        .unwrap_or(path)
+        .display()
+}
+
 /// `create_dir_all` whose error names the directory.
 pub fn make_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create directory {}", dir.display()))

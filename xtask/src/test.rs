@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `cargo xtask test`: every test, cheapest first, each stage with its time.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use xshell::{Shell, cmd};
 
 use crate::flags::{Distro, Test, Vmtest};
 use crate::{packages, paths, tidy, ui, vmtest};
@@ -68,10 +68,13 @@ fn unit_tests() -> Result<()> {
 }
 
 fn has_nextest() -> bool {
-    Command::new("cargo")
-        .args(["nextest", "--version"])
-        .output()
-        .is_ok_and(|out| out.status.success())
+    Shell::new().is_ok_and(|sh| {
+        cmd!(sh, "cargo nextest --version")
+            .quiet()
+            .ignore_stderr()
+            .read()
+            .is_ok()
+    })
 }
 
 fn one_scenario() -> Result<()> {
@@ -92,14 +95,9 @@ fn one_scenario() -> Result<()> {
 
 /// Cargo with its output shown.
 fn cargo(args: &[&str]) -> Result<()> {
-    let status = Command::new("cargo")
-        .current_dir(paths::workspace())
-        .args(args)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("cargo {} failed", args.join(" "));
-    }
+    let sh = Shell::new()?;
+    sh.change_dir(paths::workspace());
+    cmd!(sh, "cargo {args...}").quiet().run()?;
     Ok(())
 }
 

@@ -81,7 +81,7 @@ fn run_one(s: &Scenario, booted: &Booted, keep: bool) -> Outcome {
         let dir = run::dir_of(&s.name);
         eprintln!(
             "console, journal, dmesg, transcript and disks: {}",
-            dir.display()
+            paths::shown(&dir)
         );
     }
     Outcome::new(&s.name, started.elapsed(), &result)

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Key;
 use crate::flags::Distro;
 use crate::ui::{Step, run_logged};
-use crate::{lock, packages, paths};
+use crate::{cache, lock, packages, paths};
 
 /// Debian packages that building and running a guest needs.
 pub const PACKAGES: &[&str] = &[
@@ -29,6 +29,9 @@ pub const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "qemu-utils",
 ];
+
+/// Images of one flavour that stay in the cache.
+const KEPT: usize = 3;
 
 /// What a guest is for.
 #[derive(Clone, Debug)]
@@ -67,8 +70,8 @@ pub struct Image {
 /// Builds (or finds in the cache) an image.
 pub fn build(distro: Distro, content: &Content) -> Result<Image> {
     packages::require(PACKAGES)?;
-    let cache = paths::cache()?.join("image");
-    paths::make_dir(&cache)?;
+    let cache_dir = paths::cache()?.join("image");
+    paths::make_dir(&cache_dir)?;
     let (flavour, debs) = match content {
         Content::Own { kernel, debs } if debs.is_empty() => ("bare", vec![kernel.clone()]),
         Content::Own { kernel, debs } => ("ddsnap", [vec![kernel.clone()], debs.clone()].concat()),
@@ -83,13 +86,13 @@ pub fn build(distro: Distro, content: &Content) -> Result<Image> {
         key = key.bytes(&bytes);
     }
     let key = key.finish();
-    let dir = cache.join(format!("{distro}-{flavour}-{key}"));
-    let _lock = lock::take(&cache.join(format!("{distro}-{flavour}.lock")))?;
+    let dir = cache_dir.join(format!("{distro}-{flavour}-{key}"));
+    let _lock = lock::take(&cache_dir.join(format!("{distro}-{flavour}.lock")))?;
     if !dir.is_dir() {
-        forget_old(&cache, &format!("{distro}-{flavour}-"))?;
+        cache::prune(&cache_dir, &format!("{distro}-{flavour}-"), KEPT)?;
         make(&dir, &base.tar, flavour, &debs)?;
     }
-    touch(&dir)?;
+    cache::touch(&dir)?;
     found(dir, key)
 }
 
@@ -146,43 +149,4 @@ fn found(dir: PathBuf, key: String) -> Result<Image> {
         key,
         dir,
     })
-}
-
-/// Images kept for each flavour beside the one about to be made, and for how long
-/// an image stays whatever their number (a guest may be running from it).
-const KEPT: usize = 3;
-const KEPT_HOURS: u64 = 3;
-
-/// Removes images that have not been used for long.
-fn forget_old(cache: &Path, prefix: &str) -> Result<()> {
-    let mut images = Vec::new();
-    for entry in fs::read_dir(cache)? {
-        let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if path.is_dir() && name.starts_with(prefix) {
-            let used = fs::metadata(path.join("used"))
-                .and_then(|m| m.modified())
-                .ok();
-            images.push((used, path));
-        }
-    }
-    images.sort();
-    let spare = images.len().saturating_sub(KEPT);
-    for (used, path) in images.into_iter().take(spare) {
-        let age = used.and_then(|t| t.elapsed().ok());
-        if age.is_none_or(|age| age.as_secs() > KEPT_HOURS * 3600) {
-            paths::remove_dir(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Notes that an image was used now.
-fn touch(dir: &Path) -> Result<()> {
-    let file = dir.join("used");
-    fs::write(&file, "").with_context(|| format!("cannot write {}", file.display()))
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::digest::Key;
 use crate::ui::{Step, run_logged};
-use crate::{lock, packages, paths};
+use crate::{cache, lock, packages, paths};
 use config::Fragment;
 
 /// Debian's package of the kernel source.
@@ -25,6 +25,11 @@ const SOURCE_PACKAGE: &str = "linux-source-6.12";
 
 /// The tarball that package installs.
 const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
+
+/// Build trees of one configuration that stay in the cache (1.2 GiB each), and
+/// sets of packages in each (15 MiB).
+const KEPT_TREES: usize = 1;
+const KEPT_PACKAGES: usize = 4;
 
 /// The driver in our tree.
 const DRIVER: &str = "ddsnap/kernel";
@@ -78,9 +83,8 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
     for fragment in &fragments {
         key = key.text(&fragment.text);
     }
-    let dir = paths::cache()?
-        .join("kernel")
-        .join(format!("{name}-{}", key.finish()));
+    let cache_dir = paths::cache()?.join("kernel");
+    let dir = cache_dir.join(format!("{name}-{}", key.finish()));
     paths::make_dir(&dir)?;
     let _lock = lock::take(&dir.join("lock"))?;
 
@@ -95,9 +99,13 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
         }
         Driver::Without => "debs-without-driver".to_string(),
     });
+    cache::touch(&dir)?;
     if let Some(built) = find(&debs)? {
+        cache::touch(&debs)?;
         return Ok(built);
     }
+    cache::prune(&cache_dir, &format!("{name}-"), KEPT_TREES)?;
+    cache::prune(&dir, "debs-", KEPT_PACKAGES)?;
     let tree = dir.join("tree");
     let log = dir.join("build.log");
     let step = Step::start(format!("kernel {name} ({})", log.display()));
@@ -116,6 +124,19 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
     collect(&dir, &debs)?;
     step.done("built");
     find(&debs)?.context("the kernel's build left no linux-image and linux-headers packages")
+}
+
+/// Copies the packages to `target/kernel/`.
+pub fn publish(built: &Built) -> Result<Vec<PathBuf>> {
+    let dir = paths::target().join("kernel");
+    paths::make_dir(&dir)?;
+    let mut published = Vec::new();
+    for deb in [&built.image, &built.headers] {
+        let to = dir.join(deb.file_name().unwrap_or_default());
+        fs::copy(deb, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        published.push(to);
+    }
+    Ok(published)
 }
 
 /// base plus the named fragments: `debug` builds upon `qemu`'s choices of its own.

@@ -80,7 +80,7 @@ impl Run<'_> {
             let left =
                 Duration::from_secs(self.scenario.timeout).checked_sub(self.started.elapsed());
             let line = self.scenario.lines.get(i).copied().unwrap_or(0);
-            let place = || format!("{}:{line}: {title}", self.scenario.file.display());
+            let place = || format!("{}:{line}: {title}", paths::shown(&self.scenario.file));
             let Some(left) = left else {
                 bail!(
                     "{}: the scenario's {} seconds are over",

@@ -244,7 +244,13 @@ pub struct SchemaError {
 
 impl std::fmt::Display for SchemaError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}: {}", self.file.display(), self.line, self.what)
+        write!(
+            f,
+            "{}:{}: {}",
+            crate::paths::shown(&self.file),
+            self.line,
+            self.what
+        )
     }
 }
 

@@ -9,9 +9,9 @@ mod imports;
 mod text;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use xshell::{Shell, cmd};
 
 use crate::{paths, scenario};
 
@@ -70,28 +70,13 @@ pub fn tidy(bless: bool) -> Result<()> {
 
 /// The text files of the checkout: what git tracks or would track.
 fn sources(root: &Path) -> Result<Vec<Source>> {
-    let out = Command::new("git")
-        .current_dir(root)
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
-        .output()
-        .context("cannot run git")?;
-    if !out.status.success() {
-        bail!(
-            "git ls-files failed: {}",
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
-    }
+    let sh = Shell::new()?;
+    sh.change_dir(root);
+    let listed = cmd!(sh, "git ls-files -z --cached --others --exclude-standard")
+        .quiet()
+        .read()?;
     let mut sources = Vec::new();
-    for name in String::from_utf8_lossy(&out.stdout)
-        .split('\0')
-        .filter(|n| !n.is_empty())
-    {
+    for name in listed.split('\0').filter(|n| !n.is_empty()) {
         let bytes = std::fs::read(root.join(name)).unwrap_or_default();
         if let Ok(text) = String::from_utf8(bytes) {
             if !text.contains('\0') {
