@@ -127,9 +127,10 @@ pub fn command() -> Command {
                 .subcommand(define_master::command()),
         )
         .subcommand(
-            verb("forget", "Forget a volume; its devices keep their contents")
+            verb("forget", "Forget a volume, or delete a snapshot")
                 .subcommand_required(true)
-                .subcommand(forget::command()),
+                .subcommand(forget::volume_command())
+                .subcommand(forget::snapshot_command()),
         )
         .subcommand(start_stop::command("start", "Start a volume or its master"))
         .subcommand(start_stop::command("stop", "Stop a volume or its master"))
@@ -276,7 +277,8 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
             _ => USAGE_ERROR,
         },
         Some(("forget", sub)) => match sub.subcommand() {
-            Some(("volume", m)) => forget::run(m, context),
+            Some(("volume", m)) => forget::run_volume(m, context),
+            Some(("snapshot", m)) => forget::run_snapshot(m, context),
             _ => USAGE_ERROR,
         },
         Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),

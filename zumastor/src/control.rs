@@ -51,6 +51,13 @@ pub enum Request {
         /// The volume.
         volume: String,
     },
+    /// `forget snapshot`.
+    ForgetSnapshot {
+        /// The volume.
+        volume: String,
+        /// The snapshot's number.
+        snapshot: u32,
+    },
     /// `start volume` or `start master`.
     Start {
         /// Which part.
@@ -86,6 +93,7 @@ impl Request {
             Request::DefineVolume(define) => Some(&define.volume),
             Request::DefineMaster { volume, .. }
             | Request::Forget { volume }
+            | Request::ForgetSnapshot { volume, .. }
             | Request::Start { volume, .. }
             | Request::Stop { volume, .. }
             | Request::Snapshot { volume, .. } => Some(volume),

@@ -127,6 +127,9 @@ impl Daemon {
                 self.with(volume, |v| v.define_master(*flags, out))
             }
             Request::Forget { volume } => self.forget(volume, out),
+            Request::ForgetSnapshot { volume, snapshot } => {
+                self.with(volume, |v| v.forget_snapshot(*snapshot, out))
+            }
             Request::Start {
                 role: Role::Volume,
                 volume,

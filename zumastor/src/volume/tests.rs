@@ -473,6 +473,32 @@ fn forget_of_a_busy_volume_says_who_and_keeps_it_whole() {
 }
 
 #[test]
+fn forget_snapshot_takes_one_and_keeps_the_others() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    assert_eq!((take(&mut volume), take(&mut volume)), (0, 2));
+    volume.forget_snapshot(0, &mut |_| ()).expect("forgotten");
+    assert_eq!(bench.mounted(), ["v", "v(2)"]);
+    assert_eq!(bench.devices(), ["v", "v(2)"]);
+    let refused = volume.forget_snapshot(0, &mut |_| ()).unwrap_err();
+    assert_eq!(refused.to_string(), "volume 'v' has no snapshot 0");
+    // Its number is not used again, now or after a restart.
+    assert_eq!(take(&mut volume), 4);
+    assert_eq!(bench.reload().snapshots().len(), 2);
+}
+
+#[test]
+fn forget_of_a_busy_snapshot_keeps_it_whole() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    take(&mut volume);
+    bench.fake.state().busy.insert(volume.mountpoint(Some(0)));
+    volume.forget_snapshot(0, &mut |_| ()).unwrap_err();
+    assert_eq!(bench.mounted(), ["v", "v(0)"]);
+    assert_eq!(bench.reload().snapshots().len(), 1);
+}
+
+#[test]
 fn stop_master_unmounts_and_keeps_devices_and_processes() {
     let bench = Bench::new();
     let mut volume = bench.master();
