@@ -32,10 +32,10 @@ pub fn take(path: &Path) -> Result<Lock> {
             }
         }
         if Instant::now() > deadline {
-            bail!("another build has held {} for an hour", path.display());
+            bail!("another process has held {} for an hour", path.display());
         }
         if !told {
-            eprintln!("waiting for another build that holds {}", path.display());
+            eprintln!("waiting for another process that holds {}", path.display());
             told = true;
         }
         std::thread::sleep(Duration::from_millis(200));

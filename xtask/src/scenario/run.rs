@@ -12,11 +12,11 @@ use anyhow::{Context, Result, bail};
 
 use super::schema::{Scenario, Step};
 use crate::image::booted::Booted;
-use crate::paths;
 use crate::ui::{self, Step as Progress};
 use crate::vm::agent::{Output, Pid};
 use crate::vm::console::find_report;
 use crate::vm::machine::{Lifetime, Machine, guest_env};
+use crate::{lock, paths};
 
 /// Time to collect one file of evidence from a guest that may be in trouble.
 const EVIDENCE: Duration = Duration::from_secs(60);
@@ -35,6 +35,9 @@ pub fn dir_of(name: &str) -> PathBuf {
 /// Runs a scenario. An error is a failed scenario, and says at which step.
 pub fn run(scenario: &Scenario, booted: &Booted, keep: bool, progress: &Progress) -> Result<()> {
     let dir = dir_of(&scenario.name);
+    paths::make_dir(dir.parent().unwrap_or(&dir))?;
+    // Two runs at once would take each other's disks away.
+    let _lock = lock::take(&dir.with_extension("lock"))?;
     paths::fresh_dir(&dir)?;
     let machine = booted.resume(&dir, Lifetime::WithHarness)?;
     let transcript = dir.join("transcript.txt");
