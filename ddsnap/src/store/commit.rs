@@ -13,14 +13,13 @@
 use std::collections::HashMap;
 
 use super::Store;
-use super::api::{Done, Location, Op, OpError};
+use super::api::{Done, Op, OpError};
 use super::checkpoint::MAX_RECENT;
 use super::error::StoreError;
 use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
-use crate::format::snaptable::{Snapshot, State};
 use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
 
 /// The most bytes of data a group holds in memory.
@@ -83,88 +82,6 @@ impl Store {
             self.latch(result)?;
         }
         Ok(answers)
-    }
-
-    /// Where a snapshot's chunk is to be read from.
-    ///
-    /// # Errors
-    /// The index cannot be read.
-    pub fn locate(
-        &mut self,
-        tag: SnapTag,
-        chunk: Chunk,
-    ) -> Result<Result<Location, OpError>, StoreError> {
-        let snapshot = match self.live_snapshot(tag, chunk) {
-            Ok(snapshot) => snapshot,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        if let Some(place) = self.overlay(snapshot.seq, chunk)? {
-            return Ok(Ok(Location::Store(place)));
-        }
-        Ok(match self.present(snapshot.seq, chunk)? {
-            Some(place) => Ok(Location::Store(place)),
-            None if chunk.0 >= self.state.origin_chunks => Err(OpError::OutOfRange(chunk)),
-            None => Ok(Location::Origin),
-        })
-    }
-
-    /// Whether the origin's chunk may be written without asking, until the next snapshot.
-    ///
-    /// # Errors
-    /// The index cannot be read.
-    pub fn is_unique(&mut self, chunk: Chunk) -> Result<bool, StoreError> {
-        match self.state.snapshots.newest_with(chunk) {
-            None => Ok(true),
-            Some(newest) => Ok(self.present(newest, chunk)?.is_some()),
-        }
-    }
-
-    fn live_snapshot(&self, tag: SnapTag, chunk: Chunk) -> Result<Snapshot, OpError> {
-        let snapshot = *self
-            .state
-            .snapshots
-            .by_tag(tag)
-            .ok_or(OpError::NoSuchSnapshot(tag))?;
-        if snapshot.state != State::Live {
-            return Err(OpError::Squashed(tag));
-        }
-        if chunk.0 >= snapshot.origin_chunks {
-            return Err(OpError::OutOfRange(chunk));
-        }
-        Ok(snapshot)
-    }
-
-    fn overlay(&mut self, seq: SnapSeq, chunk: Chunk) -> Result<Option<StoreChunk>, StoreError> {
-        let value = self.state.overlays.get(&mut self.media, (seq.0, chunk.0))?;
-        value
-            .map(|value| self.checked_place(value.place))
-            .transpose()
-    }
-
-    /// The exception that serves a snapshot: the one of the smallest sequence that is not older.
-    fn present(&mut self, seq: SnapSeq, chunk: Chunk) -> Result<Option<StoreChunk>, StoreError> {
-        let first = self
-            .state
-            .exceptions
-            .first_from(&mut self.media, (chunk.0, seq.0))?;
-        let value = first
-            .filter(|(key, _)| key.0 == chunk.0)
-            .map(|(_, value)| value);
-        value
-            .map(|value| self.checked_place(value.place))
-            .transpose()
-    }
-
-    /// A place from the index, which must not lead outside the data region whatever the disk says.
-    fn checked_place(&self, place: u64) -> Result<StoreChunk, StoreError> {
-        let place = StoreChunk(place);
-        if self.state.space.contains(place) {
-            Ok(place)
-        } else {
-            Err(self
-                .media
-                .inconsistent(format!("store chunk {place} lies outside the data region")))
-        }
     }
 
     fn commit_group(

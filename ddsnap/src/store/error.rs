@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::format::FormatError;
+use crate::units::{Chunk, StoreChunk};
 
 /// A failure of the store as a whole; what a single request may meet is [`super::OpError`].
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,22 @@ pub enum StoreError {
         device: String,
         /// What is wrong.
         problem: String,
+    },
+    /// A saved chunk is not what was saved.
+    #[error(
+        "{device}: store chunk {place}, which holds chunk {chunk} of the origin, is damaged: its checksum is {found:#010x}, expected {wanted:#010x}"
+    )]
+    BadData {
+        /// The device.
+        device: String,
+        /// Which chunk of the origin was saved there.
+        chunk: Chunk,
+        /// Where it lies.
+        place: StoreChunk,
+        /// crc32c of what is there.
+        found: u32,
+        /// crc32c of what was saved.
+        wanted: u32,
     },
     /// There is no store here.
     #[error("{device}: no snapshot store here (initialise it first): {problem}")]

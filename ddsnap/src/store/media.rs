@@ -141,6 +141,27 @@ impl Media {
         }
     }
 
+    /// Compares the data of an exception with its checksum.
+    pub fn prove(
+        &self,
+        chunk: Chunk,
+        place: StoreChunk,
+        wanted: u32,
+        data: &[u8],
+    ) -> Result<(), StoreError> {
+        let found = crc32c::crc32c(data);
+        if found == wanted {
+            return Ok(());
+        }
+        Err(StoreError::BadData {
+            device: self.data_name(),
+            chunk,
+            place,
+            found,
+            wanted,
+        })
+    }
+
     pub fn inconsistent(&self, problem: impl Into<String>) -> StoreError {
         StoreError::Inconsistent {
             device: self.meta_name(),

@@ -17,6 +17,7 @@ mod full;
 mod index;
 mod init;
 mod journal;
+mod lookup;
 mod media;
 mod metaalloc;
 mod open;
@@ -25,10 +26,12 @@ mod snapshot;
 mod state;
 mod status;
 mod sweep;
+mod view;
 
 pub use api::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
 pub use error::StoreError;
 pub use media::Devices;
+pub use view::View;
 
 use crate::format::superblock::Superblock;
 use crate::units::{ChunkShift, SnapTag};
@@ -105,7 +108,10 @@ impl Store {
     /// Passes a result on; an error after which the disk's content is not known latches the store.
     fn latch<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(error) = &result {
-            if !matches!(error, StoreError::Read { .. } | StoreError::Damaged { .. }) {
+            if !matches!(
+                error,
+                StoreError::Read { .. } | StoreError::Damaged { .. } | StoreError::BadData { .. }
+            ) {
                 self.latch_now(error);
             }
         }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Opening a store: find the newest whole superblock, load what it leads to, replay the journal, and
 //! begin a new epoch with a checkpoint. Until that checkpoint nothing the superblock needs is
-//! overwritten, so a crash at any point leaves a store that opens the same way again.
+//! overwritten, so a crash at any point leaves a store that opens the same way again. All before that
+//! checkpoint only reads ([`Store::recover`]); reading without a server ends there (see `view`).
 
 use super::error::StoreError;
 use super::index::tree;
@@ -29,7 +30,27 @@ impl Store {
     /// # Errors
     /// There is no store, the devices do not belong to it, or it is damaged: then nothing was
     /// written.
-    pub fn open(
+    pub fn open(devices: Devices, options: &OpenOptions) -> Result<(Store, Opened), StoreError> {
+        let (mut store, opened) = Store::recover(devices, options)?;
+        if !opened.clean {
+            // After a crash of the server alone, what was just read may still be in the disk's cache.
+            store.media.flush_data()?;
+        }
+        store.checkpoint_with(|next| {
+            next.epoch += 1;
+            next.tail = 0;
+            next.tail_sequence = 1;
+        })?;
+        Ok((store, opened))
+    }
+
+    /// The store as superblock, trees and journal say it is, in memory: everything that opening does
+    /// before it writes. The ring still is the one that was replayed, so nothing may be changed before
+    /// a checkpoint has begun a new epoch.
+    ///
+    /// # Errors
+    /// There is no store, the devices do not belong to it, or it is damaged.
+    pub(crate) fn recover(
         mut devices: Devices,
         options: &OpenOptions,
     ) -> Result<(Store, Opened), StoreError> {
@@ -52,8 +73,6 @@ impl Store {
         };
         if !superblock.clean {
             recover::replay(&mut media, &superblock, &mut state, &mut opened)?;
-            // After a crash of the server alone, what was just read may still be in the disk's cache.
-            media.flush_data()?;
         }
         state.origin_chunks = origin_device_chunks;
         let mut sweep = Sweep::default();
@@ -65,7 +84,7 @@ impl Store {
             sweep.want();
         }
         let ring = Ring::new(&superblock);
-        let mut store = Store {
+        let store = Store {
             media,
             superblock,
             state,
@@ -75,11 +94,6 @@ impl Store {
             failed: None,
             given_up: Vec::new(),
         };
-        store.checkpoint_with(|next| {
-            next.epoch += 1;
-            next.tail = 0;
-            next.tail_sequence = 1;
-        })?;
         Ok((store, opened))
     }
 }

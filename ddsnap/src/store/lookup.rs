@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Who reads what where: the read rule of snapshots, and which chunks of the origin need saving.
+
+use super::Store;
+use super::api::{Location, OpError};
+use super::error::StoreError;
+use crate::format::node::Value;
+use crate::format::snaptable::{Snapshot, State};
+use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
+
+/// What a snapshot's chunk is, with all that the index knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Still on the origin.
+    Origin,
+    /// A saved chunk and the checksum of its data.
+    Exception(StoreChunk, u32),
+    /// The snapshot's own.
+    Overlay(StoreChunk),
+}
+
+impl Store {
+    /// Where a snapshot's chunk is to be read from.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn locate(
+        &mut self,
+        tag: SnapTag,
+        chunk: Chunk,
+    ) -> Result<Result<Location, OpError>, StoreError> {
+        Ok(self.find(tag, chunk)?.map(|found| match found {
+            Found::Origin => Location::Origin,
+            Found::Exception(place, _) | Found::Overlay(place) => Location::Store(place),
+        }))
+    }
+
+    /// As [`locate`](Self::locate), with the checksum.
+    pub(crate) fn find(
+        &mut self,
+        tag: SnapTag,
+        chunk: Chunk,
+    ) -> Result<Result<Found, OpError>, StoreError> {
+        let snapshot = match self.live_snapshot(tag, chunk) {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Some(place) = self.overlay(snapshot.seq, chunk)? {
+            return Ok(Ok(Found::Overlay(place)));
+        }
+        Ok(match self.exception(snapshot.seq, chunk)? {
+            Some((place, crc)) => Ok(Found::Exception(place, crc)),
+            None if chunk.0 >= self.state.origin_chunks => Err(OpError::OutOfRange(chunk)),
+            None => Ok(Found::Origin),
+        })
+    }
+
+    /// Whether the origin's chunk may be written without asking, until the next snapshot.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn is_unique(&mut self, chunk: Chunk) -> Result<bool, StoreError> {
+        match self.state.snapshots.newest_with(chunk) {
+            None => Ok(true),
+            Some(newest) => Ok(self.present(newest, chunk)?.is_some()),
+        }
+    }
+
+    pub(super) fn live_snapshot(&self, tag: SnapTag, chunk: Chunk) -> Result<Snapshot, OpError> {
+        let snapshot = *self
+            .state
+            .snapshots
+            .by_tag(tag)
+            .ok_or(OpError::NoSuchSnapshot(tag))?;
+        if snapshot.state != State::Live {
+            return Err(OpError::Squashed(tag));
+        }
+        if chunk.0 >= snapshot.origin_chunks {
+            return Err(OpError::OutOfRange(chunk));
+        }
+        Ok(snapshot)
+    }
+
+    pub(super) fn overlay(
+        &mut self,
+        seq: SnapSeq,
+        chunk: Chunk,
+    ) -> Result<Option<StoreChunk>, StoreError> {
+        let value = self.state.overlays.get(&mut self.media, (seq.0, chunk.0))?;
+        value
+            .map(|value| self.checked_place(value.place))
+            .transpose()
+    }
+
+    /// Where the exception lies that serves a snapshot.
+    pub(super) fn present(
+        &mut self,
+        seq: SnapSeq,
+        chunk: Chunk,
+    ) -> Result<Option<StoreChunk>, StoreError> {
+        Ok(self.exception(seq, chunk)?.map(|(place, _)| place))
+    }
+
+    /// The exception that serves a snapshot: the one of the smallest sequence that is not older.
+    fn exception(
+        &mut self,
+        seq: SnapSeq,
+        chunk: Chunk,
+    ) -> Result<Option<(StoreChunk, u32)>, StoreError> {
+        let first = self
+            .state
+            .exceptions
+            .first_from(&mut self.media, (chunk.0, seq.0))?;
+        let value = first
+            .filter(|(key, _)| key.0 == chunk.0)
+            .map(|(_, value)| value);
+        value
+            .map(|Value { place, crc }| Ok((self.checked_place(place)?, crc)))
+            .transpose()
+    }
+
+    /// A place from the index, which must not lead outside the data region whatever the disk says.
+    fn checked_place(&self, place: u64) -> Result<StoreChunk, StoreError> {
+        let place = StoreChunk(place);
+        if self.state.space.contains(place) {
+            Ok(place)
+        } else {
+            Err(self
+                .media
+                .inconsistent(format!("store chunk {place} lies outside the data region")))
+        }
+    }
+}
