@@ -8,9 +8,11 @@
 mod agent;
 mod create;
 mod delete;
+mod extract;
 mod initialize;
 mod list;
 mod numbers;
+mod offline;
 mod output;
 mod priority;
 mod server;
@@ -68,6 +70,7 @@ enum Command {
     Status(status::Status),
     Priority(priority::Priority),
     Usecount(usecount::Usecount),
+    Extract(extract::Extract),
 }
 
 /// The command line's definition, for man pages and completions.
@@ -112,6 +115,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Priority(command) => command.run(),
         Command::Usecount(command) => command.run(),
+        Command::Extract(command) => command.run(),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -135,6 +139,7 @@ fn print_usage(args: &[OsString]) {
 fn code_of(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Connect { .. }) => UNUSABLE,
+        None if error.is::<offline::Unsound>() => UNUSABLE,
         _ => 1,
     }
 }

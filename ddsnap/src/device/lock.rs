@@ -25,13 +25,33 @@ pub struct StoreLock {
 }
 
 /// A write lock on the whole file.
-const WHOLE: libc::flock = libc::flock {
-    l_type: libc::F_WRLCK as libc::c_short,
-    l_whence: libc::SEEK_SET as libc::c_short,
-    l_start: 0,
-    l_len: 0,
-    l_pid: 0, // the kernel demands it
-};
+const WHOLE: libc::flock = whole(libc::F_WRLCK);
+/// A read lock on the whole file.
+const SHARED: libc::flock = whole(libc::F_RDLCK);
+
+const fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0, // the kernel demands it
+    }
+}
+
+/// Keeps servers off the store at `path`, but not others who only read it. Does not wait, and needs
+/// no right to write.
+///
+/// # Errors
+/// `ErrorKind::WouldBlock` if a server holds it; any error of opening `path` or of fcntl itself.
+pub fn share_store(path: &Path) -> io::Result<StoreLock> {
+    let file = File::open(path)?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&SHARED)) {
+        Ok(_) => Ok(StoreLock { _file: file }),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(errno) => Err(errno.into()),
+    }
+}
 
 /// Locks the store at `path` through an open file of its own, waiting up to `deadline` for its holder.
 ///
@@ -74,7 +94,7 @@ mod tests {
 
     use nix::fcntl::{Flock, FlockArg};
 
-    use super::lock_store;
+    use super::{lock_store, share_store};
 
     const SOON: Duration = Duration::from_millis(10);
     const LATER: Duration = Duration::from_secs(60);
@@ -89,6 +109,20 @@ mod tests {
         let second = std::thread::spawn(move || lock_store(&path, LATER).is_ok());
         drop(first);
         assert!(second.join().unwrap());
+    }
+
+    #[test]
+    fn readers_share_a_store_and_keep_servers_off() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let one = share_store(file.path()).unwrap();
+        let two = share_store(file.path()).unwrap();
+        drop(one);
+        let refused = lock_store(file.path(), SOON).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        drop(two);
+        let _server = lock_store(file.path(), LATER).unwrap();
+        let refused = share_store(file.path()).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     /// `ddsnap initialize` said "another server holds the snapshot store" while udev probed the device.

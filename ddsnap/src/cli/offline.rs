@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the commands that read a store without its server share.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::device::lock::{StoreLock, share_store};
+use crate::device::uring::Access;
+use crate::server::start::open_device;
+use crate::store::{Devices, OpenOptions, StoreError, View};
+
+/// Memory for index nodes.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// There is no sound store: exit code 99.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Unsound(#[from] pub StoreError);
+
+/// Keeps servers off a store that is read; others may read it too.
+///
+/// # Errors
+/// A server holds it, or it cannot be opened.
+pub fn share(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
+    let locked = meta.unwrap_or(snapstore);
+    share_store(locked).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => anyhow::anyhow!(
+            "{}: a server holds the snapshot store; stop it first",
+            locked.display()
+        ),
+        _ => anyhow::Error::from(error).context(format!("cannot lock {}", locked.display())),
+    })
+}
+
+/// The store on devices opened for reading.
+///
+/// # Errors
+/// A device cannot be opened, or ([`Unsound`]) there is no sound store.
+pub fn view(snapstore: &Path, origin: &Path, meta: Option<&PathBuf>) -> Result<View> {
+    let devices = Devices {
+        origin: Box::new(open_device(origin, Access::Read)?),
+        data: Box::new(open_device(snapstore, Access::Read)?),
+        meta: match meta {
+            Some(meta) => Some(Box::new(open_device(meta, Access::Read)?)),
+            None => None,
+        },
+    };
+    let options = OpenOptions {
+        cache_bytes: CACHE_BYTES,
+    };
+    let (view, _) = View::open(devices, &options).map_err(Unsound)?;
+    Ok(view)
+}
+
+/// A bar over so many bytes; invisible unless standard error is a terminal.
+///
+/// # Errors
+/// None that could happen: the template is a constant.
+pub fn progress(bytes: u64) -> Result<ProgressBar> {
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+    )
+    .context("the progress bar's template")?;
+    Ok(ProgressBar::with_draw_target(Some(bytes), target).with_style(style))
+}

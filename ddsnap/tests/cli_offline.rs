@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Commands that read a store without its server, on plain files: `extract`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ddsnap::device::BlockDevice;
+use ddsnap::device::lock::lock_store;
+use ddsnap::device::uring::{Access, UringDevice};
+use ddsnap::store::{Devices, Done, InitOptions, Location, Op, OpenOptions, Store};
+use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+
+const CHUNK: u64 = 8192;
+const CHUNKS: u64 = 512;
+const STORE_BYTES: u64 = 8 << 20;
+
+/// A volume on plain files, and what its snapshots contain.
+struct Files {
+    dir: tempfile::TempDir,
+    meta: bool,
+    snapshots: Vec<(u32, Vec<u8>)>,
+    /// Where the store keeps chunk 3 of snapshot 2.
+    saved: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn ddsnap(args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_ddsnap"))
+        .args(args)
+        .env("TZ", "UTC")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Ran {
+        code: output.status.code().expect("ended by itself"),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Content number `stamp` of a chunk; 0 is all zeros.
+fn content(stamp: u8) -> Vec<u8> {
+    (0..CHUNK)
+        .map(|at| stamp.wrapping_mul(at as u8 | 1))
+        .collect()
+}
+
+impl Files {
+    /// Snapshots 2 and 4 of an origin that changed before, between and after; a chunk of snapshot 2
+    /// was written to. `closed`: the store was closed in order, else its server was killed.
+    fn new(meta: bool, closed: bool) -> Files {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, len| File::create(dir.path().join(name)).unwrap().set_len(len);
+        make("origin", CHUNKS * CHUNK).unwrap();
+        make("store", STORE_BYTES).unwrap();
+        if meta {
+            make("meta", 2 << 20).unwrap();
+        }
+        let mut files = Files {
+            dir,
+            meta,
+            snapshots: Vec::new(),
+            saved: 0,
+        };
+        let options = InitOptions {
+            chunk: ChunkShift::from_bytes(CHUNK).unwrap(),
+            journal_bytes: None,
+            now: 1_795_311_879,
+            uuid: *b"0123456789abcdef",
+        };
+        Store::initialize(&mut files.devices(), &options).unwrap();
+        let origin = File::options()
+            .write(true)
+            .open(files.path("origin"))
+            .unwrap();
+        let put = |chunk: u64, stamp| origin.write_all_at(&content(stamp), chunk * CHUNK).unwrap();
+        (0..40).for_each(|chunk| put(chunk, 1 + chunk as u8));
+        let mut store = files.open();
+        for (tag, chunks, stamp) in [(2, [3, 10, 500], 100), (4, [3, 11, 501], 200)] {
+            store.create(SnapTag(tag), 1_795_311_880).unwrap().unwrap();
+            let whole = fs::read(files.path("origin")).unwrap();
+            files.snapshots.push((tag, whole));
+            for chunk in chunks {
+                let done = store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+                assert_eq!(done, [Ok(Done::Unique)]);
+                put(chunk, stamp);
+            }
+        }
+        let done = store
+            .commit(&[Op::SnapshotWrite(SnapTag(2), Chunk(20))])
+            .unwrap();
+        let Ok(Done::Private(place)) = done[0] else {
+            panic!("{done:?}");
+        };
+        let device = File::options()
+            .write(true)
+            .open(files.path("store"))
+            .unwrap();
+        device.write_all_at(&content(77), place.0 * CHUNK).unwrap();
+        let at = 20 * CHUNK as usize;
+        files.snapshots[0].1[at..at + CHUNK as usize].copy_from_slice(&content(77));
+        let Ok(Location::Store(place)) = store.locate(SnapTag(2), Chunk(3)).unwrap() else {
+            panic!("chunk 3 was not saved");
+        };
+        files.saved = place.0;
+        match closed {
+            true => store.close().unwrap(),
+            false => drop(store),
+        }
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn devices(&self) -> Devices {
+        let open = |name, access| -> Box<dyn BlockDevice> {
+            Box::new(UringDevice::open(&self.path(name), access).unwrap())
+        };
+        Devices {
+            origin: open("origin", Access::Read),
+            data: open("store", Access::ReadWrite),
+            meta: self.meta.then(|| open("meta", Access::ReadWrite)),
+        }
+    }
+
+    fn open(&self) -> Store {
+        let options = OpenOptions {
+            cache_bytes: 1 << 20,
+        };
+        Store::open(self.devices(), &options).unwrap().0
+    }
+
+    /// The operands STORE ORIGIN [META].
+    fn operands(&self) -> Vec<String> {
+        let names = ["store", "origin", "meta"];
+        let count = if self.meta { 3 } else { 2 };
+        names[..count].iter().map(|name| self.name(name)).collect()
+    }
+
+    fn extract(&self, tag: &str, out: &str, more: &[&str]) -> Ran {
+        let operands = self.operands();
+        let mut args = vec!["extract"];
+        args.extend(operands.iter().map(String::as_str));
+        let out = self.name(out);
+        args.extend([tag, &out]);
+        args.extend(more);
+        ddsnap(&args)
+    }
+
+    /// Every byte of every device.
+    fn bytes(&self) -> Vec<Vec<u8>> {
+        self.operands()
+            .iter()
+            .map(|path| fs::read(path).unwrap())
+            .collect()
+    }
+
+    /// Names of all files here.
+    fn listing(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn flip(&self, name: &str, offset: u64) {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(self.path(name))
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        byte[0] ^= 0x10;
+        file.write_all_at(&byte, offset).unwrap();
+    }
+}
+
+#[test]
+fn a_snapshot_comes_out_of_the_raw_devices() {
+    for (meta, closed) in [(false, true), (false, false), (true, true), (true, false)] {
+        let files = Files::new(meta, closed);
+        let before = files.bytes();
+        for (tag, content) in &files.snapshots {
+            let out = format!("out{tag}");
+            let ran = files.extract(&tag.to_string(), &out, &[]);
+            assert_eq!(
+                (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+                (0, "", ""),
+                "{ran:?}"
+            );
+            assert!(
+                fs::read(files.path(&out)).unwrap() == *content,
+                "snapshot {tag}"
+            );
+            let on_disk = fs::metadata(files.path(&out)).unwrap().blocks() * 512;
+            assert!(on_disk <= 60 * CHUNK, "{on_disk} bytes for about 42 chunks");
+        }
+        assert!(files.bytes() == before, "a device was written to");
+        let names = files.listing();
+        assert!(
+            !names.iter().any(|name| name.contains("partial")),
+            "{names:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_there_is_replaced_only_by_force_and_devices_never() {
+    let files = Files::new(false, true);
+    fs::write(files.path("out"), "precious").unwrap();
+    let ran = files.extract("2", "out", &[]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.contains("--force replaces it"), "{ran:?}");
+    assert_eq!(fs::read(files.path("out")).unwrap(), b"precious");
+    let ran = files.extract("2", "out", &["--force"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(files.path("out")).unwrap() == files.snapshots[0].1);
+
+    let before = files.bytes();
+    std::os::unix::fs::symlink(files.path("store"), files.path("link")).unwrap();
+    for out in ["origin", "store", "link"] {
+        let ran = files.extract("2", out, &["--force"]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(
+            ran.stderr.contains("cannot be written to as well"),
+            "{ran:?}"
+        );
+    }
+    assert!(files.bytes() == before);
+    fs::create_dir(files.path("dir")).unwrap();
+    for (out, words) in [
+        ("dir", "neither a plain file nor a block device"),
+        ("no/where", "cannot create"),
+    ] {
+        let ran = files.extract("2", out, &["--force"]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_extracted_is_refused_with_a_sentence() {
+    let files = Files::new(false, true);
+    let names = files.listing();
+    for (tag, words) in [
+        (
+            "7",
+            "could not extract snapshot 7 because snapshot doesn't exist",
+        ),
+        ("-1", "a snapshot's number is 0 to"),
+        ("x", "a snapshot's number is 0 to"),
+    ] {
+        let operands = files.operands();
+        let out = files.name("out");
+        let ran = ddsnap(&["extract", "--", &operands[0], &operands[1], tag, &out]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
+    // A server has the store.
+    let lock = lock_store(&files.path("store"), Duration::ZERO).unwrap();
+    let ran = files.extract("2", "out", &[]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains("a server holds the snapshot store"),
+        "{ran:?}"
+    );
+    drop(lock);
+    // An origin that is too short, as another volume's would be.
+    let origin = File::options()
+        .write(true)
+        .open(files.path("origin"))
+        .unwrap();
+    origin.set_len(100 * CHUNK).unwrap();
+    let ran = files.extract("2", "out", &[]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains("chunk 100 is beyond the end"),
+        "{ran:?}"
+    );
+    assert_eq!(files.listing(), names);
+}
+
+#[test]
+fn a_damaged_chunk_ends_the_copy_and_leaves_no_file() {
+    let files = Files::new(false, true);
+    files.flip("store", files.saved * CHUNK + 4000);
+    let (before, names) = (files.bytes(), files.listing());
+    let ran = files.extract("2", "out", &[]);
+    assert_eq!((ran.code, ran.stderr.lines().count()), (1, 1), "{ran:?}");
+    let place = format!(
+        "store chunk {}, which holds chunk 3 of the origin, is damaged",
+        files.saved
+    );
+    assert!(ran.stderr.contains(&place), "{ran:?}");
+    assert_eq!(files.listing(), names);
+    assert!(files.bytes() == before);
+    // The other snapshot has chunk 3 from later on, from elsewhere.
+    assert_eq!(files.extract("4", "out", &[]).code, 0);
+}
+
+/// The commands that read a store, each with the operands it takes.
+fn commands(files: &Files) -> Vec<Vec<String>> {
+    let operands = files.operands();
+    let mut extract = vec!["extract".to_owned()];
+    extract.extend(operands);
+    extract.extend(["2".to_owned(), files.name("out")]);
+    vec![extract]
+}
+
+/// Each command says one sentence with `words`, ends with exit code 99, and changes nothing.
+fn all_refuse(files: &Files, words: &str) {
+    let (before, names) = (files.bytes(), files.listing());
+    for args in commands(files) {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let ran = ddsnap(&args);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (99, ""),
+            "{args:?}: {ran:?}"
+        );
+        assert_eq!(ran.stderr.lines().count(), 1, "{args:?}: {ran:?}");
+        assert!(ran.stderr.contains(words), "{args:?}: {ran:?}");
+        assert_eq!(files.listing(), names, "{args:?}");
+        assert!(files.bytes() == before, "{args:?}");
+    }
+}
+
+#[test]
+fn no_sound_store_is_exit_code_99_and_nothing_is_touched() {
+    let store = |files: &Files| {
+        File::options()
+            .write(true)
+            .open(files.path("store"))
+            .unwrap()
+    };
+    // Never initialised.
+    let files = Files::new(false, true);
+    store(&files).write_all_at(&[0; 128 << 10], 0).unwrap();
+    all_refuse(&files, "no snapshot store here");
+    // Cut off, at the end and within the superblocks.
+    let files = Files::new(false, true);
+    store(&files).set_len(STORE_BYTES - CHUNK).unwrap();
+    all_refuse(&files, "bytes, the store on it");
+    store(&files).set_len(1024).unwrap();
+    all_refuse(&files, "the device ends before it");
+    // Written by a program to come.
+    let files = Files::new(false, true);
+    let mut block = [0; 4096];
+    File::open(files.path("store"))
+        .unwrap()
+        .read_exact_at(&mut block, 0)
+        .unwrap();
+    block[8] = 2;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..]);
+    block[12..16].copy_from_slice(&crc.to_le_bytes());
+    store(&files).write_all_at(&block, 0).unwrap();
+    all_refuse(&files, "format version 2");
+    // One bit in each copy.
+    let files = Files::new(false, true);
+    files.flip("store", 200);
+    files.flip("store", 65536 + 200);
+    all_refuse(&files, "checksum");
+    // Devices of two stores, and a part of a store alone.
+    let (files, other) = (Files::new(true, true), Files::new(false, true));
+    fs::copy(other.path("store"), files.path("store")).unwrap();
+    all_refuse(&files, "it belongs to no store");
+    let mut files = Files::new(true, true);
+    fs::rename(files.path("meta"), files.path("store")).unwrap();
+    files.meta = false;
+    all_refuse(&files, "name the data device");
+}
