@@ -96,6 +96,15 @@ impl ChunkShift {
     }
 }
 
+/// Neighbouring chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRun {
+    /// The first of them.
+    pub first: Chunk,
+    /// How many, at least 1.
+    pub chunks: u64,
+}
+
 impl Chunk {
     /// Byte offset of this chunk on the origin.
     #[must_use]

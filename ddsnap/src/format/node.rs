@@ -194,6 +194,43 @@ impl LeafReader {
     }
 }
 
+/// Calls `visit` with each key of a leaf, in order. For looking through millions of entries: the rest
+/// of an entry is passed over.
+///
+/// # Errors
+/// As [`LeafReader`]; `visit` may have seen keys by then.
+#[inline]
+pub fn leaf_keys(block: &Block, mut visit: impl FnMut(Key)) -> Result<(), FormatError> {
+    let malformed = |problem| FormatError::Malformed {
+        what: LEAF,
+        problem,
+    };
+    let count = block.count();
+    bound(LEAF, "count", count as u64, 1, MAX_LEAF_COUNT as u64)?;
+    let payload = block.payload();
+    let mut at = 0;
+    let mut last: Key = (0, 0);
+    for index in 0..count {
+        let step = varint::get(payload, &mut at)?;
+        let step1 = varint::unzigzag(varint::get(payload, &mut at)?);
+        varint::get(payload, &mut at)?;
+        at += 4;
+        let key0 = last.0.checked_add(step);
+        let key0 = key0.ok_or_else(|| malformed("a key is beyond 64 bits"))?;
+        let key = (key0, last.1.wrapping_add(step1 as u64));
+        if index > 0 && last >= key {
+            return Err(malformed("keys are out of order"));
+        }
+        last = key;
+        visit(key);
+    }
+    match at.cmp(&payload.len()) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => Err(malformed("bytes follow the last entry")),
+        std::cmp::Ordering::Greater => Err(malformed("the last entry is cut short")),
+    }
+}
+
 /// Packs children into an interior node; there are 1 to [`FANOUT`].
 #[must_use]
 pub fn encode_interior(children: &[Child]) -> (BlockBuilder, u16, u16) {
@@ -325,7 +362,66 @@ mod tests {
 
     fn entries(block: &Block) -> Vec<(Key, Value)> {
         let mut reader = LeafReader::new(block.clone()).unwrap();
-        std::iter::from_fn(|| reader.next_entry().unwrap()).collect()
+        let all: Vec<_> = std::iter::from_fn(|| reader.next_entry().unwrap()).collect();
+        let mut keys = Vec::new();
+        leaf_keys(block, |key| keys.push(key)).unwrap();
+        assert!(keys.iter().eq(all.iter().map(|(key, _)| key)));
+        all
+    }
+
+    #[test]
+    fn both_readers_refuse_the_same_leaves() {
+        let good = leaf(&[
+            ((3, 200), Value { place: 9, crc: 1 }),
+            ((3, 201), Value { place: 8, crc: 2 }),
+            ((900, 4), Value { place: 7, crc: 3 }),
+        ]);
+        let (payload, used) = (good.payload().to_vec(), good.payload().len());
+        let mut refused = 0;
+        let mut check = |payload: &[u8], count: u16, used: usize| {
+            let mut builder = BlockBuilder::new();
+            builder.payload_mut()[..payload.len()].copy_from_slice(payload);
+            let seal = Seal {
+                block: MetaBlock(7),
+                generation: 1,
+                uuid_part: 9,
+                kind: Kind::Exceptions,
+                level: 0,
+                count,
+                used: used as u16,
+                aux: 0,
+            };
+            let block = builder.seal(&seal).1;
+            let reader = LeafReader::new(block.clone()).and_then(|mut reader| {
+                let mut all = Vec::new();
+                while let Some((key, _)) = reader.next_entry()? {
+                    all.push(key);
+                }
+                Ok(all)
+            });
+            let mut keys = Vec::new();
+            let scanned = leaf_keys(&block, |key| keys.push(key));
+            assert_eq!(
+                reader.is_ok(),
+                scanned.is_ok(),
+                "{payload:?} {count} {used}"
+            );
+            match reader {
+                Ok(all) => assert_eq!(all, keys),
+                Err(_) => refused += 1,
+            }
+        };
+        for used in 0..=used + 1 {
+            for count in 0..5 {
+                check(&payload, count, used);
+            }
+        }
+        for bit in 0..used * 8 {
+            let mut bent = payload.clone();
+            bent[bit / 8] ^= 1 << (bit % 8);
+            check(&bent, 3, used);
+        }
+        assert!(refused > 50, "{refused}");
     }
 
     #[test]

@@ -27,7 +27,19 @@ pub fn len(value: u64) -> usize {
 ///
 /// # Errors
 /// The bytes end too early, or encode more than 64 bits.
+#[inline]
 pub fn get(bytes: &[u8], at: &mut usize) -> Result<u64, FormatError> {
+    // Most differences are small.
+    match bytes.get(*at) {
+        Some(&byte) if byte < 0x80 => {
+            *at += 1;
+            Ok(byte.into())
+        }
+        _ => get_long(bytes, at),
+    }
+}
+
+fn get_long(bytes: &[u8], at: &mut usize) -> Result<u64, FormatError> {
     const BAD: FormatError = FormatError::Malformed {
         what: "index leaf",
         problem: "an integer is cut short or too long",

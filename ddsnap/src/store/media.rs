@@ -97,7 +97,38 @@ impl Media {
         }
     }
 
+    /// Reads and checks blocks by one batch, without remembering them: what looks at a whole index once
+    /// must not push out of the cache what is used again and again.
+    pub fn blocks_once(
+        &mut self,
+        pointers: &[Pointer],
+        kind: Kind,
+        level: u8,
+    ) -> Result<Vec<Block>, StoreError> {
+        let cached: Vec<_> = pointers.iter().map(|&p| self.cache.get(p)).collect();
+        let missing = pointers.iter().zip(&cached).filter(|(_, c)| c.is_none());
+        let missing: Vec<_> = missing.map(|(&pointer, _)| pointer).collect();
+        let mut read = self.read_blocks(&missing, kind, level)?.into_iter();
+        let blocks = cached
+            .into_iter()
+            .map(|block| block.or_else(|| read.next()));
+        Ok(blocks.flatten().collect())
+    }
+
     fn load(
+        &mut self,
+        pointers: &[Pointer],
+        kind: Kind,
+        level: u8,
+    ) -> Result<Vec<Block>, StoreError> {
+        let blocks = self.read_blocks(pointers, kind, level)?;
+        for (&pointer, block) in pointers.iter().zip(&blocks) {
+            self.cache.put(pointer, block.clone());
+        }
+        Ok(blocks)
+    }
+
+    fn read_blocks(
         &mut self,
         pointers: &[Pointer],
         kind: Kind,
@@ -122,7 +153,6 @@ impl Media {
             };
             let block =
                 Block::check(bytes, &expected).map_err(|source| self.damaged(pointer, source))?;
-            self.cache.put(pointer, block.clone());
             blocks.push(block);
         }
         Ok(blocks)

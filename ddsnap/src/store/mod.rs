@@ -12,6 +12,7 @@ mod cache;
 mod checkpoint;
 mod commands;
 mod commit;
+pub mod diff;
 mod error;
 mod full;
 mod index;
@@ -29,6 +30,7 @@ mod sweep;
 mod view;
 
 pub use api::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
+pub use diff::Changes;
 pub use error::StoreError;
 pub use media::Devices;
 pub use view::View;

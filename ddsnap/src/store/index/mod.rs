@@ -4,10 +4,12 @@
 //! Changes are durable as journal records before they come here, so losing the memory loses
 //! nothing. A checkpoint merges them into the tree ([`merge`]).
 
+pub(crate) mod changed;
 pub(crate) mod merge;
 pub(crate) mod tree;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::error::StoreError;
 use super::media::Media;
@@ -47,6 +49,12 @@ impl Index {
 
     pub fn remove(&mut self, key: Key) {
         self.recent.insert(key, None);
+    }
+
+    /// What lies in memory over the tree: keys in order, and whether each exists.
+    pub fn over_tree(&self, keys: Range<Key>) -> impl Iterator<Item = (Key, bool)> {
+        let recent = self.recent.range(keys);
+        recent.map(|(&key, value)| (key, value.is_some()))
     }
 
     /// The value of `key`.

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Which chunks differ between two snapshots.
+//!
+//! A chunk differs when the two do not share its exception or overlay: it has an exception of a
+//! sequence s with a <= s < b, a being the older and b the younger, or an overlay of either. Such an
+//! exception exists exactly if the least one >= a, which a reads, is not the one that b reads. And if
+//! the snapshots differ in length, what only the second has differs too.
+//!
+//! The exceptions in question cannot change while both snapshots live: new ones belong to the newest
+//! snapshot, and the first one >= a is never swept. So the list may be made in steps while the store
+//! goes on. Overlays made meanwhile, by writing to one of the two, may or may not be in it.
+
+use std::collections::VecDeque;
+
+use super::Store;
+use super::api::OpError;
+use super::error::StoreError;
+use super::index::Index;
+use super::index::changed::{self, Wanted};
+use super::media::Media;
+use crate::format::block::Kind;
+use crate::format::node::Key;
+use crate::format::snaptable::{Snapshot, State};
+use crate::units::{Chunk, ChunkRun, SnapSeq, SnapTag};
+
+/// Nodes of an index looked at in a step: some 10,000 entries, and a few milliseconds on a slow disk.
+const STEP_NODES: usize = 32;
+
+/// How far the list of chunks that differ between two snapshots is.
+#[derive(Debug)]
+pub struct Changes {
+    /// The snapshots, which must stay live.
+    snapshots: Vec<(SnapTag, SnapSeq)>,
+    sources: Vec<Entries>,
+    /// Chunks that differ because only the second snapshot has them, behind all others.
+    tail: Option<ChunkRun>,
+    /// Chunks below this one need not be looked at again.
+    listed: u64,
+}
+
+/// Entries of one index that make chunks differ.
+#[derive(Debug)]
+struct Entries {
+    kind: Kind,
+    wanted: Wanted,
+    /// Where to look on; none when all was looked at.
+    next: Option<Key>,
+    /// Chunks found and not listed yet.
+    found: VecDeque<u64>,
+}
+
+impl Entries {
+    fn exceptions(from: SnapSeq, to: SnapSeq, chunks: u64) -> Self {
+        let wanted = Wanted {
+            first_seq: from.0,
+            end_seq: to.0,
+            end: (chunks, 0),
+        };
+        Entries {
+            kind: Kind::Exceptions,
+            wanted,
+            next: Some((0, 0)),
+            found: VecDeque::new(),
+        }
+    }
+
+    fn overlays(seq: SnapSeq, chunks: u64) -> Self {
+        let wanted = Wanted {
+            first_seq: seq.0,
+            end_seq: seq.0.saturating_add(1),
+            end: (seq.0, chunks),
+        };
+        Entries {
+            kind: Kind::Overlays,
+            wanted,
+            next: Some((seq.0, 0)),
+            found: VecDeque::new(),
+        }
+    }
+
+    /// Whether more may be found than is.
+    fn is_waiting(&self) -> bool {
+        self.found.is_empty() && self.next.is_some()
+    }
+
+    fn look(&mut self, index: &Index, media: &mut Media) -> Result<(), StoreError> {
+        let Some(from) = self.next else {
+            return Ok(());
+        };
+        let mut keys = Vec::new();
+        self.next = changed::step(index, media, &self.wanted, from, STEP_NODES, &mut keys)?;
+        let chunks = keys.iter().map(|key| match self.kind {
+            Kind::Overlays => key.1,
+            _ => key.0,
+        });
+        self.found.extend(chunks);
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Begins the list of chunks that differ between `from` and `to`, whichever is older; if there is
+    /// no `from`, of all chunks of `to`.
+    ///
+    /// The caller keeps both snapshots from being deleted until the list is at its end.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or it is squashed.
+    pub fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
+        let to = self.readable(to)?;
+        let from = from.map(|tag| self.readable(tag)).transpose()?;
+        let mut changes = Changes {
+            snapshots: vec![(to.tag, to.seq)],
+            sources: Vec::new(),
+            tail: None,
+            listed: 0,
+        };
+        let common = from.map_or(0, |from| from.origin_chunks.min(to.origin_chunks));
+        if let Some(from) = from.filter(|from| from.seq != to.seq) {
+            changes.snapshots.push((from.tag, from.seq));
+            let (old, new) = (from.seq.min(to.seq), from.seq.max(to.seq));
+            changes.sources = vec![
+                Entries::exceptions(old, new, common),
+                Entries::overlays(old, common),
+                Entries::overlays(new, common),
+            ];
+        }
+        changes.tail = (common < to.origin_chunks).then(|| ChunkRun {
+            first: Chunk(common),
+            chunks: to.origin_chunks - common,
+        });
+        Ok(changes)
+    }
+
+    /// Does a bounded part of the work: appends to `runs`, up to `most` in it, the next chunks that
+    /// differ, in growing order. True if there is more to do, even if nothing was appended.
+    ///
+    /// # Errors
+    /// The index cannot be read. Inner: a snapshot is gone or squashed by now.
+    pub fn changes_step(
+        &mut self,
+        changes: &mut Changes,
+        runs: &mut Vec<ChunkRun>,
+        most: usize,
+    ) -> Result<Result<bool, OpError>, StoreError> {
+        for &(tag, seq) in &changes.snapshots {
+            match self.readable(tag) {
+                Ok(snapshot) if snapshot.seq == seq => {}
+                Ok(_) => return Ok(Err(OpError::NoSuchSnapshot(tag))),
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        for source in changes.sources.iter_mut().filter(|s| s.is_waiting()) {
+            let index = match source.kind {
+                Kind::Overlays => &self.state.overlays,
+                _ => &self.state.exceptions,
+            };
+            source.look(index, &mut self.media)?;
+        }
+        Ok(Ok(changes.list(runs, most)))
+    }
+
+    fn readable(&self, tag: SnapTag) -> Result<Snapshot, OpError> {
+        let snapshot = self.state.snapshots.by_tag(tag);
+        match snapshot.ok_or(OpError::NoSuchSnapshot(tag))? {
+            snapshot if snapshot.state == State::Live => Ok(*snapshot),
+            _ => Err(OpError::Squashed(tag)),
+        }
+    }
+}
+
+impl Changes {
+    /// Lists what was found, as far as its order is known. True if there is more to do.
+    fn list(&mut self, runs: &mut Vec<ChunkRun>, most: usize) -> bool {
+        while !self.sources.iter().any(Entries::is_waiting) {
+            let fronts = self.sources.iter().filter_map(|s| s.found.front());
+            let Some(&chunk) = fronts.min() else {
+                let Some(tail) = self.tail else {
+                    return false;
+                };
+                if !append(runs, tail, most) {
+                    return true;
+                }
+                self.tail = None;
+                continue;
+            };
+            // A chunk has many exceptions, and may have overlays too.
+            if chunk >= self.listed {
+                let run = ChunkRun {
+                    first: Chunk(chunk),
+                    chunks: 1,
+                };
+                if !append(runs, run, most) {
+                    return true;
+                }
+                self.listed = chunk + 1;
+            }
+            for source in &mut self.sources {
+                if source.found.front() == Some(&chunk) {
+                    source.found.pop_front();
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Appends a run that lies behind the last; false if there is no room.
+fn append(runs: &mut Vec<ChunkRun>, run: ChunkRun, most: usize) -> bool {
+    if let Some(last) = runs.last_mut() {
+        if last.first.0 + last.chunks == run.first.0 {
+            last.chunks += run.chunks;
+            return true;
+        }
+    }
+    let room = runs.len() < most;
+    if room {
+        runs.push(run);
+    }
+    room
+}
