@@ -35,6 +35,9 @@ pub enum Task {
     Tidy(Tidy),
     /// Check licences and advisories of the dependencies, where cargo-deny is installed.
     Deny,
+    /// Measure; nothing passes or fails.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// A Debian release a guest runs.
@@ -111,6 +114,27 @@ pub struct Tidy {
     /// Record that FORMAT.md and PROTOCOL.md describe the sources as they are now.
     #[arg(long)]
     pub bless: bool,
+}
+
+/// `bench` commands.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// The snapshot store's engine on files, against what fio gets out of the same disk.
+    Engine(BenchEngine),
+}
+
+/// Options of `bench engine`.
+#[derive(Args)]
+pub struct BenchEngine {
+    /// Write the figures as JSON here and a chart beside it [default: engine.json in the directory].
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the files, on the disk to be measured; up to 10 GB [default: target/bench].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// A short run to try the program; its numbers say little.
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// What a guest started by hand contains.

@@ -4,6 +4,7 @@
 //! Each task is one module; `flags` is the command line. Whatever takes long is
 //! cached by content outside the checkout (see `paths::cache`).
 
+mod bench;
 mod cache;
 mod deb;
 mod deny;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use flags::{Flags, Task};
+use flags::{Bench, Flags, Task};
 
 fn main() -> ExitCode {
     match run(Flags::parse().task) {
@@ -58,6 +59,7 @@ fn run(task: Task) -> anyhow::Result<u8> {
         Task::Test(flags) => test::test(&flags)?,
         Task::Tidy(flags) => tidy::tidy(flags.bless)?,
         Task::Deny => deny::deny()?,
+        Task::Bench(Bench::Engine(flags)) => bench::engine(&flags)?,
     }
     Ok(0)
 }

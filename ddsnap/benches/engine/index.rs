@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A store with millions of exceptions at random places: what its metadata takes and how it opens.
+//!
+//! The exceptions are made by commit groups like any others, with journal and checkpoints; only the
+//! data goes nowhere ([`Null`]) and has 512 bytes a chunk, because none of it is measured. Flushes of
+//! the metadata do nothing while building ([`Unflushed`]).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use ddsnap::device::BlockDevice;
+use ddsnap::device::uring::Access;
+use ddsnap::format::label::Label;
+use ddsnap::store::{Devices, Location, OpenOptions, Store};
+use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+
+use crate::counted::{Counted, Counter};
+use crate::null::{Null, Unflushed};
+use crate::random::Permutation;
+use crate::volume;
+
+/// Origin chunks for each exception: a volume of which a seventh has changed.
+const SPREAD: u64 = 7;
+/// Copy-outs in a group while building.
+const GROUP: u64 = 1024;
+/// The depths at which the bytes written are counted.
+const DEPTHS: [u64; 2] = [1, 32];
+const TAG: u32 = 0;
+
+/// Where the index lies and how large it is.
+#[derive(Args)]
+pub struct Options {
+    /// File of the metadata; made, or replaced, by `build`.
+    #[arg(long)]
+    meta: PathBuf,
+    /// Exceptions.
+    #[arg(long, default_value_t = 10_000_000)]
+    exceptions: u64,
+    /// Bytes of memory for index nodes.
+    #[arg(long, default_value_t = volume::CACHE_BYTES)]
+    cache: u64,
+}
+
+impl Options {
+    fn origin_chunks(&self) -> u64 {
+        self.exceptions * SPREAD
+    }
+
+    /// The chunks in the order in which they change.
+    fn order(&self) -> Permutation {
+        Permutation::new(self.origin_chunks(), 3)
+    }
+
+    fn devices(&self, meta: Box<dyn BlockDevice>) -> Devices {
+        let bytes = ChunkShift::MIN.bytes();
+        // By it the store knows its data device.
+        let label = Label {
+            uuid: volume::UUID,
+            chunk: ChunkShift::MIN,
+        };
+        let len_bytes = self.origin_chunks() * bytes;
+        Devices {
+            origin: Box::new(Null::new(len_bytes, &[])),
+            data: Box::new(Null::new(len_bytes, &label.encode())),
+            meta: Some(meta),
+        }
+    }
+
+    fn open(&self) -> Result<(Store, ddsnap::store::Opened)> {
+        let meta = volume::device(&self.meta, Access::ReadWrite)?;
+        let options = OpenOptions {
+            cache_bytes: self.cache,
+        };
+        Ok(Store::open(self.devices(Box::new(meta)), &options)?)
+    }
+}
+
+/// Builds the index, counts what copy-outs write, and ends with a full journal, as if killed.
+pub fn build(options: &Options) -> Result<()> {
+    make_file(&options.meta, options.exceptions)?;
+    let counter = Counter::default();
+    let meta = volume::device(&options.meta, Access::ReadWrite)?;
+    let meta = Unflushed(Counted::new(meta, &counter, true));
+    let mut devices = options.devices(Box::new(meta));
+    volume::initialize(&mut devices, ChunkShift::MIN)?;
+    let mut store = volume::open(devices)?;
+    volume::create(&mut store, TAG)?;
+    let mut writer = Writer {
+        store,
+        order: options.order(),
+        next: 0,
+        counter,
+    };
+    let started = Instant::now();
+    while writer.next < options.exceptions {
+        writer.group(GROUP.min(options.exceptions - writer.next))?;
+    }
+    println!("build_seconds {:.3}", started.elapsed().as_secs_f64());
+    let mut cycle = 0;
+    for depth in DEPTHS {
+        // From one checkpoint to another: all that the copy-outs caused to be written.
+        writer.until_checkpoint(depth)?;
+        writer.counter.take();
+        let first = writer.next;
+        cycle = writer.until_checkpoint(depth)?;
+        let (bytes, copyouts) = (writer.counter.take().written_bytes, writer.next - first);
+        println!(
+            "qd{depth}/beyond_bytes {:.3}",
+            bytes as f64 / copyouts as f64
+        );
+        println!("qd{depth}/copyouts_per_checkpoint {copyouts}");
+    }
+    // A checkpoint was just made: all exceptions are in the tree, and no block waits to be freed.
+    let status = writer.store.status();
+    let used_bytes = (status.meta_blocks - status.free_meta_blocks) * 4096;
+    let each = used_bytes as f64 / writer.next as f64;
+    println!("disk_bytes_per_exception {each:.3}");
+    // As many groups again, but for the one that would begin a checkpoint.
+    let depth = DEPTHS[DEPTHS.len() - 1];
+    for _ in 0..cycle.saturating_sub(2) {
+        writer.group(depth)?;
+    }
+    drop(writer);
+    // So that nothing is on its way to the disk when the opening is timed.
+    volume::device(&options.meta, Access::ReadWrite)?.flush()?;
+    Ok(())
+}
+
+/// A sparse file with room for the index, its copies on write and what a checkpoint asks for.
+fn make_file(path: &Path, exceptions: u64) -> Result<()> {
+    let file =
+        std::fs::File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    file.set_len((256 << 20) + exceptions * 256)?;
+    Ok(())
+}
+
+struct Writer {
+    store: Store,
+    order: Permutation,
+    next: u64,
+    counter: Counter,
+}
+
+impl Writer {
+    fn group(&mut self, depth: u64) -> Result<()> {
+        let order = self.order;
+        let group = self.next..self.next + depth;
+        self.next = group.end;
+        volume::copy_out(&mut self.store, group.map(|index| order.at(index)))
+    }
+
+    /// Runs groups until a checkpoint has been made, and gives their number.
+    fn until_checkpoint(&mut self, depth: u64) -> Result<u64> {
+        let before = self.counter.checkpoints();
+        let mut groups = 0;
+        while self.counter.checkpoints() == before {
+            self.group(depth)?;
+            groups += 1;
+        }
+        Ok(groups)
+    }
+}
+
+/// Times the opening of what `build` left, then looks up exceptions and watches the memory.
+pub fn open(options: &Options) -> Result<()> {
+    let before = resident_bytes()?;
+    let started = Instant::now();
+    let (mut store, opened) = options.open()?;
+    println!("open_ms {:.3}", millis(started.elapsed()));
+    println!("replayed_records {}", opened.replayed_records);
+    println!("clean {}", u8::from(opened.clean));
+    println!(
+        "open_resident_bytes {}",
+        resident_bytes()?.saturating_sub(before)
+    );
+    let order = options.order();
+    let started = Instant::now();
+    // One in eight: every leaf is met, as a leaf holds hundreds.
+    let looked_up = options.exceptions / 8;
+    for index in 0..looked_up {
+        let chunk = Chunk(order.at(index * 8));
+        match store.locate(SnapTag(TAG), chunk)? {
+            Ok(Location::Store(_)) => {}
+            other => bail!("chunk {chunk} is at {other:?}, not in the store"),
+        }
+    }
+    let each = started.elapsed().as_secs_f64() / looked_up as f64;
+    println!("lookup_us {:.3}", each * 1e6);
+    println!(
+        "resident_bytes {}",
+        resident_bytes()?.saturating_sub(before)
+    );
+    store.close()?;
+    Ok(())
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Memory of this process that is in RAM.
+fn resident_bytes() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(kib
+        .context("/proc/self/status has no VmRSS")?
+        .parse::<u64>()?
+        * 1024)
+}
