@@ -80,6 +80,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         self.inner.len_bytes()
     }
 
+    fn measure(&mut self) -> io::Result<u64> {
+        self.inner.measure()
+    }
+
     fn alignment(&self) -> usize {
         self.inner.alignment()
     }

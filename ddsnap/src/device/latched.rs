@@ -46,6 +46,10 @@ impl BlockDevice for Latched {
         self.inner.len_bytes()
     }
 
+    fn measure(&mut self) -> io::Result<u64> {
+        self.inner.measure()
+    }
+
     fn alignment(&self) -> usize {
         self.inner.alignment()
     }

@@ -251,6 +251,20 @@ impl Machine {
         self.0.borrow_mut().recorded.take().unwrap_or_default()
     }
 
+    /// Makes a disk longer or shorter; devices see it when they are measured anew. What is cut off is
+    /// gone.
+    pub fn set_len(&self, disk: usize, len: u64) {
+        let disk = &mut self.0.borrow_mut().disks[disk];
+        disk.len = len;
+        for image in [&mut disk.medium, &mut disk.visible] {
+            image.0.retain(|&page, _| page < len.div_ceil(PAGE));
+            let end = len.next_multiple_of(PAGE);
+            image.write(len, &vec![0; (end - len) as usize]);
+        }
+        disk.cached
+            .retain(|(offset, bytes)| offset + bytes.len() as u64 <= len);
+    }
+
     /// Overwrites bytes of the medium, as a fault of the disk would.
     pub fn corrupt(&self, disk: usize, offset: u64, bytes: &[u8]) {
         let disk = &mut self.0.borrow_mut().disks[disk];
@@ -307,6 +321,11 @@ impl MemoryDevice {
 impl BlockDevice for MemoryDevice {
     fn len_bytes(&self) -> u64 {
         self.len
+    }
+
+    fn measure(&mut self) -> io::Result<u64> {
+        self.len = self.machine.0.borrow().disks[self.disk].len;
+        Ok(self.len)
     }
 
     fn alignment(&self) -> usize {

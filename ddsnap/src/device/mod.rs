@@ -37,8 +37,15 @@ pub struct Write<'a> {
 /// What a write leaves behind is unordered until the next successful [`flush`](Self::flush): after
 /// a power cut any subset of the sectors written since then may be there.
 pub trait BlockDevice {
-    /// Length in bytes.
+    /// Length in bytes, as it was when the device was opened or last
+    /// [measured](Self::measure).
     fn len_bytes(&self) -> u64;
+
+    /// Finds out how long the device is now: it may have been extended or cut while it was open.
+    ///
+    /// # Errors
+    /// The device does not say.
+    fn measure(&mut self) -> io::Result<u64>;
 
     /// Every offset, length and buffer address must be a multiple of this: 512 or 4096 bytes.
     fn alignment(&self) -> usize;

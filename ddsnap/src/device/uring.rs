@@ -253,6 +253,11 @@ impl BlockDevice for UringDevice {
         self.len_bytes
     }
 
+    fn measure(&mut self) -> io::Result<u64> {
+        self.len_bytes = len_of(&self.file)?;
+        Ok(self.len_bytes)
+    }
+
     fn alignment(&self) -> usize {
         self.alignment
     }
@@ -391,6 +396,23 @@ mod tests {
             }])
             .unwrap();
         assert_eq!(&long[8192..8196], &1u32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_file_that_grew_is_measured_anew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8192).unwrap();
+        let mut device = UringDevice::open(file.path(), Access::Read).unwrap();
+        file.as_file().set_len(16384).unwrap();
+        assert_eq!(device.len_bytes(), 8192);
+        assert_eq!(device.measure().unwrap(), 16384);
+        let mut buffer = AlignedBuf::zeroed(4096);
+        device
+            .read(&mut [Read {
+                offset: 12288,
+                into: &mut buffer,
+            }])
+            .unwrap();
     }
 
     #[test]

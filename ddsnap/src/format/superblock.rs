@@ -4,6 +4,8 @@
 //! The copy with the higher generation that passes its check is the store. Both are written, one
 //! after the other with a flush behind each, whenever the store's roots change.
 
+use std::ops::Range;
+
 use super::block::{MAX_LEVEL, Pointer};
 use super::{
     BLOCK_LEN, FormatError, VERSION, bound, expect, get_u32, get_u64, put_u32, put_u64, snaptable,
@@ -79,6 +81,20 @@ pub struct Extent {
     pub first: MetaBlock,
     /// Its length in blocks, not 0.
     pub blocks: u64,
+}
+
+impl Extent {
+    /// The first block behind it.
+    #[must_use]
+    pub fn end(&self) -> MetaBlock {
+        MetaBlock(self.first.0 + self.blocks)
+    }
+
+    /// Whether a block lies in it.
+    #[must_use]
+    pub fn contains(&self, block: MetaBlock) -> bool {
+        (self.first..self.end()).contains(&block)
+    }
 }
 
 /// A checked superblock.
@@ -281,13 +297,6 @@ impl Superblock {
         )?;
         bound(
             WHAT,
-            "used chunks",
-            self.data_used,
-            0,
-            self.data_end.0 - self.data_first.0,
-        )?;
-        bound(
-            WHAT,
             "journal length",
             self.journal_blocks,
             MIN_JOURNAL_BLOCKS,
@@ -329,29 +338,37 @@ impl Superblock {
                 problem: "journal and metadata region overlap",
             });
         }
-        let data_offset = self.data_first.to_offset(self.chunk);
-        let meta_end = self
-            .extents
-            .iter()
-            .chain([&journal])
-            .map(|e| (e.first.0 + e.blocks) * BLOCK_LEN as u64)
-            .max();
-        // A combined store grows by further extents, which are carved out of the data region's end.
-        let beyond_data = |e: &Extent| e.first.to_offset() >= self.data_end.to_offset(self.chunk);
-        if !self.separate_meta
-            && meta_end > Some(data_offset)
-            && self
-                .extents
-                .iter()
-                .chain([&journal])
-                .any(|e| !beyond_data(e) && (e.first.0 + e.blocks) * BLOCK_LEN as u64 > data_offset)
-        {
+        let before_data = |e: &Extent| e.end().to_offset() <= self.data_first.to_offset(self.chunk);
+        // A combined store grows by further extents, which take whole chunks of the data region.
+        let hole = |e: &Extent| {
+            let (start, end) = (e.first.to_offset(), e.end().to_offset());
+            start >= self.data_first.to_offset(self.chunk)
+                && end <= self.data_end.to_offset(self.chunk)
+                && [start, end].iter().all(|at| at % self.chunk.bytes() == 0)
+        };
+        let apart = self.extents.iter().all(|e| before_data(e) || hole(e)) && before_data(&journal);
+        if !self.separate_meta && !apart {
             return Err(FormatError::Malformed {
                 what: WHAT,
                 problem: "metadata and data region overlap",
             });
         }
-        Ok(())
+        let holes: u64 = self.holes().map(|hole| hole.end - hole.start).sum();
+        let data_chunks = self.data_end.0 - self.data_first.0 - holes;
+        bound(WHAT, "used chunks", self.data_used, 0, data_chunks)
+    }
+
+    /// Chunks of the data region that hold metadata instead: those of extents that a combined store
+    /// got when it grew. Ascending, apart.
+    pub fn holes(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let shift = self.chunk.get();
+        let inside = |extent: &&Extent| {
+            !self.separate_meta && extent.first.to_offset() >= self.data_first.to_offset(self.chunk)
+        };
+        self.extents
+            .iter()
+            .filter(inside)
+            .map(move |e| e.first.to_offset() >> shift..e.end().to_offset() >> shift)
     }
 
     /// See [`super::uuid_part`].

@@ -5,7 +5,8 @@
 //! chunks, rebuilt from the journal after a crash, so memory follows the changes and not the size
 //! of the volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::error::StoreError;
 use super::index::merge::{Change, Writer, merge};
@@ -31,6 +32,9 @@ pub(crate) struct Space {
     current: Option<(u64, Bitmap)>,
     /// Where the search for a free chunk begins.
     cursor: u64,
+    /// Chunks of the region that hold metadata: neither used nor free. They are set in `current`,
+    /// so that they are not found free, and never in what is written.
+    holes: Vec<Range<u64>>,
 }
 
 impl Space {
@@ -44,12 +48,28 @@ impl Space {
             changed: BTreeMap::new(),
             current: None,
             cursor: first,
+            holes: Vec::new(),
         }
+    }
+
+    /// Changes where the region ends and which of its chunks hold metadata. What is beyond the new
+    /// end is free.
+    pub fn set_region(&mut self, end: StoreChunk, holes: impl Iterator<Item = Range<u64>>) {
+        self.end = end.0;
+        self.holes = holes.collect();
+        self.current = None;
+        self.cursor = self.first;
+    }
+
+    /// Chunks that can hold data.
+    pub fn total(&self) -> u64 {
+        let holes: u64 = self.holes.iter().map(|hole| hole.end - hole.start).sum();
+        (self.end - self.first).saturating_sub(holes)
     }
 
     /// Free chunks.
     pub fn free(&self) -> u64 {
-        (self.end - self.first).saturating_sub(self.used)
+        self.total().saturating_sub(self.used)
     }
 
     /// Bitmaps that the region has when each of them exists.
@@ -57,9 +77,64 @@ impl Space {
         self.end.div_ceil(BITS) - self.first / BITS
     }
 
-    /// Whether a chunk lies in the region.
+    /// Whether a chunk lies in the region and can hold data.
     pub fn contains(&self, chunk: StoreChunk) -> bool {
         (self.first..self.end).contains(&chunk.0)
+            && !self.holes.iter().any(|hole| hole.contains(&chunk.0))
+    }
+
+    /// How many chunks from `from` on are in use, and the last of them.
+    pub fn used_from(
+        &mut self,
+        media: &mut Media,
+        from: StoreChunk,
+    ) -> Result<(u64, Option<StoreChunk>), StoreError> {
+        let mut indexes: BTreeSet<u64> = self
+            .changed
+            .range(from.0..)
+            .map(|(&chunk, _)| chunk / BITS)
+            .collect();
+        let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (from.0 / BITS, 0))?;
+        while let Some((key, _)) = cursor.next(media)? {
+            indexes.insert(key.0);
+        }
+        let (mut count, mut last) = (0, None);
+        for index in indexes {
+            for chunk in (index * BITS).max(from.0)..((index + 1) * BITS).min(self.end) {
+                let chunk = StoreChunk(chunk);
+                if self.contains(chunk) && self.is_used(media, chunk)? {
+                    count += 1;
+                    last = Some(chunk);
+                }
+            }
+        }
+        Ok((count, last))
+    }
+
+    /// Has the next checkpoint write bitmap `index` anew, though nothing in it changed.
+    pub fn touch(&mut self, media: &mut Media, index: u64) -> Result<(), StoreError> {
+        if let Some((_, map)) = self.stored(media, index)? {
+            self.changed.entry(index * BITS).or_insert(map.get(0));
+        }
+        Ok(())
+    }
+
+    /// The bitmaps on disk from number `from` on, at most `limit`: number and block.
+    pub fn blocks(
+        &self,
+        media: &mut Media,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, MetaBlock)>, StoreError> {
+        let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (from, 0))?;
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let Some((key, value)) = cursor.next(media)? else {
+                break;
+            };
+            found.push((key.0, MetaBlock(value.place)));
+        }
+        Ok(found)
     }
 
     /// Whether a chunk of the region is in use.
@@ -126,6 +201,10 @@ impl Space {
                 .unwrap_or_default();
             for (&chunk, &used) in self.changed.range(index * BITS..(index + 1) * BITS) {
                 map.set(chunk % BITS, used);
+            }
+            for hole in &self.holes {
+                let (from, to) = (index * BITS, (index + 1) * BITS);
+                (hole.start.max(from)..hole.end.min(to)).for_each(|at| map.set(at % BITS, true));
             }
             self.current = Some((index, map));
         }

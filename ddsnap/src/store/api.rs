@@ -3,6 +3,8 @@
 //!
 //! Plain data; the engine itself is [`super::Store`].
 
+use std::fmt;
+
 use crate::units::{Chunk, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
 /// What one request of a commit group asks for.
@@ -120,4 +122,102 @@ pub enum OpError {
     /// The count would leave 0..=65535.
     #[error("Usecount overflow.")]
     UsecountOverflow,
+}
+
+/// One of the devices whose size is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The volume.
+    Origin,
+    /// The device that holds the snapshots' data.
+    Store,
+    /// The device that holds the metadata alone.
+    Metadata,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Origin => "origin",
+            Part::Store => "snapshot store",
+            Part::Metadata => "metadata",
+        })
+    }
+}
+
+/// New sizes in bytes; none: as it is. Each is rounded down to whole chunks, that of the metadata to
+/// whole blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResizeRequest {
+    /// Of the origin.
+    pub origin: Option<u64>,
+    /// Of the snapshot store's device.
+    pub store: Option<u64>,
+    /// Of the metadata's device. If that is the store's: the same as `store`.
+    pub meta: Option<u64>,
+}
+
+/// Sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Of the origin.
+    pub origin: u64,
+    /// Of the snapshot store's device, as far as it is used.
+    pub store: u64,
+    /// Of the metadata's device, as far as it is used; the store's, if it is that.
+    pub meta: u64,
+}
+
+/// Why sizes were not changed. All of them are as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResizeError {
+    /// Metadata and data share a device.
+    #[error("snapshot device and metadata device are the same, can't resize them to two values")]
+    TwoValues,
+    /// The device is shorter than asked for.
+    #[error("the {part} device has only {device} bytes; extend it first")]
+    TooLong {
+        /// Which device.
+        part: Part,
+        /// Its length in bytes.
+        device: u64,
+    },
+    /// What is on it would not fit any more.
+    #[error("the {part} device cannot be used with less than {least} bytes")]
+    TooShort {
+        /// Which device.
+        part: Part,
+        /// The least size in bytes.
+        least: u64,
+    },
+    /// Data lies beyond the store's new end.
+    #[error(
+        "{count} chunks of the snapshot store beyond the new end are in use; it can be cut to {least} bytes now, or to less after snapshots were deleted"
+    )]
+    ChunksInUse {
+        /// Used chunks beyond the new end.
+        count: u64,
+        /// The least size in bytes that all used chunks fit.
+        least: u64,
+    },
+    /// Metadata does not fit before the new end.
+    #[error(
+        "the metadata does not fit before the new end: it needs up to {needed} blocks of 4096 bytes there, {free} are free"
+    )]
+    MetadataInUse {
+        /// Blocks that the next checkpoint may need.
+        needed: u64,
+        /// Free blocks before the new end.
+        free: u64,
+    },
+    /// Snapshots need what the origin would lose, and it does not fit into the store.
+    #[error(
+        "snapshots need {needed} chunks of what the origin would lose, and the snapshot store has {free} free ones; extend it or delete snapshots"
+    )]
+    NoRoomForEnd {
+        /// Chunks to be copied.
+        needed: u64,
+        /// Free chunks of the store.
+        free: u64,
+    },
 }

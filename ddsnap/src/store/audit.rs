@@ -53,6 +53,9 @@ impl Store {
         // As many marks as owners, and each owner's chunk is marked: no other is.
         let mut marked = 0;
         for chunk in self.state.space.first..self.state.space.end {
+            if !self.state.space.contains(StoreChunk(chunk)) {
+                continue;
+            }
             marked += u64::from(
                 self.state
                     .space

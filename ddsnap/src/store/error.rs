@@ -51,6 +51,14 @@ pub enum StoreError {
         /// What the device said.
         source: io::Error,
     },
+    /// A device does not say how long it is.
+    #[error("{device}: cannot find out its length")]
+    Measure {
+        /// The device.
+        device: String,
+        /// What the device said.
+        source: io::Error,
+    },
     /// An earlier failure made the store read-only.
     #[error("the snapshot store is read-only after an error: {0}")]
     Latched(String),

@@ -132,6 +132,9 @@ impl Store {
 
     /// The snapshot to give up: unused before used, then of least priority, then oldest.
     fn victim(&self) -> Option<Snapshot> {
+        if self.sparing {
+            return None;
+        }
         let snapshots = &self.state.snapshots;
         let candidates = snapshots
             .iter()

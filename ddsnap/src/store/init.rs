@@ -15,13 +15,13 @@ use crate::format::{get_u64, superblock};
 use crate::units::{META_BLOCK_BYTES, MetaBlock, SnapSeq, StoreChunk};
 
 /// The least metadata region: enough for the snapshot table and a small index with its copies.
-const MIN_META_BLOCKS: u64 = 96;
+pub(super) const MIN_META_BLOCKS: u64 = 96;
 /// Bytes of metadata region for each data chunk: 16 for an exception, as many for its copy on write.
-const META_BYTES_PER_CHUNK: u64 = 32;
+pub(super) const META_BYTES_PER_CHUNK: u64 = 32;
 /// Blocks on top of that, a 64th of the device in these bounds: the most hold a table of 4096 snapshots
 /// with its copy and the reserve.
-const MIN_BASE_BLOCKS: u64 = 64;
-const MAX_BASE_BLOCKS: u64 = 320;
+pub(super) const MIN_BASE_BLOCKS: u64 = 64;
+pub(super) const MAX_BASE_BLOCKS: u64 = 320;
 const MAX_DEFAULT_JOURNAL_BYTES: u64 = 32 << 20;
 
 impl Store {

@@ -72,6 +72,16 @@ impl Media {
         self.data.name().to_owned()
     }
 
+    /// Lengths of origin, data and metadata device (none if it is the data device), measured now.
+    pub fn measure(&mut self) -> Result<(u64, u64, Option<u64>), StoreError> {
+        let meta = self
+            .meta
+            .as_mut()
+            .map(|device| measure(device))
+            .transpose()?;
+        Ok((measure(&mut *self.origin)?, measure(&mut self.data)?, meta))
+    }
+
     pub fn separate_meta(&self) -> bool {
         self.meta.is_some()
     }
@@ -309,6 +319,13 @@ pub(crate) fn write_batch(
             len,
             source,
         })
+}
+
+fn measure<D: BlockDevice + ?Sized>(device: &mut D) -> Result<u64, StoreError> {
+    device.measure().map_err(|source| StoreError::Measure {
+        device: device.name().to_owned(),
+        source,
+    })
 }
 
 pub(crate) fn flush<D: BlockDevice + ?Sized>(device: &mut D) -> Result<(), StoreError> {

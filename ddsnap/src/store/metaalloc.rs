@@ -51,9 +51,7 @@ impl MetaAlloc {
     /// Marks a block used; false if it lies outside the region or is used already.
     #[must_use]
     pub fn take(&mut self, block: MetaBlock) -> bool {
-        let inside =
-            |extent: &Extent| (extent.first.0..extent.first.0 + extent.blocks).contains(&block.0);
-        if !self.extents.iter().any(inside) {
+        if !self.contains(block) {
             return false;
         }
         let page = self
@@ -81,9 +79,36 @@ impl MetaAlloc {
             );
             if *word & bit != 0 {
                 *word &= !bit;
-                self.used -= 1;
+                self.used -= u64::from(self.contains(block));
             }
         }
+    }
+
+    /// Whether a block lies in the region.
+    pub fn contains(&self, block: MetaBlock) -> bool {
+        self.extents.iter().any(|extent| extent.contains(block))
+    }
+
+    /// Changes what the region is. Used blocks outside stay marked until they are released, but count
+    /// for nothing.
+    pub fn set_extents(&mut self, extents: &[Extent]) {
+        self.extents = extents.to_vec();
+        self.total = extents.iter().map(|extent| extent.blocks).sum();
+        self.cursor = (0, 0);
+        let used = |extent: &Extent| {
+            let pages = extent.first.0 / PAGE_BITS..extent.end().0.div_ceil(PAGE_BITS);
+            self.pages
+                .range(pages)
+                .flat_map(|(page, words)| (page * PAGE_WORDS as u64..).zip(words.iter()))
+                .map(|(word, &bits)| {
+                    let first = extent.first.0.clamp(word * 64, word * 64 + 64) - word * 64;
+                    let end = extent.end().0.clamp(word * 64, word * 64 + 64) - word * 64;
+                    let upto = |bit: u64| if bit == 64 { u64::MAX } else { (1 << bit) - 1 };
+                    u64::from((bits & upto(end) & !upto(first)).count_ones())
+                })
+                .sum::<u64>()
+        };
+        self.used = extents.iter().map(used).sum();
     }
 
     /// Takes a free block; none if all are used.
@@ -154,5 +179,32 @@ mod tests {
         assert_eq!(all, wanted);
         alloc.release(MetaBlock(77));
         assert_eq!((alloc.free(), alloc.allocate()), (1, Some(MetaBlock(77))));
+    }
+
+    #[test]
+    fn a_smaller_region_counts_what_lies_in_it_and_forgets_nothing() {
+        let whole = Extent {
+            first: MetaBlock(40),
+            blocks: 70_000,
+        };
+        let mut alloc = MetaAlloc::new(&[whole]);
+        for block in [40, 63, 64, 100, 139, 140, 33_000, 70_039] {
+            assert!(alloc.take(MetaBlock(block)));
+        }
+        let part = Extent {
+            first: MetaBlock(40),
+            blocks: 100,
+        };
+        alloc.set_extents(&[part]);
+        assert_eq!((alloc.total(), alloc.free()), (100, 95));
+        assert!(!alloc.contains(MetaBlock(140)));
+        alloc.release(MetaBlock(140));
+        alloc.release(MetaBlock(64));
+        assert_eq!(alloc.free(), 96);
+        let all: Vec<_> = std::iter::from_fn(|| alloc.allocate()).collect();
+        assert!(all.len() == 96 && all.iter().all(|&block| part.contains(block)));
+        alloc.set_extents(&[whole]);
+        assert_eq!(alloc.free(), 70_000 - 102);
+        assert!(!alloc.take(MetaBlock(33_000)) && alloc.take(MetaBlock(140)));
     }
 }

@@ -23,13 +23,17 @@ mod media;
 mod metaalloc;
 mod open;
 mod recover;
+mod resize;
 mod snapshot;
 mod state;
 mod status;
 mod sweep;
 mod view;
 
-pub use api::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
+pub use api::{
+    Done, Location, Op, OpError, Part, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
+    SnapshotInfo, StoreStatus,
+};
 pub use diff::Changes;
 pub use error::StoreError;
 pub use media::Devices;
@@ -84,6 +88,9 @@ pub struct Store {
     failed: Option<String>,
     /// Snapshots given up for lack of room, and whether they were squashed.
     given_up: Vec<(SnapTag, bool)>,
+    /// No snapshot is given up for what is being done now.
+    sparing: bool,
+    resizing: Option<resize::Resize>,
 }
 
 impl Store {
@@ -110,10 +117,14 @@ impl Store {
     /// Passes a result on; an error after which the disk's content is not known latches the store.
     fn latch<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(error) = &result {
-            if !matches!(
+            let harmless = matches!(
                 error,
-                StoreError::Read { .. } | StoreError::Damaged { .. } | StoreError::BadData { .. }
-            ) {
+                StoreError::Read { .. }
+                    | StoreError::Damaged { .. }
+                    | StoreError::BadData { .. }
+                    | StoreError::Measure { .. }
+            );
+            if !harmless {
                 self.latch_now(error);
             }
         }

@@ -93,6 +93,8 @@ impl Store {
             sweep,
             failed: None,
             given_up: Vec::new(),
+            sparing: false,
+            resizing: None,
         };
         Ok((store, opened))
     }
@@ -240,18 +242,20 @@ fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, Store
             return Err(media.inconsistent(problem));
         }
     }
+    let mut space = Space::new(
+        superblock.space,
+        superblock.data_first,
+        superblock.data_end,
+        superblock.data_used,
+    );
+    space.set_region(superblock.data_end, superblock.holes());
     Ok(State {
         next_seq: superblock.next_seq,
         origin_chunks: superblock.origin_chunks,
         snapshots,
         exceptions: Index::new(Kind::Exceptions, superblock.exceptions),
         overlays: Index::new(Kind::Overlays, superblock.overlays),
-        space: Space::new(
-            superblock.space,
-            superblock.data_first,
-            superblock.data_end,
-            superblock.data_used,
-        ),
+        space,
     })
 }
 

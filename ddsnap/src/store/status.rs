@@ -40,7 +40,7 @@ impl Store {
         let space = &self.state.space;
         StoreStatus {
             chunk: self.superblock.chunk,
-            data_chunks: space.end - space.first,
+            data_chunks: space.total(),
             free_chunks: space.free(),
             meta_blocks: self.meta.total(),
             free_meta_blocks: self.meta.free(),

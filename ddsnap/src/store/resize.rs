@@ -1,0 +1,548 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Making origin, store and metadata longer or shorter while all of it is in use.
+//!
+//! Everything asked for happens together: it is one change of the superblock, so after a crash the
+//! sizes are all old or all new. What has to be done before is done in bounded steps and changes
+//! nothing that anybody sees: chunks that snapshots would lose with the origin's end are copied out as
+//! if they were about to be overwritten, and metadata blocks beyond a new end are written anew before
+//! it. Data chunks are never moved: a device may be reading them.
+//!
+//! Snapshots keep their length. One that is longer than the origin has become finds all of its
+//! end in the store.
+
+use super::Store;
+use super::api::{Done, Op, OpError, Part, ResizeError, ResizeRequest, Sizes};
+use super::error::StoreError;
+use super::index::after;
+use super::init::{MAX_BASE_BLOCKS, META_BYTES_PER_CHUNK, MIN_BASE_BLOCKS, MIN_META_BLOCKS};
+use super::media::Media;
+use super::metaalloc::MetaAlloc;
+use crate::format::block::{Kind, Pointer};
+use crate::format::node::{Interior, Key};
+use crate::format::superblock::{Extent, MAX_EXTENTS, TreeRoot};
+use crate::units::{Chunk, META_BLOCK_BYTES, MetaBlock, SnapSeq, StoreChunk};
+
+/// Index entries looked at in a step.
+const STEP_ENTRIES: usize = 4096;
+/// Bytes of the origin copied out in a step.
+const STEP_BYTES: u64 = 1 << 20;
+/// Nodes written anew in a step.
+const STEP_NODES: usize = 1024;
+/// A combined store that grew gets more metadata only if it lacks so many blocks.
+const LEAST_EXTENT: u64 = 64;
+
+/// A resize under way; lasts in memory only, for until its end nothing has changed.
+#[derive(Debug)]
+pub(crate) struct Resize {
+    target: Target,
+    phase: Phase,
+    /// The next snapshot's sequence when the phase of copying began: one created since needs the
+    /// origin's end too.
+    next_seq: SnapSeq,
+}
+
+/// What is asked for, in the units of the superblock.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    origin_chunks: u64,
+    /// Chunks the data device has room for.
+    data_end: u64,
+    /// Blocks the metadata device has room for; none if it has no device of its own.
+    meta_blocks: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Frees what is dead, so that it is not in the way.
+    Sweep,
+    /// Counts the chunks of the origin's end that are saved already.
+    Count {
+        from: Key,
+        saved: u64,
+        last: u64,
+    },
+    /// Copies out the others, from this one on.
+    Copy {
+        next: u64,
+    },
+    Finish,
+}
+
+/// Where things lie after a resize.
+struct Layout {
+    data_end: StoreChunk,
+    extents: Vec<Extent>,
+}
+
+impl Store {
+    /// How long origin, data device and metadata device are for the store, in bytes.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let shift = self.superblock.chunk;
+        let store = self.superblock.data_end.to_offset(shift);
+        let meta_end = self.superblock.extents.last().map_or(0, |e| e.end().0);
+        Sizes {
+            origin: Chunk(self.state.origin_chunks).to_offset(shift),
+            store,
+            meta: if self.superblock.separate_meta {
+                meta_end * META_BLOCK_BYTES
+            } else {
+                store
+            },
+        }
+    }
+
+    /// Begins to change sizes; [`resize_step`](Self::resize_step) does it. One that was under way is
+    /// given up.
+    ///
+    /// # Errors
+    /// A device does not say how long it is. Inner: it cannot be done, and nothing was.
+    pub fn resize_begin(
+        &mut self,
+        request: &ResizeRequest,
+    ) -> Result<Result<(), ResizeError>, StoreError> {
+        self.check_latch()?;
+        self.resize_abort();
+        let target = match self.target(request) {
+            Ok(target) => target,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Err(refused) = self.check_lengths(&target)? {
+            return Ok(Err(refused));
+        }
+        if let Err(refused) = self.layout(&target) {
+            return Ok(Err(refused));
+        }
+        self.resizing = Some(Resize {
+            target,
+            phase: Phase::Sweep,
+            next_seq: self.state.next_seq,
+        });
+        Ok(Ok(()))
+    }
+
+    /// Does a bounded part of it. Gives the sizes at the end, and nothing while there is more to do or
+    /// if no resize is under way.
+    ///
+    /// # Errors
+    /// The store cannot go on, or a part of the origin that snapshots need cannot be read. Inner: it
+    /// cannot be done. In either case the sizes are unchanged and the resize is over.
+    pub fn resize_step(&mut self) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
+        self.check_latch()?;
+        let Some(mut resize) = self.resizing.take() else {
+            return Ok(Ok(None));
+        };
+        match self.do_resize_step(&mut resize) {
+            Ok(Ok(None)) => {
+                self.resizing = Some(resize);
+                Ok(Ok(None))
+            }
+            ended => {
+                self.resize_abort();
+                ended
+            }
+        }
+    }
+
+    /// Gives up what [`resize_begin`](Self::resize_begin) began.
+    pub fn resize_abort(&mut self) {
+        self.resizing = None;
+        self.meta.set_extents(&self.superblock.extents);
+    }
+
+    /// Whether a resize is under way.
+    #[must_use]
+    pub fn is_resizing(&self) -> bool {
+        self.resizing.is_some()
+    }
+
+    fn target(&self, request: &ResizeRequest) -> Result<Target, ResizeError> {
+        let shift = self.superblock.chunk.get();
+        let (mut store, mut meta) = (request.store, request.meta);
+        if !self.superblock.separate_meta {
+            match (store, meta) {
+                (Some(one), Some(other)) if one != other => return Err(ResizeError::TwoValues),
+                _ => store = store.or(meta),
+            }
+            meta = None;
+        }
+        let now = self.sizes();
+        let target = Target {
+            origin_chunks: request.origin.unwrap_or(now.origin) >> shift,
+            data_end: store.unwrap_or(now.store) >> shift,
+            meta_blocks: self
+                .superblock
+                .separate_meta
+                .then(|| meta.unwrap_or(now.meta) / META_BLOCK_BYTES),
+        };
+        if target.origin_chunks == 0 {
+            return Err(ResizeError::TooShort {
+                part: Part::Origin,
+                least: 1 << shift,
+            });
+        }
+        Ok(target)
+    }
+
+    /// Whether the devices are as long as they are to be used. Numbers that pass are lengths of devices,
+    /// so that later sums cannot overflow.
+    fn check_lengths(&mut self, target: &Target) -> Result<Result<(), ResizeError>, StoreError> {
+        let shift = self.superblock.chunk.get();
+        let (origin, data, meta) = self.media.measure()?;
+        let now = self.sizes();
+        let (meta, wanted_meta) = (meta.unwrap_or(0), target.meta_blocks.unwrap_or(0));
+        for (part, wanted, device, now) in [
+            (
+                Part::Origin,
+                target.origin_chunks,
+                origin >> shift,
+                now.origin >> shift,
+            ),
+            (
+                Part::Store,
+                target.data_end,
+                data >> shift,
+                now.store >> shift,
+            ),
+            (
+                Part::Metadata,
+                wanted_meta,
+                meta / META_BLOCK_BYTES,
+                now.meta / META_BLOCK_BYTES,
+            ),
+        ] {
+            if wanted != now && wanted > device {
+                let device = match part {
+                    Part::Origin => origin,
+                    Part::Store => data,
+                    Part::Metadata => meta,
+                };
+                return Ok(Err(ResizeError::TooLong { part, device }));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn layout(&self, target: &Target) -> Result<Layout, ResizeError> {
+        let old = &self.superblock;
+        let (shift, data_first) = (old.chunk, old.data_first.0);
+        let too_short = |part, least| Err(ResizeError::TooShort { part, least });
+        if target.data_end <= data_first {
+            return too_short(Part::Store, (data_first + 1) << shift.get());
+        }
+        let data_end = StoreChunk(target.data_end);
+        let mut extents = old.extents.clone();
+        let meta_end = match target.meta_blocks {
+            Some(blocks) => blocks,
+            None => data_end.to_offset(shift) / META_BLOCK_BYTES,
+        };
+        extents.retain(|extent| extent.first.0 < meta_end);
+        for extent in &mut extents {
+            extent.blocks = extent.blocks.min(meta_end - extent.first.0);
+        }
+        match (target.meta_blocks, extents.last_mut()) {
+            (Some(_), Some(last)) => last.blocks = meta_end - last.first.0,
+            (None, Some(_)) => add_extent(old.data_end, data_end, shift.get(), &mut extents),
+            (_, None) => {}
+        }
+        let blocks: u64 = extents.iter().map(|extent| extent.blocks).sum();
+        if target.meta_blocks.is_some() && blocks < MIN_META_BLOCKS {
+            let first = old.extents.first().map_or(0, |extent| extent.first.0);
+            return too_short(Part::Metadata, (first + MIN_META_BLOCKS) * META_BLOCK_BYTES);
+        }
+        Ok(Layout { data_end, extents })
+    }
+
+    fn do_resize_step(
+        &mut self,
+        resize: &mut Resize,
+    ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
+        let end = resize.target.origin_chunks;
+        resize.phase = match resize.phase {
+            Phase::Sweep if self.sweep.pending() => {
+                self.sweep_step(STEP_ENTRIES)?;
+                Phase::Sweep
+            }
+            Phase::Sweep if end < self.state.origin_chunks => Phase::Count {
+                from: (end, 0),
+                saved: 0,
+                last: 0,
+            },
+            Phase::Sweep => Phase::Finish,
+            Phase::Count { from, saved, last } => match self.count_saved(from, saved, last)? {
+                (Some(from), saved, last) => Phase::Count { from, saved, last },
+                (None, saved, _) => {
+                    let needed = self.tail_chunks(end).saturating_sub(saved);
+                    let free = self.state.space.free();
+                    if needed > free {
+                        return Ok(Err(ResizeError::NoRoomForEnd { needed, free }));
+                    }
+                    resize.next_seq = self.state.next_seq;
+                    Phase::Copy { next: end }
+                }
+            },
+            Phase::Copy { next } => match self.copy_end(end, next)? {
+                Ok(Some(next)) => Phase::Copy { next },
+                Ok(None) if resize.next_seq == self.state.next_seq => Phase::Finish,
+                Ok(None) => {
+                    resize.next_seq = self.state.next_seq;
+                    Phase::Copy { next: end }
+                }
+                Err(refused) => return Ok(Err(refused)),
+            },
+            Phase::Finish if resize.next_seq != self.state.next_seq => {
+                // A snapshot was created: it may need the origin's end.
+                resize.next_seq = self.state.next_seq;
+                Phase::Copy { next: end }
+            }
+            Phase::Finish => return self.finish_resize(&resize.target),
+        };
+        Ok(Ok(None))
+    }
+
+    /// How many chunks of the origin from `end` on any live snapshot has.
+    fn tail_chunks(&self, end: u64) -> u64 {
+        let live = self.state.snapshots.live();
+        let lengths = live
+            .iter()
+            .filter_map(|&seq| self.state.snapshots.get(SnapSeq(seq)));
+        let longest = lengths.map(|snapshot| snapshot.origin_chunks).max();
+        longest
+            .unwrap_or(0)
+            .min(self.state.origin_chunks)
+            .saturating_sub(end)
+    }
+
+    /// Counts chunks whose exception serves the newest snapshot that has them: `saved` so far, `last`
+    /// the chunk behind the last of them.
+    fn count_saved(
+        &mut self,
+        from: Key,
+        mut saved: u64,
+        mut last: u64,
+    ) -> Result<(Option<Key>, u64, u64), StoreError> {
+        let found = self
+            .state
+            .exceptions
+            .scan(&mut self.media, from, STEP_ENTRIES)?;
+        for &((chunk, seq), _) in &found {
+            let newest = self.state.snapshots.newest_with(Chunk(chunk));
+            let serves = newest.is_some_and(|newest| newest.0 <= seq);
+            if serves && chunk < self.state.origin_chunks && last != chunk + 1 {
+                saved += 1;
+                last = chunk + 1;
+            }
+        }
+        let next = if found.len() < STEP_ENTRIES {
+            None
+        } else {
+            found.last().and_then(|&(key, _)| after(key))
+        };
+        Ok((next, saved, last))
+    }
+
+    /// Copies out some chunks from `next` on; gives the first that is left.
+    fn copy_end(
+        &mut self,
+        end: u64,
+        next: u64,
+    ) -> Result<Result<Option<u64>, ResizeError>, StoreError> {
+        let upto = end + self.tail_chunks(end);
+        let most = (STEP_BYTES >> self.superblock.chunk.get()).max(1);
+        let part = next..upto.min(next + most);
+        let ops: Vec<Op> = part
+            .clone()
+            .map(|chunk| Op::OriginWrite(Chunk(chunk)))
+            .collect();
+        // To save the end of some snapshots by giving up others is not what was asked for.
+        self.sparing = true;
+        let answers = self.commit(&ops);
+        self.sparing = false;
+        for answer in answers? {
+            match answer {
+                Ok(Done::Unique) => {}
+                Err(OpError::StoreFull) => {
+                    let free = self.state.space.free();
+                    let needed = upto.saturating_sub(next);
+                    return Ok(Err(ResizeError::NoRoomForEnd { needed, free }));
+                }
+                other => {
+                    let problem = format!("a copy of the origin's end came to {other:?}");
+                    return Err(self.media.inconsistent(problem));
+                }
+            }
+        }
+        Ok(Ok((part.end < upto).then_some(part.end)))
+    }
+
+    fn finish_resize(
+        &mut self,
+        target: &Target,
+    ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
+        if let Err(refused) = self.check_lengths(target)? {
+            return Ok(Err(refused));
+        }
+        let layout = match self.layout(target) {
+            Ok(layout) => layout,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if layout.data_end < self.superblock.data_end {
+            let (count, last) = self
+                .state
+                .space
+                .used_from(&mut self.media, layout.data_end)?;
+            if let Some(last) = last {
+                let least = StoreChunk(last.0 + 1).to_offset(self.superblock.chunk);
+                return Ok(Err(ResizeError::ChunksInUse { count, least }));
+            }
+        }
+        let meta_shrinks = self
+            .superblock
+            .extents
+            .iter()
+            .any(|old| !layout.extents.iter().any(|new| covers(new, old)));
+        if meta_shrinks {
+            match self.clear_metadata(&layout.extents)? {
+                Ok(true) => {}
+                Ok(false) => return Ok(Ok(None)),
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        self.checkpoint_with(|next| {
+            next.origin_chunks = target.origin_chunks;
+            next.data_end = layout.data_end;
+            next.extents.clone_from(&layout.extents);
+        })?;
+        self.state.origin_chunks = target.origin_chunks;
+        let holes = self.superblock.holes();
+        self.state.space.set_region(layout.data_end, holes);
+        self.meta.set_extents(&layout.extents);
+        Ok(Ok(Some(self.sizes())))
+    }
+
+    /// Has blocks that lie outside `extents` written anew inside, some in each call; true when none
+    /// is left.
+    fn clear_metadata(
+        &mut self,
+        extents: &[Extent],
+    ) -> Result<Result<bool, ResizeError>, StoreError> {
+        // From now on nothing is written outside.
+        self.meta.set_extents(extents);
+        let strays = self.touch_strays()?;
+        let needed = self.checkpoint_cost(0, 0) + self.meta_reserve();
+        if needed > self.meta.free() {
+            return Ok(Err(ResizeError::MetadataInUse {
+                needed,
+                free: self.meta.free(),
+            }));
+        }
+        if strays {
+            self.checkpoint()?;
+        }
+        Ok(Ok(!strays))
+    }
+
+    /// Marks what lies outside the metadata region, so that the next checkpoint writes it anew: an
+    /// index node by setting an entry below it to what it is.
+    fn touch_strays(&mut self) -> Result<bool, StoreError> {
+        let (media, meta) = (&mut self.media, &self.meta);
+        let mut found = false;
+        for index in [&mut self.state.exceptions, &mut self.state.overlays] {
+            for key in stray_keys(media, meta, index.kind, &index.root)? {
+                found = true;
+                if let Some((key, value)) = index.first_from(media, key)? {
+                    index.insert(key, value);
+                }
+            }
+        }
+        let space = &mut self.state.space;
+        let mut bitmaps: Vec<u64> = stray_keys(media, meta, Kind::Space, &space.root)?
+            .iter()
+            .map(|key| key.0)
+            .collect();
+        let mut from = 0;
+        while bitmaps.len() < STEP_NODES {
+            let some = space.blocks(media, from, STEP_ENTRIES)?;
+            let stray = some.iter().filter(|(_, block)| !meta.contains(*block));
+            bitmaps.extend(stray.map(|&(index, _)| index));
+            match some.last() {
+                Some(&(index, _)) => from = index + 1,
+                None => break,
+            }
+        }
+        for index in bitmaps {
+            found = true;
+            let first = space.blocks(media, index, 1)?;
+            for (index, _) in first {
+                space.touch(media, index)?;
+            }
+        }
+        let table = self.state.snapshots.blocks();
+        if table.iter().any(|&block| !meta.contains(block)) {
+            found = true;
+            self.state.snapshots.dirty = true;
+        }
+        Ok(found)
+    }
+}
+
+/// Keys below nodes that lie outside the metadata region, one for each, at most [`STEP_NODES`].
+fn stray_keys(
+    media: &mut Media,
+    meta: &MetaAlloc,
+    kind: Kind,
+    root: &TreeRoot,
+) -> Result<Vec<Key>, StoreError> {
+    let mut keys = Vec::new();
+    let Some((pointer, level, _)) = root.root else {
+        return Ok(keys);
+    };
+    let mut waiting: Vec<(Pointer, u8, Key)> = vec![(pointer, level, (0, 0))];
+    while let Some((pointer, level, key)) = waiting.pop() {
+        if keys.len() >= STEP_NODES {
+            break;
+        }
+        if !meta.contains(pointer.block) {
+            keys.push(key);
+        }
+        if level > 0 {
+            let block = media.block(pointer, kind, level)?;
+            let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+            let children = node.children().map(|c| (c.pointer, level - 1, c.key));
+            waiting.extend(children);
+        }
+    }
+    Ok(keys)
+}
+
+fn covers(new: &Extent, old: &Extent) -> bool {
+    new.first <= old.first && old.end() <= new.end()
+}
+
+/// Gives a combined store that grew more metadata blocks, at the start of what is new, if it lacks many
+/// for its size: as many as it would have got if it had been initialised so.
+fn add_extent(old_end: StoreChunk, new_end: StoreChunk, shift: u8, extents: &mut Vec<Extent>) {
+    if new_end <= old_end {
+        return;
+    }
+    let blocks_per_chunk = (1 << shift) / META_BLOCK_BYTES; // 0 if a chunk is the smaller one
+    let device_blocks = (new_end.0 << shift) / META_BLOCK_BYTES;
+    let base = (device_blocks / 64).clamp(MIN_BASE_BLOCKS, MAX_BASE_BLOCKS);
+    let wanted = base + new_end.0.saturating_mul(META_BYTES_PER_CHUNK) / META_BLOCK_BYTES;
+    let have: u64 = extents.iter().map(|extent| extent.blocks).sum();
+    let lacking = wanted.saturating_sub(have);
+    let blocks = lacking.next_multiple_of(blocks_per_chunk.max(1));
+    let first = (old_end.0 << shift).div_ceil(META_BLOCK_BYTES);
+    let new_blocks = device_blocks.saturating_sub(first);
+    if lacking < LEAST_EXTENT || blocks > new_blocks / 4 {
+        return;
+    }
+    if let Some(last) = extents.last_mut().filter(|last| last.end().0 == first) {
+        last.blocks += blocks;
+    } else if extents.len() < MAX_EXTENTS {
+        extents.push(Extent {
+            first: MetaBlock(first),
+            blocks,
+        });
+    }
+}
