@@ -91,6 +91,30 @@ impl ClientError {
     }
 }
 
+/// Sizes asked for, in bytes; none: as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewSizes {
+    /// Of the origin.
+    pub origin: Option<u64>,
+    /// Of the snapshot store's device.
+    pub store: Option<u64>,
+    /// Of the metadata's device.
+    pub meta: Option<u64>,
+}
+
+/// Sizes in bytes after a resize.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resized {
+    /// Of the origin.
+    pub origin: u64,
+    /// Of the snapshot store's device.
+    pub store: u64,
+    /// Of the metadata's device; the store's, if it is that.
+    pub meta: u64,
+    /// Why nothing was changed; none if it was.
+    pub refused: Option<String>,
+}
+
 /// The result of a call.
 pub type Result<T> = std::result::Result<T, ClientError>;
 
@@ -264,6 +288,57 @@ impl Client {
         match self.call(Request::UseCount(tag, delta))? {
             Reply::UseCount(count) => Ok(count),
             other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Changes sizes; durable on return. `progress` hears now and then how many bytes of how many have
+    /// been dealt with. There is no limit to the time it takes, but the server must go on telling.
+    ///
+    /// # Errors
+    /// Refused with `EINVAL` (store and metadata share a device and are to have two sizes), `EBUSY` or
+    /// `EIO`; or the connection's errors.
+    pub fn resize(
+        &mut self,
+        request: &NewSizes,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Resized> {
+        let NewSizes {
+            origin,
+            store,
+            meta,
+        } = *request;
+        let reply = self.call_long(
+            Request::Resize {
+                origin,
+                store,
+                meta,
+            },
+            progress,
+        )?;
+        match reply {
+            Reply::Resized {
+                origin,
+                store,
+                meta,
+                refused,
+            } => Ok(Resized {
+                origin,
+                store,
+                meta,
+                refused: Some(refused).filter(|refused| !refused.is_empty()),
+            }),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// A call whose answer may be long in coming.
+    fn call_long(&mut self, request: Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        self.send(request)?;
+        loop {
+            match self.receive()? {
+                Reply::Progress { done, total } => progress(done, total),
+                reply => return Ok(reply),
+            }
         }
     }
 

@@ -384,13 +384,15 @@ fn snapshots_keep_the_end_of_an_origin_that_is_cut() {
         write: true,
     });
     run.volume.apply(&Step::Create(3));
-    while let None = run
-        .volume
-        .store
-        .resize_step()
-        .expect("step")
-        .expect("possible")
-    {}
+    let mut end = None;
+    while end.is_none() {
+        end = run
+            .volume
+            .store
+            .resize_step()
+            .expect("step")
+            .expect("possible");
+    }
     assert_eq!(run.volume.store.sizes().origin, 10 * 4096);
     // The origin is really gone from there on.
     run.set_len(ORIGIN, 10 * 4096);

@@ -15,6 +15,8 @@ mod numbers;
 mod offline;
 mod output;
 mod priority;
+mod progress;
+mod resize;
 mod server;
 mod status;
 mod usecount;
@@ -70,6 +72,7 @@ enum Command {
     Status(status::Status),
     Priority(priority::Priority),
     Usecount(usecount::Usecount),
+    Resize(resize::Resize),
     Extract(extract::Extract),
 }
 
@@ -115,6 +118,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Priority(command) => command.run(),
         Command::Usecount(command) => command.run(),
+        Command::Resize(command) => command.run(),
         Command::Extract(command) => command.run(),
     };
     match result {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the commands that read a store without its server share.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use anyhow::Result;
+use indicatif::ProgressBar;
 
 use crate::device::lock::{StoreLock, share_store};
 use crate::device::uring::Access;
@@ -60,13 +60,7 @@ pub fn view(snapstore: &Path, origin: &Path, meta: Option<&PathBuf>) -> Result<V
 /// # Errors
 /// None that could happen: the template is a constant.
 pub fn progress(bytes: u64) -> Result<ProgressBar> {
-    let target = match io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    )
-    .context("the progress bar's template")?;
-    Ok(ProgressBar::with_draw_target(Some(bytes), target).with_style(style))
+    let bar = super::progress::bar()?;
+    bar.set_length(bytes);
+    Ok(bar)
 }

@@ -41,11 +41,14 @@ pub trait BlockDevice {
     /// [measured](Self::measure).
     fn len_bytes(&self) -> u64;
 
-    /// Finds out how long the device is now: it may have been extended or cut while it was open.
+    /// Finds out how long the device is now: it may have been extended or cut while it was open. One
+    /// whose length never changes has nothing to find out.
     ///
     /// # Errors
     /// The device does not say.
-    fn measure(&mut self) -> io::Result<u64>;
+    fn measure(&mut self) -> io::Result<u64> {
+        Ok(self.len_bytes())
+    }
 
     /// Every offset, length and buffer address must be a multiple of this: 512 or 4096 bytes.
     fn alignment(&self) -> usize;

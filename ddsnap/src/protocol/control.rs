@@ -16,12 +16,17 @@ const SNAPSHOT_STATE: u16 = 0x0014;
 const SNAPSHOT_SECTORS: u16 = 0x0015;
 const PRIORITY: u16 = 0x0016;
 const USECOUNT: u16 = 0x0017;
+const RESIZE: u16 = 0x0030;
 
 /// Set in the code of a reply, whose other bits are the request's.
 const REPLY: u16 = 0x8000;
 const ERROR: u16 = REPLY;
 /// The pages of table rows that follow a status.
 const USAGE: u16 = 0x8018;
+/// How far a long command is.
+const PROGRESS: u16 = 0x803f;
+/// In a resize: this size stays as it is.
+const KEEP: u64 = u64::MAX;
 
 /// What a client may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,15 @@ pub enum Request {
     Priority(SnapTag, i8),
     /// Add to a snapshot's persistent use count (0: only ask). Answer: [`Reply::UseCount`].
     UseCount(SnapTag, i32),
+    /// Change sizes. Answer: [`Reply::Progress`] now and then, then [`Reply::Resized`].
+    Resize {
+        /// Of the origin, in bytes; none: as it is.
+        origin: Option<u64>,
+        /// Of the snapshot store's device.
+        store: Option<u64>,
+        /// Of the metadata's device.
+        meta: Option<u64>,
+    },
 }
 
 /// One snapshot in a list.
@@ -167,6 +181,24 @@ pub enum Reply {
     Priority(i8),
     /// Persistent and transient use count together.
     UseCount(u32),
+    /// A long command is being carried out; other messages follow.
+    Progress {
+        /// Bytes done.
+        done: u64,
+        /// Bytes to do in all, as far as is known now.
+        total: u64,
+    },
+    /// The sizes in bytes after a resize.
+    Resized {
+        /// Of the origin.
+        origin: u64,
+        /// Of the snapshot store's device.
+        store: u64,
+        /// Of the metadata's device; the store's, if it is that.
+        meta: u64,
+        /// Why nothing was changed; empty if it was.
+        refused: String,
+    },
 }
 
 impl Request {
@@ -201,6 +233,16 @@ impl Request {
                 body.u32(tag.0).i32(delta);
                 USECOUNT
             }
+            Request::Resize {
+                origin,
+                store,
+                meta,
+            } => {
+                for bytes in [origin, store, meta] {
+                    body.u64(bytes.unwrap_or(KEEP));
+                }
+                RESIZE
+            }
         };
         body.frame(code)
     }
@@ -224,6 +266,14 @@ impl Request {
             }
             PRIORITY => Request::Priority(SnapTag(body.u32()?), body.i8()?),
             USECOUNT => Request::UseCount(SnapTag(body.u32()?), body.i32()?),
+            RESIZE => {
+                let mut size = || Ok(Some(body.u64()?).filter(|&bytes| bytes != KEEP));
+                Request::Resize {
+                    origin: size()?,
+                    store: size()?,
+                    meta: size()?,
+                }
+            }
             other => return Err(CodecError::Code(other)),
         };
         body.end(request)
@@ -235,7 +285,7 @@ impl Reply {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Reply::Status(_) => false,
+            Reply::Status(_) | Reply::Progress { .. } => false,
             Reply::Snapshots { last, .. } | Reply::Usage { last, .. } => *last,
             _ => true,
         }
@@ -325,6 +375,19 @@ impl Reply {
                 body.u32(*count);
                 REPLY | USECOUNT
             }
+            Reply::Progress { done, total } => {
+                body.u64(*done).u64(*total);
+                PROGRESS
+            }
+            Reply::Resized {
+                origin,
+                store,
+                meta,
+                refused,
+            } => {
+                body.u64(*origin).u64(*store).u64(*meta).text(refused);
+                REPLY | RESIZE
+            }
         };
         body.frame(code)
     }
@@ -342,6 +405,7 @@ impl Reply {
         const SECTORS: u16 = REPLY | SNAPSHOT_SECTORS;
         const PRIORITY_OK: u16 = REPLY | PRIORITY;
         const USECOUNT_OK: u16 = REPLY | USECOUNT;
+        const RESIZED: u16 = REPLY | RESIZE;
 
         let mut body = Reader::new(frame);
         let reply = match frame.code {
@@ -371,6 +435,16 @@ impl Reply {
             SECTORS => Reply::Sectors(body.u64()?),
             PRIORITY_OK => Reply::Priority(body.i8()?),
             USECOUNT_OK => Reply::UseCount(body.u32()?),
+            PROGRESS => Reply::Progress {
+                done: body.u64()?,
+                total: body.u64()?,
+            },
+            RESIZED => Reply::Resized {
+                origin: body.u64()?,
+                store: body.u64()?,
+                meta: body.u64()?,
+                refused: body.text()?,
+            },
             other => return Err(CodecError::Code(other)),
         };
         body.end(reply)

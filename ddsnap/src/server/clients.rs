@@ -36,6 +36,8 @@ struct Client {
     /// Its request is being carried out, or its answer is not all sent.
     busy: bool,
     outgoing: VecDeque<Reply>,
+    /// More of the answer is still to come.
+    unfinished: bool,
     /// A frame is being written.
     sending: bool,
     /// Closed when what is outgoing has been sent.
@@ -81,6 +83,7 @@ impl Clients {
             reader: FrameReader::default(),
             busy: false,
             outgoing: VecDeque::new(),
+            unfinished: false,
             sending: false,
             closing: false,
             active: now,
@@ -158,10 +161,19 @@ impl Clients {
         self.answer(io, id, vec![reply], active);
     }
 
-    /// Sends an answer. A client that has gone is of no matter.
+    /// Sends an answer, or the next part of one. A client that has gone is of no matter; one that has
+    /// not taken the last part yet is not told of mere progress.
     pub fn answer(&mut self, io: &mut Io, id: ClientId, replies: Vec<Reply>, now: Duration) {
-        if let Some(client) = self.open.get_mut(&id) {
-            client.outgoing.extend(replies);
+        let Some(client) = self.open.get_mut(&id) else {
+            return;
+        };
+        let slow = client.sending || !client.outgoing.is_empty();
+        if slow && matches!(replies[..], [Reply::Progress { .. }]) {
+            return;
+        }
+        client.unfinished = !replies.last().is_none_or(Reply::is_last);
+        client.outgoing.extend(replies);
+        if !client.sending {
             client.active = now;
             self.send_more(io, id);
         }
@@ -195,6 +207,9 @@ impl Clients {
             return false;
         }
         if client.outgoing.is_empty() {
+            if client.unfinished {
+                return false;
+            }
             client.busy = false;
             if client.closing {
                 self.close(id);

@@ -9,7 +9,7 @@ use super::core::{ClientId, Core, Now, Output};
 use super::engine::{Answer, Engine};
 use super::refusal;
 use crate::protocol::control::{Reply, Request, Snapshot, SnapshotState, Status, Usage};
-use crate::store::{OpError, Sharing, SnapState, SnapshotInfo};
+use crate::store::{OpError, ResizeRequest, Sharing, SnapState, SnapshotInfo};
 use crate::units::{ChunkShift, SnapTag};
 
 impl<E: Engine> Core<E> {
@@ -37,6 +37,18 @@ impl<E: Engine> Core<E> {
             Request::Priority(tag, priority) => {
                 let reply = self.set_priority(tag, priority);
                 out.client(client, reply);
+            }
+            Request::Resize {
+                origin,
+                store,
+                meta,
+            } => {
+                let request = ResizeRequest {
+                    origin,
+                    store,
+                    meta,
+                };
+                self.start_resize(now, client, &request, out);
             }
             Request::UseCount(tag, delta) => {
                 let reply = self.adjust_usecount(tag, delta);

@@ -31,6 +31,7 @@ use nix::errno::Errno;
 use tracing::{debug, error, info, warn};
 
 use super::engine::{Engine, EngineError};
+use super::jobs::Jobs;
 use super::refusal;
 use crate::protocol::channel::{self, Answer, Ask, Place};
 use crate::protocol::control::{ChannelState, Reply, Request};
@@ -117,6 +118,7 @@ pub struct Core<E> {
     /// The store has been full and this was logged.
     full: bool,
     background: bool,
+    pub(super) jobs: Jobs,
 }
 
 impl<E: Engine> Core<E> {
@@ -136,6 +138,7 @@ impl<E: Engine> Core<E> {
             fault: None,
             full: false,
             background: true,
+            jobs: Jobs::default(),
         }
     }
 
@@ -259,7 +262,10 @@ impl<E: Engine> Core<E> {
             }
             Ok(right) => right,
         };
-        if sectors != right {
+        // Across a restart a device of the origin may have another length than the origin: one of them was
+        // resized, the other not yet. Its chunks mean the same.
+        let known = snapshot.is_none() && self.greeting;
+        if sectors != right && !known {
             warn!("device {device}: it has {sectors} sectors, it should have {right}");
             return refuse(Errno::EINVAL, right);
         }
@@ -579,11 +585,15 @@ impl<E: Engine> Core<E> {
     /// Whether there is work that can be done while nobody asks for anything.
     #[must_use]
     pub fn wants_background(&self) -> bool {
-        self.background && self.fault.is_none()
+        // A job goes on even so: its client is to hear that it failed.
+        self.jobs.want_steps() || self.background && self.fault.is_none()
     }
 
     /// Does a little of it.
-    pub fn background(&mut self) {
+    pub fn background(&mut self, now: Now, out: &mut Output) {
+        if self.job_step(now, out) || !self.background || self.fault.is_some() {
+            return;
+        }
         match self.engine.background_step() {
             Ok(more) => self.background = more,
             Err(broken) => {

@@ -6,7 +6,10 @@
 
 use thiserror::Error;
 
-use crate::store::{Done, Location, Op, OpError, Sharing, SnapshotInfo, StoreStatus};
+use crate::store::{
+    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
+    StoreStatus,
+};
 use crate::units::{Chunk, SnapTag};
 
 /// A device or the store's metadata failed.
@@ -79,6 +82,27 @@ pub trait Engine {
     /// # Errors
     /// A device failed.
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError>;
+
+    /// Begins to change sizes.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn resize_begin(
+        &mut self,
+        request: &ResizeRequest,
+    ) -> Result<Result<(), ResizeError>, EngineError>;
+
+    /// Does a little of it; the sizes at the end. Refused or failed, nothing has changed.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn resize_step(&mut self) -> Result<Result<Option<Sizes>, ResizeError>, EngineError>;
+
+    /// Of a resize under way: bytes done, and to do in all as far as is known.
+    fn resize_progress(&self) -> (u64, u64);
+
+    /// The sizes as they are, in bytes.
+    fn sizes(&self) -> Sizes;
 
     /// Does a little of the work that can wait, and says whether more is left.
     ///

@@ -2,11 +2,14 @@
 //! An engine in memory that tells what was asked of it and fails on command.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use super::engine::{Answer, Engine, EngineError};
-use crate::store::{Done, Location, Op, OpError, Sharing, SnapState, SnapshotInfo, StoreStatus};
+use crate::store::{
+    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
+    SnapshotInfo, StoreStatus,
+};
 use crate::units::{Chunk, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
 /// Length of the fake origin in chunks of 4 KiB.
@@ -29,6 +32,8 @@ pub struct Inside {
     next_seq: u64,
     next_place: u64,
     pub background_steps: u32,
+    /// What steps of a resize give, in order.
+    pub resize_steps: VecDeque<Result<Option<Sizes>, ResizeError>>,
     pub closed: bool,
 }
 
@@ -213,6 +218,36 @@ impl Engine for Fake {
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
         self.call("sharing".to_owned())?;
         Ok(Vec::new())
+    }
+
+    fn resize_begin(
+        &mut self,
+        request: &ResizeRequest,
+    ) -> Result<Result<(), ResizeError>, EngineError> {
+        self.call(format!("resize {request:?}"))?;
+        let same = request.store == request.meta || request.store.is_none();
+        Ok(match same || request.meta.is_none() {
+            true => Ok(()),
+            false => Err(ResizeError::TwoValues),
+        })
+    }
+
+    fn resize_step(&mut self) -> Result<Result<Option<Sizes>, ResizeError>, EngineError> {
+        self.call("resize step".to_owned())?;
+        let step = self.0.borrow_mut().resize_steps.pop_front();
+        Ok(step.expect("no step was foreseen"))
+    }
+
+    fn resize_progress(&self) -> (u64, u64) {
+        (1, 2)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            origin: ORIGIN_CHUNKS << 12,
+            store: 1 << 20,
+            meta: 1 << 20,
+        }
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {

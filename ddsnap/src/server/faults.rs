@@ -38,7 +38,7 @@ struct Armed {
 }
 
 /// Every name `DDSNAP_TRIGGER` may have.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 17] = [
     "any",
     "IDENTIFY",
     "GONE",
@@ -53,6 +53,7 @@ pub const NAMES: [&str; 16] = [
     "REQUEST_SNAPSHOT_SECTORS",
     "PRIORITY",
     "USECOUNT",
+    "RESIZE",
     "START_SERVER",
     "SHUTDOWN_SERVER",
 ];
@@ -168,6 +169,7 @@ pub fn control_name(request: &Request) -> &'static str {
         Request::Sectors(_) => "REQUEST_SNAPSHOT_SECTORS",
         Request::Priority(..) => "PRIORITY",
         Request::UseCount(..) => "USECOUNT",
+        Request::Resize { .. } => "RESIZE",
     }
 }
 

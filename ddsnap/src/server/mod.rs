@@ -12,6 +12,7 @@ pub mod engine;
 mod fake;
 pub mod faults;
 pub mod io;
+pub mod jobs;
 pub mod link;
 pub mod refusal;
 pub mod ring;

@@ -155,7 +155,9 @@ impl<E: Engine, C: Connect> Ring<E, C> {
             self.tick()?;
             // One small step, then look again whether somebody asks for something.
             if self.core.wants_background() {
-                self.core.background();
+                let mut out = Output::default();
+                self.core.background(self.now(), &mut out);
+                self.deliver(out)?;
             }
         }
     }

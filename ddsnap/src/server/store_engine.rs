@@ -5,7 +5,8 @@ use tracing::warn;
 
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::{
-    Done, Location, Op, OpError, Sharing, SnapshotInfo, Store, StoreError, StoreStatus,
+    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo, Store,
+    StoreError, StoreStatus,
 };
 use crate::units::{Chunk, SnapTag};
 
@@ -78,6 +79,27 @@ impl Engine for StoreEngine {
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
         let result = self.0.sharing();
         self.answer(result)
+    }
+
+    fn resize_begin(
+        &mut self,
+        request: &ResizeRequest,
+    ) -> Result<Result<(), ResizeError>, EngineError> {
+        let result = self.0.resize_begin(request);
+        self.answer(result)
+    }
+
+    fn resize_step(&mut self) -> Result<Result<Option<Sizes>, ResizeError>, EngineError> {
+        let result = self.0.resize_step();
+        self.answer(result)
+    }
+
+    fn resize_progress(&self) -> (u64, u64) {
+        self.0.resize_progress()
+    }
+
+    fn sizes(&self) -> Sizes {
+        self.0.sizes()
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {

@@ -74,11 +74,7 @@ impl Media {
 
     /// Lengths of origin, data and metadata device (none if it is the data device), measured now.
     pub fn measure(&mut self) -> Result<(u64, u64, Option<u64>), StoreError> {
-        let meta = self
-            .meta
-            .as_mut()
-            .map(|device| measure(device))
-            .transpose()?;
+        let meta = self.meta.as_mut().map(measure).transpose()?;
         Ok((measure(&mut *self.origin)?, measure(&mut self.data)?, meta))
     }
 

@@ -150,6 +150,26 @@ impl Store {
         self.meta.set_extents(&self.superblock.extents);
     }
 
+    /// How many bytes of the origin's end have been dealt with, and of how many; zeros if no resize is at
+    /// that.
+    #[must_use]
+    pub fn resize_progress(&self) -> (u64, u64) {
+        let Some(resize) = &self.resizing else {
+            return (0, 0);
+        };
+        let end = resize.target.origin_chunks;
+        let next = match resize.phase {
+            Phase::Copy { next } => next,
+            Phase::Sweep | Phase::Count { .. } => end,
+            Phase::Finish => end + self.tail_chunks(end),
+        };
+        let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
+        (
+            bytes(next.saturating_sub(end)),
+            bytes(self.tail_chunks(end)),
+        )
+    }
+
     /// Whether a resize is under way.
     #[must_use]
     pub fn is_resizing(&self) -> bool {

@@ -60,6 +60,18 @@ fn requests_are_these_bytes() {
             0x17,
             &[1, 2, 3, 4, 0xfe, 0xff, 0xff, 0xff],
         ),
+        (
+            Request::Resize {
+                origin: Some(258),
+                store: None,
+                meta: Some(3),
+            },
+            0x30,
+            &[
+                2, 1, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 3, 0, 0, 0, 0, 0,
+                0, 0,
+            ],
+        ),
     ];
     for (request, code, body) in golden {
         let frame = Frame {
@@ -109,6 +121,25 @@ fn replies_are_these_bytes() {
         (Reply::Sectors(258), 0x8015, vec![2, 1, 0, 0, 0, 0, 0, 0]),
         (Reply::Priority(-1), 0x8016, vec![0xff]),
         (Reply::UseCount(258), 0x8017, vec![2, 1, 0, 0]),
+        (
+            Reply::Progress { done: 1, total: 2 },
+            0x803f,
+            vec![1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        (
+            Reply::Resized {
+                origin: 1,
+                store: 2,
+                meta: 3,
+                refused: "x".into(),
+            },
+            0x8030,
+            [1_u64, 2, 3]
+                .iter()
+                .flat_map(|size| size.to_le_bytes())
+                .chain([1, 0, b'x'])
+                .collect(),
+        ),
     ];
     for (reply, code, body) in golden {
         let frame = Frame {

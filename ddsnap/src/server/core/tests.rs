@@ -4,6 +4,7 @@
 use super::*;
 use crate::protocol::channel::Request as Asked;
 use crate::server::fake::{Fake, ORIGIN_SECTORS};
+use crate::store::{ResizeError, Sizes};
 
 const CLIENT: ClientId = ClientId(1);
 
@@ -583,4 +584,123 @@ fn a_write_beyond_the_end_fails_alone() {
         },
     );
     assert_eq!(out.channel, [failed, may_write(2)]);
+}
+
+fn background(core: &mut Core<Fake>, seconds: u64) -> Output {
+    let mut out = Output::default();
+    core.background(at(seconds), &mut out);
+    out
+}
+
+const RESIZE: Request = Request::Resize {
+    origin: Some(4096),
+    store: None,
+    meta: None,
+};
+
+#[test]
+fn a_resize_goes_on_in_steps_between_requests() {
+    let fake = Fake::with_snapshots(&[1]);
+    let mut core = attached(&fake);
+    let sizes = Sizes {
+        origin: 4096,
+        store: 7,
+        meta: 7,
+    };
+    fake.0.borrow_mut().resize_steps = [Ok(None), Ok(None), Ok(Some(sizes))].into();
+    assert_eq!(command(&mut core, RESIZE), Output::default());
+    assert!(core.wants_background());
+    assert_eq!(background(&mut core, 0), Output::default());
+    let mut out = Output::default();
+    core.command(at(0), ClientId(2), RESIZE, &mut out);
+    assert_eq!(out.clients[0].0, ClientId(2));
+    assert!(
+        matches!(out.clients[0].1[0], Reply::Error { errno, .. } if errno == Errno::EBUSY as i32)
+    );
+    // Requests are served meanwhile, and the client hears that it is under way.
+    assert_eq!(send(&mut core, &[write(1, 5)]).channel, [may_write(1)]);
+    assert_eq!(
+        told(&background(&mut core, 1)),
+        &Reply::Progress { done: 1, total: 2 }
+    );
+    assert_eq!(
+        told(&background(&mut core, 1)),
+        &Reply::Resized {
+            origin: 4096,
+            store: 7,
+            meta: 7,
+            refused: String::new()
+        }
+    );
+}
+
+#[test]
+fn a_refused_resize_says_why_and_how_large_things_are() {
+    let fake = Fake::default();
+    let mut core = attached(&fake);
+    let refused = ResizeError::ChunksInUse {
+        count: 3,
+        least: 4096,
+    };
+    fake.0.borrow_mut().resize_steps = [Err(refused)].into();
+    command(&mut core, RESIZE);
+    match told(&background(&mut core, 0)) {
+        Reply::Resized {
+            origin, refused, ..
+        } => {
+            assert_eq!(*origin, ORIGIN_SECTORS * 512);
+            assert!(refused.starts_with("3 chunks"), "{refused}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let two = Request::Resize {
+        origin: None,
+        store: Some(1),
+        meta: Some(2),
+    };
+    assert_eq!(errno_of(&command(&mut core, two)), Errno::EINVAL as i32);
+}
+
+#[test]
+fn a_store_that_fails_ends_a_resize() {
+    let fake = Fake::default();
+    let mut core = attached(&fake);
+    command(&mut core, RESIZE);
+    fake.fail(true);
+    send(&mut core, &[write(1, 1)]);
+    assert!(core.wants_background(), "the client still waits");
+    assert_eq!(errno_of(&background(&mut core, 0)), Errno::EIO as i32);
+    assert!(!core.wants_background());
+}
+
+/// Of origin and its device one may have been resized when the server was restarted: the device must not
+/// fail for that. A new device has to have the right length.
+#[test]
+fn a_device_of_the_origin_keeps_its_length_over_a_restart() {
+    let fake = Fake::default();
+    let mut core = Core::new(fake.clone());
+    let mut out = Output::default();
+    core.attached(at(0), true, &mut out);
+    let short = identify(1, 1, None, ORIGIN_SECTORS - 8);
+    assert_eq!(
+        send(&mut core, &[short]).channel,
+        [reply(
+            1,
+            Answer::Identify {
+                status: 0,
+                sectors: 0
+            }
+        )]
+    );
+    core.greeted(at(0), &mut out);
+    assert_eq!(
+        send(&mut core, &[short]).channel,
+        [reply(
+            1,
+            Answer::Identify {
+                status: Errno::EINVAL as i32,
+                sectors: ORIGIN_SECTORS
+            }
+        )]
+    );
 }
