@@ -12,7 +12,7 @@ use ddsnap::format::journal::{self, Entry, RecordId};
 use ddsnap::format::label::Label;
 use ddsnap::format::node::{Child, Interior, LeafBuilder, LeafReader, Value, encode_interior};
 use ddsnap::format::snaptable::{self, Snapshot, State};
-use ddsnap::format::superblock::{Extent, Superblock, TreeRoot};
+use ddsnap::format::superblock::{Extent, Revert, Superblock, TreeRoot};
 use ddsnap::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, SnapTag, StoreChunk};
 
 fn rows(bytes: &[u8]) -> String {
@@ -98,6 +98,10 @@ fn superblock() -> Superblock {
         tail: 5,
         tail_sequence: 99,
         next_seq: SnapSeq(12),
+        revert: Some(Revert {
+            seq: SnapSeq(11),
+            next: Chunk(0x0102_0304),
+        }),
         snapshots: Some(Pointer {
             block: MetaBlock(60),
             crc: 0xdead_beef,
@@ -124,6 +128,7 @@ fn superblock_bytes() {
         "a copy in the other one's place"
     );
     let empty = Superblock {
+        revert: None,
         snapshots: None,
         snapshot_count: 0,
         exceptions: TreeRoot::default(),
@@ -168,6 +173,9 @@ fn journal_bytes() {
         Entry::Priority(seq, -2),
         Entry::Usecount(seq, 0x1234),
         Entry::Forget(seq),
+        Entry::RevertBegin(seq),
+        Entry::RevertProgress { seq, next: chunk },
+        Entry::RevertEnd(seq),
     ];
     let id = RecordId {
         epoch: 4,

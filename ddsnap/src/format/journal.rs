@@ -93,6 +93,17 @@ pub enum Entry {
     Usecount(SnapSeq, u16),
     /// The sweep is done with a deleted snapshot.
     Forget(SnapSeq),
+    /// The origin begins to take a snapshot's content.
+    RevertBegin(SnapSeq),
+    /// It has it, durably, up to a chunk.
+    RevertProgress {
+        /// Which snapshot.
+        seq: SnapSeq,
+        /// The first chunk not dealt with.
+        next: Chunk,
+    },
+    /// It has it.
+    RevertEnd(SnapSeq),
 }
 
 /// Entries that fit into a record of `blocks`.
@@ -245,6 +256,9 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
         Entry::Priority(seq, priority) => (8, u32::from(priority as u8), seq.0, 0, 0),
         Entry::Usecount(seq, count) => (9, u32::from(count), seq.0, 0, 0),
         Entry::Forget(seq) => (10, 0, seq.0, 0, 0),
+        Entry::RevertBegin(seq) => (11, 0, seq.0, 0, 0),
+        Entry::RevertProgress { seq, next } => (12, 0, seq.0, next.0, 0),
+        Entry::RevertEnd(seq) => (13, 0, seq.0, 0, 0),
     };
     put_u32(at, KIND_AT, kind);
     put_u32(at, WORD_AT, word);
@@ -295,13 +309,19 @@ fn decode_entry(at: &[u8]) -> Result<Entry, FormatError> {
             Entry::Usecount(SnapSeq(a), word as u16)
         }
         10 => Entry::Forget(SnapSeq(a)),
+        11 => Entry::RevertBegin(SnapSeq(a)),
+        12 => Entry::RevertProgress {
+            seq: SnapSeq(a),
+            next: Chunk(b),
+        },
+        13 => Entry::RevertEnd(SnapSeq(a)),
         kind => {
             return Err(FormatError::Range {
                 what: WHAT,
                 field: "entry kind",
                 found: kind.into(),
                 least: 1,
-                most: 10,
+                most: 13,
             });
         }
     })
@@ -335,6 +355,9 @@ mod tests {
             Entry::Priority(seq, -128),
             Entry::Usecount(seq, 65535),
             Entry::Forget(seq),
+            Entry::RevertBegin(seq),
+            Entry::RevertProgress { seq, next: chunk },
+            Entry::RevertEnd(seq),
         ];
         let id = RecordId {
             epoch: 1,

@@ -12,7 +12,7 @@ use super::{
     uuid_part,
 };
 use crate::buffer::AlignedBuf;
-use crate::units::{ChunkShift, MetaBlock, SnapSeq, StoreChunk};
+use crate::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, StoreChunk};
 
 /// Where the two copies lie on the metadata device, in blocks: bytes 0 and 65536.
 pub const COPIES: [MetaBlock; 2] = [MetaBlock(0), MetaBlock(16)];
@@ -54,10 +54,13 @@ const TREE_LEN: usize = 40; // block, crc, level, newest, entries, nodes
 const EXTENT_COUNT_AT: usize = TREES_AT + 3 * TREE_LEN;
 const EXTENTS_AT: usize = EXTENT_COUNT_AT + 8;
 const END: usize = EXTENTS_AT + MAX_EXTENTS * 16;
+const REVERT_SEQ_AT: usize = END; // the rest of this only with its flag
+const REVERT_NEXT_AT: usize = REVERT_SEQ_AT + 8;
 
 const FLAG_CLEAN: u64 = 1;
 const FLAG_SEPARATE_META: u64 = 2;
-const FLAGS_KNOWN: u64 = FLAG_CLEAN | FLAG_SEPARATE_META;
+const FLAG_REVERT: u64 = 4;
+const FLAGS_KNOWN: u64 = FLAG_CLEAN | FLAG_SEPARATE_META | FLAG_REVERT;
 
 /// Opens a superblock: "ddsnapSB".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ddsnapSB");
@@ -97,6 +100,15 @@ impl Extent {
     }
 }
 
+/// A revert of the origin under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revert {
+    /// The snapshot whose content the origin takes.
+    pub seq: SnapSeq,
+    /// The first chunk that may not have been dealt with.
+    pub next: Chunk,
+}
+
 /// A checked superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -132,6 +144,8 @@ pub struct Superblock {
     pub tail_sequence: u64,
     /// The sequence number the next snapshot gets.
     pub next_seq: SnapSeq,
+    /// A revert under way.
+    pub revert: Option<Revert>,
     /// First block of the snapshot table.
     pub snapshots: Option<Pointer>,
     /// Entries in the snapshot table.
@@ -163,7 +177,16 @@ impl Superblock {
         } else {
             0
         };
-        put_u64(b, FLAGS_AT, clean | separate);
+        let reverting = if self.revert.is_some() {
+            FLAG_REVERT
+        } else {
+            0
+        };
+        put_u64(b, FLAGS_AT, clean | separate | reverting);
+        if let Some(revert) = self.revert {
+            put_u64(b, REVERT_SEQ_AT, revert.seq.0);
+            put_u64(b, REVERT_NEXT_AT, revert.next.0);
+        }
         put_u64(b, GENERATION_AT, self.generation);
         put_u64(b, CREATED_AT, self.created as u64);
         put_u64(b, ORIGIN_CHUNKS_AT, self.origin_chunks);
@@ -267,6 +290,10 @@ impl Superblock {
             tail: get_u64(b, TAIL_AT),
             tail_sequence: get_u64(b, TAIL_SEQUENCE_AT),
             next_seq: SnapSeq(get_u64(b, NEXT_SEQ_AT)),
+            revert: (flags & FLAG_REVERT != 0).then(|| Revert {
+                seq: SnapSeq(get_u64(b, REVERT_SEQ_AT)),
+                next: Chunk(get_u64(b, REVERT_NEXT_AT)),
+            }),
             snapshots,
             snapshot_count,
             exceptions: tree(0)?,

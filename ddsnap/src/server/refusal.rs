@@ -14,6 +14,7 @@ pub fn reply(refused: &OpError) -> Reply {
         OpError::SnapshotExists(_) => (Errno::EEXIST, "snapshot already exists".to_owned()),
         OpError::TooManySnapshots => (Errno::ENOSPC, "too many snapshots".to_owned()),
         OpError::InUse(_) => (Errno::EBUSY, "snapshot has non-zero usecount".to_owned()),
+        OpError::Reverting(_) => (Errno::EBUSY, refused.to_string()),
         OpError::StoreFull => (Errno::ENOSPC, "the snapshot store is full".to_owned()),
         OpError::UsecountUnderflow => (Errno::EINVAL, "Usecount underflow.".to_owned()),
         OpError::UsecountOverflow => (Errno::EINVAL, "Usecount overflow.".to_owned()),

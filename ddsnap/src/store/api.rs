@@ -116,6 +116,9 @@ pub enum OpError {
     /// The store is full and no snapshot may be given up.
     #[error("the snapshot store is full")]
     StoreFull,
+    /// The origin is being reverted to this snapshot.
+    #[error("a revert to snapshot {0} is under way")]
+    Reverting(SnapTag),
     /// The count would leave 0..=65535.
     #[error("Usecount underflow.")]
     UsecountUnderflow,
@@ -171,6 +174,9 @@ pub struct Sizes {
 /// Why sizes were not changed. All of them are as they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResizeError {
+    /// The origin is being reverted to this snapshot.
+    #[error("a revert to snapshot {0} is under way")]
+    Reverting(SnapTag),
     /// Metadata and data share a device.
     #[error("snapshot device and metadata device are the same, can't resize them to two values")]
     TwoValues,
@@ -220,4 +226,70 @@ pub enum ResizeError {
         /// Free chunks of the store.
         free: u64,
     },
+}
+
+/// How far a step of a revert got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reverting {
+    /// There is more to do in this phase.
+    More,
+    /// The first phase is over: the snapshot is sound, and there is room.
+    Checked,
+    /// The origin has the snapshot's content, durably.
+    Done {
+        /// But for so many chunks, which were left as they were; counted since the store was opened.
+        skipped: u64,
+    },
+}
+
+/// Why a revert was refused, or cannot go on now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RevertError {
+    /// No snapshot has this tag.
+    #[error("snapshot {0} doesn't exist")]
+    NoSuchSnapshot(SnapTag),
+    /// The snapshot's data was given up when the store was full.
+    #[error("snapshot {0} is squashed")]
+    Squashed(SnapTag),
+    /// The origin has been cut since.
+    #[error(
+        "snapshot {tag} has {snapshot} bytes and the origin only {origin}; extend the origin first"
+    )]
+    Longer {
+        /// Which snapshot.
+        tag: SnapTag,
+        /// Its length in bytes.
+        snapshot: u64,
+        /// The origin's length in bytes.
+        origin: u64,
+    },
+    /// One at a time.
+    #[error("a revert to snapshot {0} is under way")]
+    UnderWay(SnapTag),
+    /// A part of the snapshot is lost.
+    #[error("chunk {chunk} of snapshot {tag} cannot be read: {problem}")]
+    Damaged {
+        /// Which snapshot.
+        tag: SnapTag,
+        /// Which chunk of it.
+        chunk: Chunk,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What other snapshots need of the origin does not fit into the store.
+    #[error(
+        "snapshots need {needed} chunks of the origin as it is now, and the snapshot store has {free} free ones; extend it or delete snapshots"
+    )]
+    NoRoom {
+        /// Chunks to be copied.
+        needed: u64,
+        /// Free chunks of the store.
+        free: u64,
+    },
+    /// There was room when it began, and is none now; it goes on when there is some again.
+    #[error("the snapshot store is full; the revert goes on when there is room")]
+    StoreFull,
+    /// There is no revert to go on with.
+    #[error("no revert is under way")]
+    NotBegun,
 }

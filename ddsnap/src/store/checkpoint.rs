@@ -95,6 +95,7 @@ impl Store {
         next.clean = false;
         next.origin_chunks = state.origin_chunks;
         next.next_seq = state.next_seq;
+        next.revert = state.revert;
         next.data_used = state.space.used;
         next.epoch = self.ring.epoch;
         next.tail = self.ring.head;

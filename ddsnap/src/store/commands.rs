@@ -24,6 +24,9 @@ impl Store {
         if self.state.snapshots.by_tag(tag).is_some() {
             return Ok(Err(OpError::SnapshotExists(tag)));
         }
+        if let Some(tag) = self.reverting() {
+            return Ok(Err(OpError::Reverting(tag)));
+        }
         if self.state.snapshots.visible() >= MAX_SNAPSHOTS && !self.make_entry_room()? {
             return Ok(Err(OpError::TooManySnapshots));
         }
@@ -59,6 +62,9 @@ impl Store {
             Ok(snapshot) => snapshot,
             Err(refused) => return Ok(Err(refused)),
         };
+        if self.is_reverting_to(snapshot.seq) {
+            return Ok(Err(OpError::Reverting(tag)));
+        }
         if self.state.snapshots.in_use(&snapshot) {
             return Ok(Err(OpError::InUse(tag)));
         }

@@ -51,6 +51,14 @@ pub enum StoreError {
         /// What the device said.
         source: io::Error,
     },
+    /// The origin failed in the middle of a revert, which may be tried again. The store goes on.
+    #[error("{device}: cannot write to the origin; the revert is not complete")]
+    WriteOrigin {
+        /// The device.
+        device: String,
+        /// What the device said.
+        source: io::Error,
+    },
     /// A device does not say how long it is.
     #[error("{device}: cannot find out its length")]
     Measure {

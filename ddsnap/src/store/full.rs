@@ -138,7 +138,8 @@ impl Store {
         let snapshots = &self.state.snapshots;
         let candidates = snapshots
             .iter()
-            .filter(|s| s.state == State::Live && s.priority < NEVER);
+            .filter(|s| s.state == State::Live && s.priority < NEVER)
+            .filter(|s| !self.is_reverting_to(s.seq));
         candidates
             .min_by_key(|s| (snapshots.in_use(s), s.priority, s.seq))
             .copied()

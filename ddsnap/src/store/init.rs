@@ -194,6 +194,7 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
         tail: 0,
         tail_sequence: 1,
         next_seq: SnapSeq(1),
+        revert: None,
         snapshots: None,
         snapshot_count: 0,
         exceptions: TreeRoot::default(),

@@ -102,7 +102,7 @@ impl Store {
     }
 
     /// The exception that serves a snapshot: the one of the smallest sequence that is not older.
-    fn exception(
+    pub(super) fn exception(
         &mut self,
         seq: SnapSeq,
         chunk: Chunk,

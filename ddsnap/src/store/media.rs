@@ -14,7 +14,7 @@ use crate::units::{Chunk, ChunkShift, MetaBlock, StoreChunk};
 
 /// The devices of a store.
 pub struct Devices {
-    /// The volume whose snapshots are kept. The engine only reads it.
+    /// The volume whose snapshots are kept. The engine writes to it in a revert and at no other time.
     pub origin: Box<dyn BlockDevice>,
     /// Holds the snapshots' data, and the metadata if it has no device of its own.
     pub data: Box<dyn BlockDevice>,

@@ -24,6 +24,7 @@ mod metaalloc;
 mod open;
 mod recover;
 mod resize;
+mod revert;
 mod snapshot;
 mod state;
 mod status;
@@ -31,8 +32,8 @@ mod sweep;
 mod view;
 
 pub use api::{
-    Done, Location, Op, OpError, Part, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
-    SnapshotInfo, StoreStatus,
+    Done, Location, Op, OpError, Part, ResizeError, ResizeRequest, RevertError, Reverting, Sharing,
+    Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
 pub use diff::Changes;
 pub use error::StoreError;
@@ -91,6 +92,7 @@ pub struct Store {
     /// No snapshot is given up for what is being done now.
     sparing: bool,
     resizing: Option<resize::Resize>,
+    revert: revert::Revert,
 }
 
 impl Store {
@@ -123,6 +125,7 @@ impl Store {
                     | StoreError::Damaged { .. }
                     | StoreError::BadData { .. }
                     | StoreError::Measure { .. }
+                    | StoreError::WriteOrigin { .. }
             );
             if !harmless {
                 self.latch_now(error);

@@ -95,6 +95,7 @@ impl Store {
             given_up: Vec::new(),
             sparing: false,
             resizing: None,
+            revert: super::revert::Revert::default(),
         };
         Ok((store, opened))
     }
@@ -242,6 +243,16 @@ fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, Store
             return Err(media.inconsistent(problem));
         }
     }
+    if let Some(revert) = superblock.revert {
+        let live = |s: &snaptable::Snapshot| s.state == snaptable::State::Live;
+        if !snapshots.get(revert.seq).is_some_and(live) {
+            let problem = format!(
+                "a revert to snapshot sequence {}, which is not live",
+                revert.seq
+            );
+            return Err(media.inconsistent(problem));
+        }
+    }
     let mut space = Space::new(
         superblock.space,
         superblock.data_first,
@@ -252,6 +263,7 @@ fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, Store
     Ok(State {
         next_seq: superblock.next_seq,
         origin_chunks: superblock.origin_chunks,
+        revert: superblock.revert,
         snapshots,
         exceptions: Index::new(Kind::Exceptions, superblock.exceptions),
         overlays: Index::new(Kind::Overlays, superblock.overlays),

@@ -103,6 +103,9 @@ impl Store {
     ) -> Result<Result<(), ResizeError>, StoreError> {
         self.check_latch()?;
         self.resize_abort();
+        if let Some(tag) = self.reverting() {
+            return Ok(Err(ResizeError::Reverting(tag)));
+        }
         let target = match self.target(request) {
             Ok(target) => target,
             Err(refused) => return Ok(Err(refused)),
@@ -399,6 +402,9 @@ impl Store {
         &mut self,
         target: &Target,
     ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
+        if let Some(tag) = self.reverting() {
+            return Ok(Err(ResizeError::Reverting(tag)));
+        }
         if let Err(refused) = self.check_lengths(target)? {
             return Ok(Err(refused));
         }

@@ -12,6 +12,7 @@ use super::snapshot::Snapshots;
 use crate::format::journal::Entry;
 use crate::format::node::Value;
 use crate::format::snaptable::{MAX_ENTRIES, Snapshot, State as SnapshotState};
+use crate::format::superblock::Revert;
 use crate::units::{Chunk, SnapSeq, StoreChunk};
 
 /// Everything a checkpoint makes durable.
@@ -19,6 +20,7 @@ use crate::units::{Chunk, SnapSeq, StoreChunk};
 pub(crate) struct State {
     pub next_seq: SnapSeq,
     pub origin_chunks: u64,
+    pub revert: Option<Revert>,
     pub snapshots: Snapshots,
     /// (chunk, seq)
     pub exceptions: Index,
@@ -86,6 +88,12 @@ impl State {
             Entry::Priority(seq, priority) => self.snapshots.set_priority(seq, priority),
             Entry::Usecount(seq, usecount) => self.snapshots.set_usecount(seq, usecount),
             Entry::Forget(seq) => self.snapshots.forget(seq),
+            Entry::RevertBegin(seq) => {
+                let next = Chunk(0);
+                self.revert = Some(Revert { seq, next });
+            }
+            Entry::RevertProgress { seq, next } => self.revert = Some(Revert { seq, next }),
+            Entry::RevertEnd(_) => self.revert = None,
         }
     }
 
@@ -133,6 +141,20 @@ impl State {
                 } else {
                     None
                 }
+            }
+            Entry::RevertBegin(seq) => {
+                let live = |s: &Snapshot| s.state == SnapshotState::Live;
+                (self.revert.is_some() || !self.snapshots.get(seq).is_some_and(live))
+                    .then_some("a revert begins that cannot")
+            }
+            Entry::RevertProgress { seq, .. } | Entry::RevertEnd(seq) => self
+                .revert
+                .is_none_or(|revert| revert.seq != seq)
+                .then_some("a revert goes on that did not begin"),
+            Entry::Delete(seq) | Entry::Squash(seq)
+                if self.revert.is_some_and(|revert| revert.seq == seq) =>
+            {
+                Some("the snapshot of a revert is taken away")
             }
             Entry::Delete(seq)
             | Entry::Squash(seq)

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Giving the origin back the content it had when a snapshot was taken.
+//!
+//! For the store a revert is what a user would do who copied the snapshot over the origin: each chunk is
+//! saved for the snapshots that need it before it is overwritten, so every snapshot keeps its
+//! content. Only chunks that an exception or an overlay serves are written; the others are the same.
+//!
+//! It goes in two phases. The first only reads: is all of the snapshot's data sound, and is there room
+//! for what has to be saved? So a revert that cannot succeed is refused while the origin is untouched.
+//! The second begins with a durable record and works through the chunks in ascending order, in bounded
+//! steps: save, read, write to the origin. Now and then the origin is flushed and the place reached
+//! becomes durable. After a crash it goes on from there: doing a chunk twice is doing it once, for
+//! what was saved is not saved again, and the snapshot still has what is written.
+//!
+//! Until the end its snapshot may neither be deleted nor given up, and no snapshot is created: it
+//! would show an origin that is half one thing and half another. The caller keeps reads of snapshots
+//! from the origin and writes of others away from it during a step.
+
+use std::collections::BTreeSet;
+
+use super::Store;
+use super::api::{Done, Op, OpError, RevertError, Reverting};
+use super::error::StoreError;
+use super::index::changed::{self, Wanted};
+use super::lookup::Found;
+use super::media::Source;
+use crate::buffer::AlignedBuf;
+use crate::device::Write;
+use crate::format::journal::Entry;
+use crate::format::snaptable::{Snapshot, State};
+use crate::units::{Chunk, SnapSeq, SnapTag};
+
+/// Nodes of an index looked at in a step.
+const STEP_NODES: usize = 4;
+/// Entries a sweep looks at in a step.
+const SWEEP_ENTRIES: usize = 4096;
+/// Bytes written to the origin before the place reached is made durable.
+const SAVE_EVERY: u64 = 4 << 20;
+
+/// The part of a revert that lasts in memory only.
+#[derive(Debug, Default)]
+pub(crate) struct Revert {
+    check: Option<Check>,
+    /// The next chunk, which the flushed part of the origin may not have reached: 0 if it has.
+    next: u64,
+    /// Bytes written since the origin was flushed.
+    unsaved: u64,
+    /// Chunks left as they were, since the store was opened.
+    skipped: u64,
+    /// Those not told of yet, and why.
+    untold: Vec<(Chunk, String)>,
+}
+
+/// The first phase.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    tag: SnapTag,
+    seq: SnapSeq,
+    next: u64,
+    /// Chunks of the origin that have to be saved.
+    copies: u64,
+}
+
+impl Store {
+    /// Begins the first phase of a revert to the snapshot `tag`. Nothing of it is durable.
+    ///
+    /// # Errors
+    /// The store has failed. Inner: there is no such snapshot, it is squashed or longer than the origin, or
+    /// a revert is under way.
+    pub fn revert_begin(&mut self, tag: SnapTag) -> Result<Result<(), RevertError>, StoreError> {
+        self.check_latch()?;
+        if let Some(tag) = self.reverting() {
+            return Ok(Err(RevertError::UnderWay(tag)));
+        }
+        Ok(self.revertible(tag).map(|snapshot| {
+            self.revert.check = Some(Check {
+                tag,
+                seq: snapshot.seq,
+                next: 0,
+                copies: 0,
+            });
+        }))
+    }
+
+    /// Gives up the first phase.
+    pub fn revert_cancel(&mut self) {
+        self.revert.check = None;
+    }
+
+    /// Begins the second phase, once a step has given [`Reverting::Checked`]; durable on return.
+    ///
+    /// # Errors
+    /// The store cannot go on. Inner: the snapshot has gone meanwhile, or nothing was checked.
+    pub fn revert_start(&mut self) -> Result<Result<(), RevertError>, StoreError> {
+        self.check_latch()?;
+        let Some(check) = self.revert.check.take() else {
+            return Ok(Err(RevertError::NotBegun));
+        };
+        let snapshot = match self.revertible(check.tag) {
+            Ok(snapshot) if snapshot.seq == check.seq => snapshot,
+            Ok(_) => return Ok(Err(RevertError::NoSuchSnapshot(check.tag))),
+            Err(refused) => return Ok(Err(refused)),
+        };
+        self.record(&[Entry::RevertBegin(snapshot.seq)])?;
+        self.revert = Revert::default();
+        Ok(Ok(()))
+    }
+
+    /// Does a bounded part of whichever phase is under way: looks at up to `chunks` chunks of the snapshot.
+    ///
+    /// # Errors
+    /// The store cannot go on, or the origin fails ([`StoreError::WriteOrigin`]); the second phase
+    /// may be tried again. Inner: the first phase found that the revert cannot be done, and is over; or
+    /// the second phase lacks room and may be tried again ([`RevertError::StoreFull`]).
+    pub fn revert_step(
+        &mut self,
+        chunks: usize,
+    ) -> Result<Result<Reverting, RevertError>, StoreError> {
+        self.check_latch()?;
+        if self.state.revert.is_some() {
+            return self.write_step(chunks.max(1));
+        }
+        let Some(mut check) = self.revert.check.take() else {
+            return Ok(Err(RevertError::NotBegun));
+        };
+        let result = self.check_step(&mut check, chunks.max(1))?;
+        if result.is_ok() {
+            self.revert.check = Some(check);
+        }
+        Ok(result)
+    }
+
+    /// The snapshot of a revert whose second phase is under way.
+    #[must_use]
+    pub fn reverting(&self) -> Option<SnapTag> {
+        let revert = self.state.revert?;
+        self.state.snapshots.get(revert.seq).map(|s| s.tag)
+    }
+
+    /// How many bytes of how many a revert has dealt with, its two phases together; zeros if there is
+    /// none.
+    #[must_use]
+    pub fn revert_progress(&self) -> (u64, u64) {
+        let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
+        let length = |seq| self.state.snapshots.get(seq).map_or(0, |s| s.origin_chunks);
+        match (self.state.revert, &self.revert.check) {
+            (Some(revert), _) => {
+                let length = length(revert.seq);
+                let next = revert.next.0.max(self.revert.next);
+                (bytes(length + next), bytes(2 * length))
+            }
+            (None, Some(check)) => (bytes(check.next), bytes(2 * length(check.seq))),
+            (None, None) => (0, 0),
+        }
+    }
+
+    /// Chunks of the origin that could not be given back since the last call, and why: their data or what
+    /// other snapshots need of the origin cannot be read.
+    pub fn take_revert_skipped(&mut self) -> Vec<(Chunk, String)> {
+        std::mem::take(&mut self.revert.untold)
+    }
+
+    /// Whether this is the snapshot of a revert under way, which must stay.
+    pub(super) fn is_reverting_to(&self, seq: SnapSeq) -> bool {
+        self.state.revert.is_some_and(|revert| revert.seq == seq)
+    }
+
+    fn revertible(&self, tag: SnapTag) -> Result<Snapshot, RevertError> {
+        let snapshot = *self
+            .state
+            .snapshots
+            .by_tag(tag)
+            .ok_or(RevertError::NoSuchSnapshot(tag))?;
+        if snapshot.state != State::Live {
+            return Err(RevertError::Squashed(tag));
+        }
+        if snapshot.origin_chunks > self.state.origin_chunks {
+            let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
+            return Err(RevertError::Longer {
+                tag,
+                snapshot: bytes(snapshot.origin_chunks),
+                origin: bytes(self.state.origin_chunks),
+            });
+        }
+        Ok(snapshot)
+    }
+
+    fn check_step(
+        &mut self,
+        check: &mut Check,
+        chunks: usize,
+    ) -> Result<Result<Reverting, RevertError>, StoreError> {
+        let snapshot = match self.revertible(check.tag) {
+            Ok(snapshot) if snapshot.seq == check.seq => snapshot,
+            Ok(_) => return Ok(Err(RevertError::NoSuchSnapshot(check.tag))),
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if check.next < snapshot.origin_chunks {
+            let (batch, next) = self.differing(&snapshot, check.next, chunks)?;
+            let (_, problems) = self.read_snapshot(&batch)?;
+            for ((chunk, _), problem) in batch.into_iter().zip(problems) {
+                if let Some(problem) = problem {
+                    return Ok(Err(RevertError::Damaged {
+                        tag: check.tag,
+                        chunk,
+                        problem,
+                    }));
+                }
+                check.copies += u64::from(!self.is_unique(chunk)?);
+            }
+            check.next = next;
+            return Ok(Ok(Reverting::More));
+        }
+        let free = self.state.space.free();
+        if check.copies <= free {
+            return Ok(Ok(Reverting::Checked));
+        }
+        if self.sweep.pending() {
+            self.sweep_step(SWEEP_ENTRIES)?;
+            return Ok(Ok(Reverting::More));
+        }
+        Ok(Err(RevertError::NoRoom {
+            needed: check.copies,
+            free,
+        }))
+    }
+
+    fn write_step(&mut self, chunks: usize) -> Result<Result<Reverting, RevertError>, StoreError> {
+        let revert = self.state.revert;
+        let found = revert.and_then(|r| Some((r, *self.state.snapshots.get(r.seq)?)));
+        let Some((revert, mut snapshot)) = found else {
+            return Err(self
+                .media
+                .inconsistent("a revert to a snapshot that is not there"));
+        };
+        // The device may have been cut since: what it has is given back.
+        snapshot.origin_chunks = snapshot.origin_chunks.min(self.state.origin_chunks);
+        let from = self.revert.next.max(revert.next.0);
+        let (mut batch, mut next) = self.differing(&snapshot, from, chunks)?;
+        if !batch.is_empty() {
+            if let Some(refused) = self.save_for_others(&mut batch)? {
+                if batch.is_empty() {
+                    return Ok(Err(RevertError::StoreFull));
+                }
+                next = refused.0;
+            }
+            self.write_to_origin(&batch)?;
+        }
+        self.revert.next = next;
+        if next >= snapshot.origin_chunks {
+            self.flush_reverted()?;
+            self.record(&[Entry::RevertEnd(revert.seq)])?;
+            let Revert {
+                skipped, untold, ..
+            } = std::mem::take(&mut self.revert);
+            self.revert.untold = untold;
+            return Ok(Ok(Reverting::Done { skipped }));
+        }
+        if self.revert.unsaved >= SAVE_EVERY {
+            self.flush_reverted()?;
+            let next = Chunk(next);
+            let seq = revert.seq;
+            self.record(&[Entry::RevertProgress { seq, next }])?;
+        }
+        Ok(Ok(Reverting::More))
+    }
+
+    /// Chunks of the snapshot, at most `most` and from `from` on, that may differ from the origin, with
+    /// where they are; and the first chunk not looked at.
+    fn differing(
+        &mut self,
+        snapshot: &Snapshot,
+        from: u64,
+        most: usize,
+    ) -> Result<(Vec<(Chunk, Found)>, u64), StoreError> {
+        let (seq, end) = (snapshot.seq, snapshot.origin_chunks);
+        let exceptions = Wanted {
+            first_seq: seq.0,
+            end_seq: u64::MAX,
+            end: (end, 0),
+        };
+        let overlays = Wanted {
+            first_seq: seq.0,
+            end_seq: seq.0 + 1,
+            end: (seq.0, end),
+        };
+        let (mut saved, mut own) = (Vec::new(), Vec::new());
+        let mut at = (from, 0);
+        // A chunk may have more exceptions than a step looks at, all of them older.
+        let behind_saved = loop {
+            let (index, media) = (&self.state.exceptions, &mut self.media);
+            let next = changed::step(index, media, &exceptions, at, STEP_NODES, &mut saved)?;
+            match next {
+                None => break end,
+                Some(next) if saved.last().is_some_and(|last| last.0 == next.0) => {
+                    break next.0 + 1;
+                }
+                Some(next) if next.0 > from => break next.0,
+                Some(next) => at = next,
+            }
+        };
+        let (index, media) = (&self.state.overlays, &mut self.media);
+        let at = (seq.0, from);
+        let behind_own = changed::step(index, media, &overlays, at, STEP_NODES, &mut own)?
+            .map_or(end, |next| next.1);
+        let mut behind = behind_saved.min(behind_own);
+        let saved = saved.iter().map(|key| key.0);
+        let chunks: BTreeSet<u64> = saved
+            .chain(own.iter().map(|key| key.1))
+            .filter(|&chunk| chunk < behind)
+            .collect();
+        if let Some(&first_left) = chunks.iter().nth(most) {
+            behind = first_left;
+        }
+        let mut batch = Vec::new();
+        for chunk in chunks.into_iter().take(most).map(Chunk) {
+            if let Some(place) = self.overlay(seq, chunk)? {
+                batch.push((chunk, Found::Overlay(place)));
+            } else if let Some((place, crc)) = self.exception(seq, chunk)? {
+                batch.push((chunk, Found::Exception(place, crc)));
+            }
+        }
+        Ok((batch, behind))
+    }
+
+    /// Reads the snapshot's data of a batch; for each chunk what is wrong with it, if anything is.
+    fn read_snapshot(
+        &mut self,
+        batch: &[(Chunk, Found)],
+    ) -> Result<(AlignedBuf, Vec<Option<String>>), StoreError> {
+        let chunk_bytes = self.superblock.chunk.bytes() as usize;
+        let mut buffer = AlignedBuf::zeroed(batch.len() * chunk_bytes);
+        let source = |&(chunk, found): &(Chunk, Found)| match found {
+            Found::Origin => Source::Origin(chunk),
+            Found::Exception(place, _) | Found::Overlay(place) => Source::Store(place),
+        };
+        let sources: Vec<_> = batch.iter().map(source).collect();
+        let whole = self.media.read_chunks(&sources, &mut buffer);
+        let mut problems = Vec::with_capacity(batch.len());
+        for ((&(chunk, found), source), data) in batch
+            .iter()
+            .zip(&sources)
+            .zip(buffer.chunks_exact_mut(chunk_bytes))
+        {
+            let read = match &whole {
+                Ok(()) => Ok(()),
+                // One sector fails all of a batch: which?
+                Err(_) => self.media.read_chunks(&[*source], data),
+            };
+            let proven = read.and_then(|()| match found {
+                Found::Exception(place, crc) => self.media.prove(chunk, place, crc, data),
+                Found::Origin | Found::Overlay(_) => Ok(()),
+            });
+            problems.push(proven.err().map(|error| text_of(&error)));
+        }
+        Ok((buffer, problems))
+    }
+
+    /// Saves the origin's chunks for the snapshots that need them. What cannot be read is taken out
+    /// of the batch; what has no room is too, with all behind it, and the first of these is given back.
+    fn save_for_others(
+        &mut self,
+        batch: &mut Vec<(Chunk, Found)>,
+    ) -> Result<Option<Chunk>, StoreError> {
+        let ops: Vec<Op> = batch
+            .iter()
+            .map(|&(chunk, _)| Op::OriginWrite(chunk))
+            .collect();
+        let mut answers = Vec::with_capacity(ops.len());
+        match self.commit(&ops) {
+            Ok(all) => answers.extend(all.into_iter().map(Some)),
+            Err(StoreError::Read { .. }) => {
+                for (op, &(chunk, _)) in ops.iter().zip(batch.iter()) {
+                    match self.commit(std::slice::from_ref(op)) {
+                        Ok(one) => answers.extend(one.into_iter().map(Some)),
+                        Err(error @ StoreError::Read { .. }) => {
+                            self.skip(chunk, text_of(&error));
+                            answers.push(None);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        let mut granted = Vec::with_capacity(batch.len());
+        let mut refused = None;
+        for (one, answer) in std::mem::take(batch).into_iter().zip(answers) {
+            match answer {
+                Some(Ok(Done::Unique)) => granted.push(one),
+                None => {}
+                Some(Err(OpError::StoreFull)) => {
+                    refused = Some(one.0);
+                    break;
+                }
+                Some(other) => {
+                    let problem = format!("saving chunk {} came to {other:?}", one.0);
+                    return Err(self.media.inconsistent(problem));
+                }
+            }
+        }
+        *batch = granted;
+        Ok(refused)
+    }
+
+    fn write_to_origin(&mut self, batch: &[(Chunk, Found)]) -> Result<(), StoreError> {
+        let (buffer, problems) = self.read_snapshot(batch)?;
+        let shift = self.superblock.chunk;
+        let mut writes = Vec::with_capacity(batch.len());
+        for ((&(chunk, _), problem), from) in batch
+            .iter()
+            .zip(problems)
+            .zip(buffer.chunks_exact(shift.bytes() as usize))
+        {
+            match problem {
+                Some(problem) => self.skip(chunk, problem),
+                None => writes.push(Write {
+                    offset: chunk.to_offset(shift),
+                    from,
+                }),
+            }
+        }
+        self.revert.unsaved += writes.len() as u64 * shift.bytes();
+        let origin = &mut self.media.origin;
+        origin
+            .write(&writes)
+            .map_err(|source| StoreError::WriteOrigin {
+                device: origin.name().to_owned(),
+                source,
+            })
+    }
+
+    fn flush_reverted(&mut self) -> Result<(), StoreError> {
+        let origin = &mut self.media.origin;
+        let flushed = origin.flush().map_err(|source| StoreError::WriteOrigin {
+            device: origin.name().to_owned(),
+            source,
+        });
+        if flushed.is_err() {
+            // Nobody knows what of it is there: go on from what was flushed before.
+            self.revert.next = 0;
+        }
+        self.revert.unsaved = 0;
+        flushed
+    }
+
+    fn skip(&mut self, chunk: Chunk, problem: String) {
+        self.revert.skipped += 1;
+        self.revert.untold.push((chunk, problem));
+    }
+}
+
+fn text_of(error: &StoreError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
