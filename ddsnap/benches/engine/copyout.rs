@@ -128,6 +128,9 @@ pub fn run(options: &Options) -> Result<()> {
     volume::initialize(&mut devices, shift)?;
     let mut store = volume::open(devices)?;
     preload(&mut store, options, origin_chunks)?;
+    // Whatever the number of snapshots left in the journal: all of it is in the tree now.
+    store.close()?;
+    store = volume::open(volume::on_files(&files.origin, &files.store, &counter)?)?;
     for (number, load) in (0u32..).zip(&options.loads) {
         // A new snapshot for the oldest: each chunk is needed again, and as many snapshots live.
         store

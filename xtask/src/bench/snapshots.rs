@@ -2,6 +2,8 @@
 //! Whether the number of live snapshots costs anything: copy-outs with 1 to 4,096 of them, on stores
 //! with the same exceptions, spread over as many snapshots as there are.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 
 use super::figure::{Figure, Goal};
@@ -9,7 +11,9 @@ use super::program::{Numbers, Program};
 use super::{Files, Scale, copyout};
 use crate::ui::Step;
 
-const SNAPSHOTS: [u32; 4] = [1, 64, 1000, 4096];
+const SNAPSHOTS: [u32; 4] = [1, 64, 1000, MOST];
+/// The most that a store can have.
+const MOST: u32 = 4096;
 const DEPTHS: [u64; 3] = [1, 32, 256];
 /// Flat: within this of the speed with one snapshot.
 const FLAT: f64 = 0.95;
@@ -23,21 +27,23 @@ pub fn measure(
 ) -> Result<()> {
     let step = Step::start("copy-outs with 1 to 4096 live snapshots");
     let mut rounds = Vec::new();
-    for _ in 0..scale.rounds {
-        let mut round = Vec::new();
-        for snapshots in SNAPSHOTS {
+    for number in 0..scale.rounds {
+        let mut round = BTreeMap::new();
+        // Another one first each time: the disk may speed up or tire in the course of a round.
+        let order = SNAPSHOTS.into_iter().cycle().skip(number);
+        for snapshots in order.take(SNAPSHOTS.len()) {
             step.note(&format!("{snapshots} snapshots"));
             let loads = DEPTHS.map(|depth| format!("random:{depth}")).join(",");
             let mut args = copyout::args("copyout", files, scale, &loads);
             args.push(format!("--snapshots={snapshots}"));
             args.push(format!("--preload={}", scale.preload));
-            round.push(program.run(&args)?);
+            round.insert(snapshots, program.run(&args)?);
         }
         rounds.push(round);
     }
     for depth in DEPTHS {
-        for (index, snapshots) in SNAPSHOTS.into_iter().enumerate().skip(1) {
-            let of = |what: &str| pairs(&rounds, index, &format!("random/qd{depth}/{what}"));
+        for snapshots in SNAPSHOTS.into_iter().skip(1) {
+            let of = |what: &str| pairs(&rounds, snapshots, &format!("random/qd{depth}/{what}"));
             let name = format!("snapshots-{snapshots}/random/qd{depth}");
             let (value, one) = median(of("rate")?).context("no round was measured")?;
             let bound = (one, "with 1 snapshot");
@@ -63,8 +69,7 @@ pub fn measure(
     }
     for command in ["create", "delete"] {
         for (suffix, what) in [("", "median_ms"), ("/longest", "longest_ms")] {
-            let most = SNAPSHOTS.len() - 1;
-            let pairs = pairs(&rounds, most, &format!("{command}/{what}"))?;
+            let pairs = pairs(&rounds, MOST, &format!("{command}/{what}"))?;
             let (value, _) = median(pairs).context("no round was measured")?;
             let name = format!("{command}/snapshots-4096{suffix}");
             figures.push(Figure::limited(name, value, "ms", 10.0));
@@ -74,9 +79,15 @@ pub fn measure(
     Ok(())
 }
 
-/// In each round, the number for `index` of [`SNAPSHOTS`] and the one for a single snapshot.
-fn pairs(rounds: &[Vec<Numbers>], index: usize, name: &str) -> Result<Vec<(f64, f64)>> {
-    let pair = |round: &Vec<Numbers>| Ok((round[index].get(name)?, round[0].get(name)?));
+/// In each round, the number with so many snapshots and the one with a single one.
+fn pairs(rounds: &[BTreeMap<u32, Numbers>], snapshots: u32, name: &str) -> Result<Vec<(f64, f64)>> {
+    let of = |round: &BTreeMap<u32, Numbers>, snapshots: u32| {
+        let numbers = round
+            .get(&snapshots)
+            .context("a number of snapshots was left out")?;
+        numbers.get(name)
+    };
+    let pair = |round| Ok((of(round, snapshots)?, of(round, 1)?));
     rounds.iter().map(pair).collect()
 }
 
