@@ -7,8 +7,8 @@
 
 mod alloc;
 pub mod api;
-mod audit;
 mod cache;
+pub mod check;
 mod checkpoint;
 mod commands;
 mod commit;
