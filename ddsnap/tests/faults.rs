@@ -9,8 +9,11 @@ use ddsnap::device::memory::{Machine, Rng};
 use ddsnap::device::{BlockDevice, Read, Write};
 use ddsnap::store::{Devices, InitOptions, Op, OpenOptions, SnapState, Store, StoreError};
 use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+use harness::check::{check, read_snapshot};
 use harness::seed;
-use harness::volume::{DATA, META, ORIGIN, Shape, Step, Volume, check, choose, read_snapshot};
+use harness::shape::{DATA, META, ORIGIN, Shape};
+use harness::volume::Volume;
+use harness::workload::{Step, choose};
 
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,

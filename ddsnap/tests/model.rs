@@ -4,130 +4,29 @@
 
 mod harness;
 
-use ddsnap::device::memory::Rng;
 use ddsnap::store::{OpError, SnapState};
 use ddsnap::units::{Chunk, SnapTag};
-use harness::model::Model;
-use harness::volume::{Shape, Step, Volume, check, choose};
+use harness::check::check;
+use harness::operations::OperationsRun;
+use harness::shape::{Shape, shape};
+use harness::volume::Volume;
+use harness::workload::Step;
 use harness::{number_from_env, seed};
 
-/// The snapshot to give up, by compat.md §5: unused before used, least priority, oldest; never 127.
-fn victim(model: &Model) -> Option<u32> {
-    let live = model
-        .snapshots
-        .iter()
-        .filter(|(_, s)| s.state == SnapState::Live && s.priority < 127);
-    live.min_by_key(|(_, s)| (s.usecount > 0, s.priority, s.created))
-        .map(|(&tag, _)| tag)
-}
-
-fn run(shape: Shape, steps: u64) {
-    let steps = number_from_env("DDSNAP_MODEL_STEPS", steps);
-    let mut rng = Rng::new(seed());
-    let mut volume = Volume::new(shape);
-    for number in 0..steps {
-        let step = choose(&mut rng, &shape, &volume.model, &mut volume.next_tag);
-        let before = volume.model.clone();
-        let (given_up, refused) = (volume.given_up, volume.refused_full);
-        volume.apply(&step);
-        let context = || {
-            format!(
-                "DDSNAP_CRASH_SEED={} {shape:?} step {number} {step:?}",
-                seed()
-            )
-        };
-        if volume.given_up > given_up {
-            let first = victim(&before)
-                .unwrap_or_else(|| panic!("{}: gave up a snapshot in vain", context()));
-            let old = &before.snapshots[&first];
-            match volume.model.snapshots.get(&first) {
-                Some(now) if now.created == old.created => {
-                    assert!(
-                        old.usecount > 0 && now.state == SnapState::Squashed,
-                        "{}: spared {first}",
-                        context()
-                    );
-                }
-                _ => assert_eq!(
-                    old.usecount,
-                    0,
-                    "{}: deleted {first}, which is in use",
-                    context()
-                ),
-            }
-        }
-        if volume.refused_full > refused && matches!(step, Step::Group { .. }) {
-            assert_eq!(
-                victim(&volume.model),
-                None,
-                "{}: refused while there is a victim",
-                context()
-            );
-        }
-        if number % 64 == 0 || number + 1 == steps {
-            let model = volume.model.clone();
-            check(&shape, &volume.machine, &mut volume.store, &model, &model)
-                .unwrap_or_else(|problem| panic!("{}: {problem}", context()));
-            volume
-                .store
-                .audit(true)
-                .unwrap_or_else(|error| panic!("{}: {error}", context()));
-            sharing_is_right(&mut volume, &shape);
-        }
+fn run(shape: Shape, operations: u64) {
+    let operations = number_from_env("DDSNAP_MODEL_OPERATIONS", operations);
+    let mut run = OperationsRun::new(shape, seed());
+    if let Err(problem) = run.run(operations) {
+        let place = run.place();
+        panic!("DDSNAP_CRASH_SEED={} {shape:?}: {place}: {problem}", seed());
     }
+    let (given_up, refused) = (run.volume.given_up, run.volume.refused_full);
     println!(
-        "seed={} {shape:?} steps={steps} given_up={} refused={}",
+        "seed={} {shape:?} operations={} given_up={given_up} refused={refused}",
         seed(),
-        volume.given_up,
-        volume.refused_full
+        run.operations
     );
-    assert!(volume.given_up > 0, "the workload never filled the store");
-}
-
-/// `sharing` counts each exception for every live snapshot that it serves: compare with asking for
-/// each chunk of each snapshot where it lies.
-fn sharing_is_right(volume: &mut Volume, shape: &Shape) {
-    use std::collections::{BTreeMap, BTreeSet};
-    let live: Vec<u32> = volume
-        .store
-        .snapshots()
-        .iter()
-        .filter(|s| s.state == SnapState::Live)
-        .map(|s| s.tag.0)
-        .collect();
-    let mut users: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
-    for &tag in &live {
-        for chunk in 0..shape.origin_chunks {
-            let location = volume
-                .store
-                .locate(SnapTag(tag), Chunk(chunk))
-                .expect("locate")
-                .expect("live");
-            if let ddsnap::store::Location::Store(place) = location {
-                users.entry(place.0).or_default().insert(tag);
-            }
-        }
-    }
-    let sharing: BTreeMap<_, _> = volume
-        .store
-        .sharing()
-        .expect("sharing")
-        .into_iter()
-        .collect();
-    for &tag in &live {
-        let seen = users.values().filter(|tags| tags.contains(&tag)).count() as u64;
-        let counted: u64 = sharing[&SnapTag(tag)].shared_by.iter().sum();
-        // An exception hidden by an overlay is counted too: its chunk is in use.
-        assert!(
-            counted >= seen,
-            "snapshot {tag} uses {seen} chunks, {counted} were counted"
-        );
-        let overlaid = counted - seen;
-        assert!(
-            overlaid <= shape.origin_chunks,
-            "snapshot {tag}: {overlaid} chunks too many"
-        );
-    }
+    assert!(given_up > 0, "the workload never filled the store");
 }
 
 #[test]
@@ -140,7 +39,7 @@ fn small_chunks() {
             meta_bytes: 0,
             snapshots: 12,
         },
-        6000,
+        35_000,
     );
 }
 
@@ -154,8 +53,18 @@ fn a_metadata_device() {
             meta_bytes: 600 << 10,
             snapshots: 10,
         },
-        3000,
+        25_000,
     );
+}
+
+#[test]
+fn a_small_volume() {
+    run(shape("4k"), 25_000);
+}
+
+#[test]
+fn an_index_of_several_levels() {
+    run(shape("512-deep"), 15_000);
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub enum Task {
     /// Run every test: format, lints, tidy, unit and integration tests, one scenario.
     #[command(alias = "ci")]
     Test(Test),
+    /// Cut the power at random points of random workloads, on all cores; check what comes back.
+    Crashtest(Crashtest),
     /// Build the Debian packages into target/deb/.
     Deb,
     /// Build the kernel packages into target/kernel/.
@@ -98,6 +100,23 @@ pub struct Test {
     /// Leave the guest out: for machines without QEMU.
     #[arg(long)]
     pub no_vm: bool,
+}
+
+/// Options of `crashtest`.
+#[derive(Args)]
+pub struct Crashtest {
+    /// Power cuts to try.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub points: u64,
+    /// Seed of the run, to repeat it; another one each time if it is not given.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Only this job of the run, as a loss names it.
+    #[arg(long, value_name = "J")]
+    pub job: Option<u64>,
+    /// Write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// Options of `kernel`.

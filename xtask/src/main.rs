@@ -6,6 +6,7 @@
 
 mod bench;
 mod cache;
+mod crashtest;
 mod deb;
 mod deny;
 mod digest;
@@ -57,6 +58,7 @@ fn run(task: Task) -> anyhow::Result<u8> {
         Task::Vm(vm) => return hand::run(vm),
         Task::Vmtest(flags) => return Ok(if vmtest::vmtest(&flags)? { 0 } else { 1 }),
         Task::Test(flags) => test::test(&flags)?,
+        Task::Crashtest(flags) => return crashtest::crashtest(&flags),
         Task::Tidy(flags) => tidy::tidy(flags.bless)?,
         Task::Deny => deny::deny()?,
         Task::Bench(Bench::Engine(flags)) => bench::engine(&flags)?,

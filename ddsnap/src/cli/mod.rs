@@ -6,7 +6,6 @@
 //! output, all else to standard error.
 
 mod agent;
-mod check;
 mod create;
 mod delete;
 mod extract;
@@ -75,7 +74,6 @@ enum Command {
     Usecount(usecount::Usecount),
     Resize(resize::Resize),
     Extract(extract::Extract),
-    Check(check::Check),
 }
 
 /// The command line's definition, for man pages and completions.
@@ -122,7 +120,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Usecount(command) => command.run(),
         Command::Resize(command) => command.run(),
         Command::Extract(command) => command.run(),
-        Command::Check(command) => command.run(),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -7,8 +7,9 @@
 //! medium stays, and of the sectors written since its last flush any subset ([`Moment::cut`]).
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::{BlockDevice, Read, Write};
@@ -47,43 +48,86 @@ impl Rng {
     }
 }
 
+/// Pages of a group: copying an image copies one reference for each group.
+const GROUP: u64 = 64;
+
+type Page = Rc<[u8; PAGE as usize]>;
+
 /// Bytes in pages that are shared between copies of an image; a page that is missing is zero.
 #[derive(Clone, Default)]
-struct Image(HashMap<u64, Rc<[u8; PAGE as usize]>>);
+struct Image(BTreeMap<u64, Rc<[Option<Page>; GROUP as usize]>>);
 
 impl Image {
+    fn page(&self, page: u64) -> Option<&Page> {
+        self.0.get(&(page / GROUP))?[(page % GROUP) as usize].as_ref()
+    }
+
     fn read(&self, offset: u64, into: &mut [u8]) {
         let mut at = 0;
-        while at < into.len() {
-            let (page, within) = (
-                (offset + at as u64) / PAGE,
-                ((offset + at as u64) % PAGE) as usize,
-            );
-            let len = (PAGE as usize - within).min(into.len() - at);
-            match self.0.get(&page) {
-                Some(bytes) => into[at..at + len].copy_from_slice(&bytes[within..within + len]),
-                None => into[at..at + len].fill(0),
+        for (page, within) in pages(offset, into.len()) {
+            let part = &mut into[at..at + within.len()];
+            at += within.len();
+            match self.page(page) {
+                Some(bytes) => part.copy_from_slice(&bytes[within]),
+                None => part.fill(0),
             }
-            at += len;
         }
+    }
+
+    fn holds(&self, offset: u64, wanted: &[u8]) -> bool {
+        let mut at = 0;
+        pages(offset, wanted.len()).all(|(page, within)| {
+            let part = &wanted[at..at + within.len()];
+            at += within.len();
+            match self.page(page) {
+                Some(bytes) => bytes[within] == *part,
+                None => part.iter().all(|&byte| byte == 0),
+            }
+        })
     }
 
     fn write(&mut self, offset: u64, from: &[u8]) {
         let mut at = 0;
-        while at < from.len() {
-            let (page, within) = (
-                (offset + at as u64) / PAGE,
-                ((offset + at as u64) % PAGE) as usize,
-            );
-            let len = (PAGE as usize - within).min(from.len() - at);
-            let bytes = self
+        for (page, within) in pages(offset, from.len()) {
+            let part = &from[at..at + within.len()];
+            at += within.len();
+            let group = self
                 .0
-                .entry(page)
-                .or_insert_with(|| Rc::new([0; PAGE as usize]));
-            Rc::make_mut(bytes)[within..within + len].copy_from_slice(&from[at..at + len]);
-            at += len;
+                .entry(page / GROUP)
+                .or_insert_with(|| Rc::new([const { None }; GROUP as usize]));
+            let page = Rc::make_mut(group)[(page % GROUP) as usize]
+                .get_or_insert_with(|| Rc::new([0; PAGE as usize]));
+            Rc::make_mut(page)[within].copy_from_slice(part);
         }
     }
+
+    /// Forgets everything from byte `len` on.
+    fn cut_off(&mut self, len: u64) {
+        let kept = len.div_ceil(PAGE);
+        self.0.retain(|&group, _| group * GROUP < kept);
+        if let Some(mut group) = self.0.last_entry() {
+            let first = *group.key() * GROUP;
+            let gone = (0..GROUP).filter(|index| first + index >= kept);
+            let pages = Rc::make_mut(group.get_mut());
+            gone.for_each(|index| pages[index as usize] = None);
+        }
+        let within = (len % PAGE) as usize;
+        if within > 0 && self.page(kept - 1).is_some() {
+            self.write(len, &[0; PAGE as usize][within..]);
+        }
+    }
+}
+
+/// The pages that `len` bytes at `offset` touch, and the part of each.
+fn pages(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let end = offset + len as u64;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        let (page, within) = (at / PAGE, (at % PAGE) as usize);
+        let take = (PAGE as usize - within).min((end - at) as usize);
+        at += take as u64;
+        (take > 0).then_some((page, within..within + take))
+    })
 }
 
 #[derive(Clone)]
@@ -256,13 +300,16 @@ impl Machine {
     pub fn set_len(&self, disk: usize, len: u64) {
         let disk = &mut self.0.borrow_mut().disks[disk];
         disk.len = len;
-        for image in [&mut disk.medium, &mut disk.visible] {
-            image.0.retain(|&page, _| page < len.div_ceil(PAGE));
-            let end = len.next_multiple_of(PAGE);
-            image.write(len, &vec![0; (end - len) as usize]);
-        }
+        disk.medium.cut_off(len);
+        disk.visible.cut_off(len);
         disk.cached
             .retain(|(offset, bytes)| offset + bytes.len() as u64 <= len);
+    }
+
+    /// Whether reading at `offset` gives these bytes.
+    #[must_use]
+    pub fn holds(&self, disk: usize, offset: u64, bytes: &[u8]) -> bool {
+        self.0.borrow().disks[disk].visible.holds(offset, bytes)
     }
 
     /// Overwrites bytes of the medium, as a fault of the disk would.
@@ -421,6 +468,8 @@ mod tests {
         // A killed process loses nothing, and a power cut afterwards still can.
         let killed = moment.cut(Survival::ProcessKilled, &mut rng);
         assert_eq!(content(&killed, 0), 2);
+        assert!(killed.holds(0, 512, &[2; 512]) && !killed.holds(0, 512, &[2; 1024]));
+        assert!(killed.holds(0, 8192, &[0; 9000]) && !killed.holds(0, 0, &[0; 9000]));
         assert_eq!(
             content(&killed.moment().cut(Survival::None, &mut rng), 0),
             1

@@ -189,8 +189,7 @@ impl Space {
         Ok(found)
     }
 
-    /// Bitmap `index`, up to date; holes are set in it.
-    pub fn bitmap(&mut self, media: &mut Media, index: u64) -> Result<&Bitmap, StoreError> {
+    fn bitmap(&mut self, media: &mut Media, index: u64) -> Result<&Bitmap, StoreError> {
         if self
             .current
             .as_ref()

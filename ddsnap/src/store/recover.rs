@@ -113,17 +113,12 @@ impl RingReader {
     }
 }
 
-/// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
-pub(crate) type Unwritten<'u> = dyn FnMut(&mut Media, &Entry) -> Result<(), StoreError> + 'u;
-
-/// Applies all whole records of the superblock's epoch to `state`. After an error it is what the records
-/// before the damage say.
+/// Applies all whole records of the superblock's epoch to `state`.
 pub(crate) fn replay(
     media: &mut Media,
     superblock: &Superblock,
     state: &mut State,
     opened: &mut Opened,
-    unwritten: &mut Unwritten<'_>,
 ) -> Result<(), StoreError> {
     let epoch = superblock.epoch;
     let mut ring = RingReader::new(superblock);
@@ -132,13 +127,10 @@ pub(crate) fn replay(
     while let Some((mut entries, position)) = next {
         sequence += 1;
         next = ring.find(media, position, epoch, sequence)?;
-        let mut gap = Ok(());
         if next.is_none() {
-            gap = check_nothing_follows(media, &mut ring, epoch, sequence);
-        }
-        if next.is_none() && gap.is_ok() {
+            check_nothing_follows(media, &mut ring, epoch, sequence)?;
             let all = entries.len();
-            drop_unwritten(media, state, &mut entries, unwritten)?;
+            drop_unwritten(media, state, &mut entries)?;
             opened.dropped_records += u64::from(entries.len() < all);
         }
         for entry in &entries {
@@ -146,7 +138,6 @@ pub(crate) fn replay(
             state.apply(entry);
         }
         opened.replayed_records += 1;
-        gap?;
     }
     if opened.replayed_records == 0 {
         check_nothing_follows(media, &mut ring, epoch, sequence)?;
@@ -184,7 +175,6 @@ fn drop_unwritten(
     media: &mut Media,
     state: &State,
     entries: &mut Vec<Entry>,
-    unwritten: &mut Unwritten<'_>,
 ) -> Result<(), StoreError> {
     let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
     let mut kept = Vec::with_capacity(entries.len());
@@ -197,7 +187,9 @@ fn drop_unwritten(
                 return Err(lost(media, chunk, place));
             }
             if checksum(media, Source::Store(place), &mut buffer)? != crc {
-                unwritten(media, &entry)?;
+                if checksum(media, Source::Origin(chunk), &mut buffer)? != crc {
+                    return Err(lost(media, chunk, place));
+                }
                 continue;
             }
         }
@@ -205,25 +197,6 @@ fn drop_unwritten(
     }
     *entries = kept;
     Ok(())
-}
-
-/// Whether the origin still holds what an exception of the last record was to save.
-///
-/// # Errors
-/// It does not: the copy was acknowledged and is lost. Or the origin cannot be read.
-pub(crate) fn ask_origin(media: &mut Media, entry: &Entry) -> Result<(), StoreError> {
-    let Entry::Exception {
-        chunk, place, crc, ..
-    } = *entry
-    else {
-        return Ok(());
-    };
-    let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
-    if checksum(media, Source::Origin(chunk), &mut buffer)? == crc {
-        Ok(())
-    } else {
-        Err(lost(media, chunk, place))
-    }
 }
 
 fn checksum(media: &mut Media, source: Source, buffer: &mut [u8]) -> Result<u32, StoreError> {

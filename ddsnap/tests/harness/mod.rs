@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A volume in memory, a model of what its snapshots must contain, and a random workload on both.
 
-#![allow(dead_code, reason = "each test uses its part of the harness")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test uses its part of the harness"
+)]
 
+pub mod check;
+pub mod crash;
 pub mod model;
+pub mod operations;
+pub mod shape;
 pub mod volume;
+pub mod workload;
 
 /// The number in an environment variable, or `default`.
 pub fn number_from_env(name: &str, default: u64) -> u64 {

@@ -31,6 +31,13 @@ impl Chunk {
         self.earlier.push(std::mem::replace(&mut self.now, content));
     }
 
+    /// After a cut this is what is there, one of the contents allowed.
+    pub fn found(&mut self, bytes: &[u8]) {
+        if *bytes != *self.now {
+            self.now = bytes.into();
+        }
+    }
+
     /// Everything written is durable.
     pub fn settle(&mut self) {
         self.earlier.clear();

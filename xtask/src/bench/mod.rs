@@ -12,9 +12,7 @@ mod figure;
 mod fio;
 mod index;
 mod program;
-mod snapshots;
 mod table;
-mod thin;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,8 +36,6 @@ pub struct Scale {
     most: u64,
     /// Times that bound and engine are measured in turn.
     rounds: usize,
-    /// Chunks copied out before the number of snapshots is compared.
-    preload: u64,
     /// Exceptions of the large index.
     exceptions: u64,
 }
@@ -50,7 +46,6 @@ const FULL: Scale = Scale {
     seconds: 2.5,
     most: 1 << 16,
     rounds: 3,
-    preload: 1 << 16,
     exceptions: 10_000_000,
 };
 
@@ -61,13 +56,12 @@ const QUICK: Scale = Scale {
     seconds: 0.3,
     most: 1 << 12,
     rounds: 1,
-    preload: 1 << 13,
     exceptions: 300_000,
 };
 
 /// Measures, prints the table and writes JSON and chart.
 pub fn engine(flags: &BenchEngine) -> Result<()> {
-    packages::require(&["fio", "thin-provisioning-tools"])?;
+    packages::require(&["fio"])?;
     let program = Program::build()?;
     let parent = flags
         .dir
@@ -77,9 +71,6 @@ pub fn engine(flags: &BenchEngine) -> Result<()> {
     let scale = if flags.quick { QUICK } else { FULL };
     let mut figures = Vec::new();
     copyout::measure(&program, &files, &scale, &mut figures)?;
-    snapshots::measure(&program, &files, &scale, &mut figures)?;
-    files.remove("origin")?;
-    files.remove("store")?;
     index::measure(&program, &files, &scale, &mut figures)?;
     print!("{}", table::render(&figures));
     let json = flags

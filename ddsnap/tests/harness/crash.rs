@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The power goes off after every single write and flush of a random workload; the store is opened
+//! again, and every snapshot must read what the model says.
+
+use ddsnap::device::memory::{Event, Machine, Moment, Rng, Survival};
+use ddsnap::store::{Opened, SnapState, Store};
+use ddsnap::units::Chunk;
+
+use super::check::{check, read_origin, read_snapshot};
+use super::model::Model;
+use super::shape::{DATA, ORIGIN, Shape};
+use super::volume::Volume;
+use super::workload::{Step, choose};
+
+/// Cuts in a recovery, in the recovery from that, and so on.
+const MAX_DEPTH: u32 = 3;
+
+/// What a run did.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Totals {
+    /// Power cuts, each with all that came back checked.
+    pub points: u64,
+    /// Of these, cuts in a recovery.
+    pub recovery_points: u64,
+    pub steps: u64,
+    pub operations: u64,
+    /// Times the workload went on with what a cut had left.
+    pub continued: u64,
+    /// Recoveries that left a part of a record out.
+    pub dropped: u64,
+}
+
+/// A workload under way.
+pub struct CrashRun {
+    shape: Shape,
+    rng: Rng,
+    volume: Volume,
+    totals: Totals,
+    wanted: u64,
+    step: Option<Step>,
+}
+
+fn survival(rng: &mut Rng) -> Survival {
+    match rng.below(8) {
+        0 => Survival::None,
+        1 => Survival::All,
+        2 => Survival::ProcessKilled,
+        3 => Survival::Writes(50),
+        4 => Survival::Writes(90),
+        5 => Survival::Sectors(10),
+        6 => Survival::Sectors(50),
+        _ => Survival::Sectors(90),
+    }
+}
+
+impl CrashRun {
+    /// A run of so many points.
+    pub fn new(shape: Shape, seed: u64, points: u64) -> Self {
+        CrashRun {
+            shape,
+            rng: Rng::new(seed ^ shape.chunk_bytes),
+            volume: Volume::new(shape),
+            totals: Totals::default(),
+            wanted: points,
+            step: None,
+        }
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Where the run is, for who looks into a loss.
+    pub fn place(&self) -> String {
+        format!(
+            "step {} {:?}, point {}",
+            self.totals.steps, self.step, self.totals.points
+        )
+    }
+
+    /// Runs all points.
+    ///
+    /// # Errors
+    /// What was lost. What the store refuses to do without a crash is a panic.
+    pub fn run(&mut self) -> Result<(), String> {
+        self.warm_up();
+        while self.totals.points < self.wanted {
+            let step = self.choose();
+            let before = self.volume.model.clone();
+            let mut moment = self.volume.machine.moment();
+            self.volume.machine.record();
+            self.volume.apply(&step);
+            let events = self.volume.machine.recorded();
+            // One point before the first event, and one behind each.
+            for event in std::iter::once(None).chain(events.iter().map(Some)) {
+                if let Some(event) = event {
+                    moment.advance(event);
+                }
+                self.point(&moment, &before)?;
+            }
+            settle(&mut self.volume.model, &events);
+            if self.rng.chance(10) {
+                self.go_on_from_a_crash()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the volume a history of its own, so that runs do not all begin with an empty store.
+    fn warm_up(&mut self) {
+        for _ in 0..self.rng.below(300) {
+            let step = self.choose();
+            self.volume.machine.record();
+            self.volume.apply(&step);
+            settle(&mut self.volume.model, &self.volume.machine.recorded());
+        }
+    }
+
+    fn choose(&mut self) -> Step {
+        let Volume {
+            model, next_tag, ..
+        } = &mut self.volume;
+        let step = choose(&mut self.rng, &self.shape, model, next_tag);
+        self.totals.steps += 1;
+        self.totals.operations += step.operations();
+        self.step = Some(step.clone());
+        step
+    }
+
+    /// The power goes at this moment, and sometimes again while the store recovers; what comes back
+    /// must be one of the two models.
+    fn point(&mut self, moment: &Moment, before: &Model) -> Result<(), String> {
+        let mut cut = moment.cut(survival(&mut self.rng), &mut self.rng);
+        let mut depth = 0;
+        while self.totals.points < self.wanted {
+            self.totals.points += 1;
+            self.totals.recovery_points += u64::from(depth > 0);
+            let start = cut.moment();
+            cut.record();
+            let reopened = self.reopen(&cut, before);
+            reopened.map_err(|problem| match depth {
+                0 => problem,
+                _ => format!("after {depth} cuts in recovery: {problem}"),
+            })?;
+            let events = cut.recorded();
+            depth += 1;
+            if depth > MAX_DEPTH || !self.rng.chance(25) {
+                break;
+            }
+            let mut moment = start;
+            let upto = self.rng.below(events.len() as u64 + 1) as usize;
+            events[..upto]
+                .iter()
+                .for_each(|event| moment.advance(event));
+            cut = moment.cut(survival(&mut self.rng), &mut self.rng);
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self, machine: &Machine, before: &Model) -> Result<(), String> {
+        let (mut store, opened) = self.open(machine)?;
+        self.totals.dropped += opened.dropped_records;
+        let after = &self.volume.model;
+        check(&self.shape, machine, &mut store, before, after)?;
+        if self.totals.points % 4 == 0 {
+            store
+                .audit(true)
+                .map_err(|error| format!("audit: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, machine: &Machine) -> Result<(Store, Opened), String> {
+        self.shape.open(machine).map_err(|error| {
+            let cause = std::error::Error::source(&error)
+                .map(|cause| format!(": {cause}"))
+                .unwrap_or_default();
+            format!("open: {error}{cause}")
+        })
+    }
+
+    /// Cuts the power now and goes on with what is left, which is the model's truth from here on.
+    fn go_on_from_a_crash(&mut self) -> Result<(), String> {
+        self.totals.continued += 1;
+        let survival = survival(&mut self.rng);
+        let machine = self.volume.machine.moment().cut(survival, &mut self.rng);
+        let (mut store, _) = self.open(&machine)?;
+        let model = &mut self.volume.model;
+        check(&self.shape, &machine, &mut store, model, model)
+            .map_err(|problem| format!("going on: {problem}"))?;
+        let mut buffer = vec![0; self.shape.chunk_bytes as usize];
+        for (index, chunk) in model.origin.iter_mut().enumerate() {
+            read_origin(&self.shape, &machine, Chunk(index as u64), &mut buffer);
+            chunk.found(&buffer);
+        }
+        for (&tag, snapshot) in &mut model.snapshots {
+            if snapshot.state != SnapState::Live {
+                continue;
+            }
+            for (index, chunk) in snapshot.chunks.iter_mut().enumerate() {
+                let index = Chunk(index as u64);
+                read_snapshot(&self.shape, &machine, &mut store, tag, index, &mut buffer)?;
+                chunk.found(&buffer);
+            }
+        }
+        // What a killed process wrote and did not flush may still be lost; what was there when the
+        // power came back may not.
+        if survival != Survival::ProcessKilled {
+            model.settle_origin();
+            model.settle_store();
+        }
+        self.volume.machine = machine;
+        self.volume.store = store;
+        self.volume.unique.fill(false);
+        Ok(())
+    }
+}
+
+/// Tells the model what the flushes among the events made durable for sure.
+fn settle(model: &mut Model, events: &[Event]) {
+    // A write behind the last flush is not durable; so only a flush that comes last counts.
+    let last_write = |disk: usize| {
+        events.iter().rposition(
+            |event| matches!(event, Event::Write { disk: written, .. } if *written == disk),
+        )
+    };
+    let last_flush = |disk: usize| {
+        events
+            .iter()
+            .rposition(|event| matches!(event, Event::Flush { disk: flushed } if *flushed == disk))
+    };
+    if last_flush(ORIGIN) > last_write(ORIGIN) {
+        model.settle_origin();
+    }
+    if last_flush(DATA) > last_write(DATA) {
+        model.settle_store();
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The shapes of volumes that are tested: chunk size, lengths, devices.
+
+use ddsnap::device::BlockDevice;
+use ddsnap::device::memory::Machine;
+use ddsnap::store::{Devices, InitOptions, OpenOptions, Opened, Store, StoreError};
+use ddsnap::units::ChunkShift;
+
+pub const ORIGIN: usize = 0;
+pub const DATA: usize = 1;
+pub const META: usize = 2;
+
+/// Shape of a volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub chunk_bytes: u64,
+    pub origin_chunks: u64,
+    /// Length of the device that holds the data.
+    pub data_bytes: u64,
+    /// Length of the device for metadata; 0 for none.
+    pub meta_bytes: u64,
+    /// The most snapshots the workload keeps.
+    pub snapshots: u64,
+}
+
+impl Shape {
+    pub fn shift(&self) -> ChunkShift {
+        ChunkShift::from_bytes(self.chunk_bytes).expect("a chunk size")
+    }
+
+    pub fn machine(&self) -> Machine {
+        let origin = self.origin_chunks * self.chunk_bytes;
+        Machine::new(&[
+            ("origin", origin),
+            ("data", self.data_bytes),
+            ("meta", self.meta_bytes),
+        ])
+    }
+
+    pub fn devices(&self, machine: &Machine) -> Devices {
+        Devices {
+            origin: Box::new(machine.device(ORIGIN)),
+            data: Box::new(machine.device(DATA)),
+            meta: (self.meta_bytes > 0)
+                .then(|| Box::new(machine.device(META)) as Box<dyn BlockDevice>),
+        }
+    }
+
+    pub fn initialize(&self, machine: &Machine) {
+        let options = InitOptions {
+            chunk: self.shift(),
+            journal_bytes: None,
+            now: 1,
+            uuid: [9; 16],
+        };
+        Store::initialize(&mut self.devices(machine), &options).expect("initialise");
+    }
+
+    pub fn open(&self, machine: &Machine) -> Result<(Store, Opened), StoreError> {
+        // A small cache, so that blocks are read back from the device.
+        Store::open(
+            self.devices(machine),
+            &OpenOptions {
+                cache_bytes: 16 * 4096,
+            },
+        )
+    }
+}
+
+/// The shapes that are tested, with their share of the points: a large chunk is a slow one.
+///
+/// Most volumes are small, so that a few hundred steps fill the store, wrap its journal and give
+/// snapshots up.
+pub const SHAPES: &[(&str, u64, Shape)] = &[
+    (
+        "512",
+        26,
+        Shape {
+            chunk_bytes: 512,
+            origin_chunks: 24,
+            data_bytes: 640 << 10,
+            meta_bytes: 0,
+            snapshots: 5,
+        },
+    ),
+    (
+        "512-many",
+        4,
+        Shape {
+            chunk_bytes: 512,
+            origin_chunks: 40,
+            data_bytes: 660 << 10,
+            meta_bytes: 0,
+            snapshots: 8,
+        },
+    ),
+    (
+        "512-deep",
+        1,
+        Shape {
+            chunk_bytes: 512,
+            origin_chunks: 700,
+            data_bytes: 1 << 20,
+            meta_bytes: 0,
+            snapshots: 3,
+        },
+    ),
+    (
+        "4k",
+        26,
+        Shape {
+            chunk_bytes: 4096,
+            origin_chunks: 24,
+            data_bytes: 850 << 10,
+            meta_bytes: 0,
+            snapshots: 5,
+        },
+    ),
+    (
+        "4k-meta",
+        22,
+        Shape {
+            chunk_bytes: 4096,
+            origin_chunks: 24,
+            data_bytes: 300 << 10,
+            meta_bytes: 600 << 10,
+            snapshots: 5,
+        },
+    ),
+    (
+        "16k",
+        14,
+        Shape {
+            chunk_bytes: 16 << 10,
+            origin_chunks: 16,
+            data_bytes: 1536 << 10,
+            meta_bytes: 0,
+            snapshots: 5,
+        },
+    ),
+    (
+        "64k-meta",
+        6,
+        Shape {
+            chunk_bytes: 64 << 10,
+            origin_chunks: 8,
+            data_bytes: 2 << 20,
+            meta_bytes: 600 << 10,
+            snapshots: 4,
+        },
+    ),
+    (
+        "1m",
+        1,
+        Shape {
+            chunk_bytes: 1 << 20,
+            origin_chunks: 4,
+            data_bytes: 10 << 20,
+            meta_bytes: 0,
+            snapshots: 4,
+        },
+    ),
+];
+
+/// The shape of that name.
+pub fn shape(name: &str) -> Shape {
+    SHAPES
+        .iter()
+        .find(|(known, ..)| *known == name)
+        .map(|(.., shape)| *shape)
+        .unwrap_or_else(|| panic!("no shape {name}"))
+}
