@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::protocol::address::{SocketName, SocketNameError};
 use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::control::{Reply, Request};
-use crate::units::SnapTag;
+use crate::units::{ChunkRun, ChunkShift, SnapTag};
 
 pub use crate::protocol::control::{ChannelState, Snapshot, SnapshotState, Status, Usage};
 
@@ -113,6 +113,44 @@ pub struct Resized {
     pub meta: u64,
     /// Why nothing was changed; none if it was.
     pub refused: Option<String>,
+}
+
+/// A list of changed chunks that a server is making. Not read to its end it spoils the connection.
+#[derive(Debug)]
+pub struct Changelist<'a> {
+    client: &'a mut Client,
+    /// Chunk size.
+    pub chunk: ChunkShift,
+    /// Length of the first snapshot in chunks; 0 if there is none.
+    pub from_chunks: u64,
+    /// Length of the second.
+    pub to_chunks: u64,
+    ended: bool,
+}
+
+impl Changelist<'_> {
+    /// The next chunks, in growing order; none at the end. `progress` hears now and then how many bytes
+    /// of how many the server has looked at.
+    ///
+    /// # Errors
+    /// Refused with `EIO`: a snapshot was squashed meanwhile, or the store is broken; or the connection's
+    /// errors.
+    pub fn next_runs(
+        &mut self,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Option<Vec<ChunkRun>>> {
+        while !self.ended {
+            match self.client.receive()? {
+                Reply::Progress { done, total } => progress(done, total),
+                Reply::Changes { last, runs } => {
+                    self.ended = last;
+                    return Ok(Some(runs));
+                }
+                other => return Err(self.client.unexpected(&other)),
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The result of a call.
@@ -326,6 +364,28 @@ impl Client {
                 store,
                 meta,
                 refused: Some(refused).filter(|refused| !refused.is_empty()),
+            }),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Begins the list of the chunks that differ between two snapshots; without `from`, of all chunks of
+    /// `to`. Neither snapshot can be deleted before the list has ended or this connection is closed.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT` or `EIO` (squashed, or the store is broken); or the connection's errors.
+    pub fn changelist(&mut self, from: Option<SnapTag>, to: SnapTag) -> Result<Changelist<'_>> {
+        match self.call(Request::Changelist { from, to })? {
+            Reply::Changelist {
+                chunk,
+                from_chunks,
+                to_chunks,
+            } => Ok(Changelist {
+                client: self,
+                chunk,
+                from_chunks,
+                to_chunks,
+                ended: false,
             }),
             other => Err(self.unexpected(&other)),
         }

@@ -6,7 +6,7 @@
 //! are sent in pages; all pages of one answer show the same moment.
 
 use super::codec::{CodecError, Frame, MAX_BODY_BYTES, Reader, Writer};
-use crate::units::{ChunkShift, SnapSeq, SnapTag};
+use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag};
 
 const CREATE_SNAPSHOT: u16 = 0x0010;
 const DELETE_SNAPSHOT: u16 = 0x0011;
@@ -17,12 +17,15 @@ const SNAPSHOT_SECTORS: u16 = 0x0015;
 const PRIORITY: u16 = 0x0016;
 const USECOUNT: u16 = 0x0017;
 const RESIZE: u16 = 0x0030;
+const CHANGELIST: u16 = 0x0040;
 
 /// Set in the code of a reply, whose other bits are the request's.
 const REPLY: u16 = 0x8000;
 const ERROR: u16 = REPLY;
 /// The pages of table rows that follow a status.
 const USAGE: u16 = 0x8018;
+/// The pages that follow a changelist's head.
+const CHANGES: u16 = 0x8041;
 /// How far a long command is.
 const PROGRESS: u16 = 0x803f;
 /// In a resize: this size stays as it is.
@@ -47,6 +50,14 @@ pub enum Request {
     Priority(SnapTag, i8),
     /// Add to a snapshot's persistent use count (0: only ask). Answer: [`Reply::UseCount`].
     UseCount(SnapTag, i32),
+    /// Which chunks differ between two snapshots. Answer: [`Reply::Changelist`], then pages of
+    /// [`Reply::Changes`], with [`Reply::Progress`] now and then.
+    Changelist {
+        /// The snapshot to start from; none: all chunks of the other are listed.
+        from: Option<SnapTag>,
+        /// The snapshot to come to.
+        to: SnapTag,
+    },
     /// Change sizes. Answer: [`Reply::Progress`] now and then, then [`Reply::Resized`].
     Resize {
         /// Of the origin, in bytes; none: as it is.
@@ -181,6 +192,22 @@ pub enum Reply {
     Priority(i8),
     /// Persistent and transient use count together.
     UseCount(u32),
+    /// What a changelist is about; pages of changes follow.
+    Changelist {
+        /// Chunk size.
+        chunk: ChunkShift,
+        /// Length in chunks of the snapshot to start from; 0 if there is none.
+        from_chunks: u64,
+        /// Length in chunks of the snapshot to come to.
+        to_chunks: u64,
+    },
+    /// A page of a changelist.
+    Changes {
+        /// Whether this is the last page.
+        last: bool,
+        /// Chunks that differ, in growing order, at most [`MAX_RUNS`].
+        runs: Vec<ChunkRun>,
+    },
     /// A long command is being carried out; other messages follow.
     Progress {
         /// Bytes done.
@@ -233,6 +260,11 @@ impl Request {
                 body.u32(tag.0).i32(delta);
                 USECOUNT
             }
+            Request::Changelist { from, to } => {
+                body.u8(from.is_some().into());
+                body.u32(from.unwrap_or_default().0).u32(to.0);
+                CHANGELIST
+            }
             Request::Resize {
                 origin,
                 store,
@@ -266,6 +298,14 @@ impl Request {
             }
             PRIORITY => Request::Priority(SnapTag(body.u32()?), body.i8()?),
             USECOUNT => Request::UseCount(SnapTag(body.u32()?), body.i32()?),
+            CHANGELIST => {
+                let is_from = body.flag("whether it starts from a snapshot")?;
+                let from = SnapTag(body.u32()?);
+                Request::Changelist {
+                    from: is_from.then_some(from),
+                    to: SnapTag(body.u32()?),
+                }
+            }
             RESIZE => {
                 let mut size = || Ok(Some(body.u64()?).filter(|&bytes| bytes != KEEP));
                 Request::Resize {
@@ -285,7 +325,8 @@ impl Reply {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Reply::Status(_) | Reply::Progress { .. } => false,
+            Reply::Status(_) | Reply::Progress { .. } | Reply::Changelist { .. } => false,
+            Reply::Changes { last, .. } => *last,
             Reply::Snapshots { last, .. } | Reply::Usage { last, .. } => *last,
             _ => true,
         }
@@ -375,6 +416,21 @@ impl Reply {
                 body.u32(*count);
                 REPLY | USECOUNT
             }
+            Reply::Changelist {
+                chunk,
+                from_chunks,
+                to_chunks,
+            } => {
+                body.u8(chunk.get()).u64(*from_chunks).u64(*to_chunks);
+                REPLY | CHANGELIST
+            }
+            Reply::Changes { last, runs } => {
+                body.u8((*last).into()).u32(runs.len() as u32);
+                for run in runs {
+                    body.u64(run.first.0).u64(run.chunks);
+                }
+                CHANGES
+            }
             Reply::Progress { done, total } => {
                 body.u64(*done).u64(*total);
                 PROGRESS
@@ -406,6 +462,7 @@ impl Reply {
         const PRIORITY_OK: u16 = REPLY | PRIORITY;
         const USECOUNT_OK: u16 = REPLY | USECOUNT;
         const RESIZED: u16 = REPLY | RESIZE;
+        const CHANGELIST_HEAD: u16 = REPLY | CHANGELIST;
 
         let mut body = Reader::new(frame);
         let reply = match frame.code {
@@ -435,6 +492,25 @@ impl Reply {
             SECTORS => Reply::Sectors(body.u64()?),
             PRIORITY_OK => Reply::Priority(body.i8()?),
             USECOUNT_OK => Reply::UseCount(body.u32()?),
+            CHANGELIST_HEAD => {
+                let shift = body.u8()?;
+                let chunk = ChunkShift::new(shift);
+                Reply::Changelist {
+                    chunk: chunk.ok_or_else(|| body.bad("chunk size", shift.into()))?,
+                    from_chunks: body.u64()?,
+                    to_chunks: body.u64()?,
+                }
+            }
+            CHANGES => {
+                let last = body.flag("last page")?;
+                let runs = get_all(&mut body, |body| {
+                    Ok(ChunkRun {
+                        first: Chunk(body.u64()?),
+                        chunks: body.u64()?,
+                    })
+                })?;
+                Reply::Changes { last, runs }
+            }
             PROGRESS => Reply::Progress {
                 done: body.u64()?,
                 total: body.u64()?,
@@ -455,6 +531,8 @@ impl Reply {
 const SNAPSHOT_BYTES: usize = 38;
 /// Bytes of one `(others, chunks)` pair in a page.
 const SHARE_BYTES: usize = 12;
+/// Runs of chunks that a page of a changelist has at most.
+pub const MAX_RUNS: usize = PAGE_BYTES / 16;
 /// Kinds of sharing that a row of the status table may have: its row fits a page, whatever it holds.
 pub const MAX_SHARES: usize = 5000;
 /// Bytes of a page that are left for entries, after `last` and the count.

@@ -221,6 +221,14 @@ impl Clients {
         false
     }
 
+    /// Whether the client has taken all that was given it of an answer of which more is to come; none
+    /// if there is no such client.
+    #[must_use]
+    pub fn takes_more(&self, id: ClientId) -> Option<bool> {
+        let client = self.open.get(&id)?;
+        Some(client.unfinished && !client.sending && client.outgoing.is_empty())
+    }
+
     /// When [`close_stalled`](Self::close_stalled) is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {

@@ -38,6 +38,7 @@ impl<E: Engine> Core<E> {
                 let reply = self.set_priority(tag, priority);
                 out.client(client, reply);
             }
+            Request::Changelist { from, to } => self.start_list(now, client, from, to, out),
             Request::Resize {
                 origin,
                 store,

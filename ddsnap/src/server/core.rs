@@ -30,6 +30,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tracing::{debug, error, info, warn};
 
+use super::changelist::Lists;
 use super::engine::{Engine, EngineError};
 use super::jobs::Jobs;
 use super::refusal;
@@ -42,7 +43,7 @@ use crate::units::{Chunk, SnapTag};
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A client's number, never used twice by one server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
 /// What time it is, as the caller sees it.
@@ -106,7 +107,7 @@ pub struct Core<E> {
     /// The devices that existed when the channel was attached have not all been identified yet.
     greeting: bool,
     devices: HashMap<u32, Device>,
-    /// How many of the devices show each snapshot; no zeros.
+    /// How many devices show each snapshot, and lists of changes that are being made need it; no zeros.
     shown: HashMap<SnapTag, u32>,
     barrier: Option<Barrier>,
     next_barrier: u64,
@@ -119,6 +120,7 @@ pub struct Core<E> {
     full: bool,
     background: bool,
     pub(super) jobs: Jobs,
+    pub(super) lists: Lists,
 }
 
 impl<E: Engine> Core<E> {
@@ -139,6 +141,7 @@ impl<E: Engine> Core<E> {
             full: false,
             background: true,
             jobs: Jobs::default(),
+            lists: Lists::default(),
         }
     }
 
@@ -282,8 +285,7 @@ impl<E: Engine> Core<E> {
         debug!("device {device} shows {}", name_of(snapshot));
         // First the new, then the old: a device seen again must not look unused in between.
         if let Some(tag) = snapshot {
-            *self.shown.entry(tag).or_default() += 1;
-            self.engine.set_in_use(tag, true);
+            self.now_shown(tag);
         }
         let before = self.devices.insert(
             device,
@@ -310,7 +312,13 @@ impl<E: Engine> Core<E> {
         self.no_longer_shown(snapshot);
     }
 
-    fn no_longer_shown(&mut self, snapshot: Option<SnapTag>) {
+    /// A snapshot has one user more: it is not deleted meanwhile.
+    pub(super) fn now_shown(&mut self, tag: SnapTag) {
+        *self.shown.entry(tag).or_default() += 1;
+        self.engine.set_in_use(tag, true);
+    }
+
+    pub(super) fn no_longer_shown(&mut self, snapshot: Option<SnapTag>) {
         let Some(tag) = snapshot else { return };
         let Some(count) = self.shown.get_mut(&tag) else {
             return;
@@ -322,7 +330,7 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// Devices that show a snapshot: the transient part of its use count.
+    /// Devices that show a snapshot, and lists that need it: the transient part of its use count.
     pub(super) fn devices_of(&self, tag: SnapTag) -> u32 {
         self.shown.get(&tag).copied().unwrap_or_default()
     }
@@ -530,6 +538,7 @@ impl<E: Engine> Core<E> {
     /// A client has gone. What it asked for and was not begun is not done.
     pub fn client_gone(&mut self, client: ClientId) {
         self.waiting.retain(|waiting| waiting.client != client);
+        self.end_list(client);
     }
 
     /// When [`tick`](Self::tick) is due.
@@ -586,11 +595,12 @@ impl<E: Engine> Core<E> {
     #[must_use]
     pub fn wants_background(&self) -> bool {
         // A job goes on even so: its client is to hear that it failed.
-        self.jobs.want_steps() || self.background && self.fault.is_none()
+        self.jobs.want_steps() || self.lists.want_steps() || self.background && self.fault.is_none()
     }
 
     /// Does a little of it.
     pub fn background(&mut self, now: Now, out: &mut Output) {
+        self.list_step(now, out);
         if self.job_step(now, out) || !self.background || self.fault.is_some() {
             return;
         }

@@ -7,10 +7,10 @@
 use thiserror::Error;
 
 use crate::store::{
-    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
+    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
     StoreStatus,
 };
-use crate::units::{Chunk, SnapTag};
+use crate::units::{Chunk, ChunkRun, SnapTag};
 
 /// A device or the store's metadata failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -82,6 +82,24 @@ pub trait Engine {
     /// # Errors
     /// A device failed.
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError>;
+
+    /// Begins the list of chunks that differ between two snapshots; without the first, of all chunks of
+    /// the second.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or it is squashed.
+    fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError>;
+
+    /// Goes on with such a list: appends to `runs`, up to `most` in it, and says whether more is left.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn changes_step(
+        &mut self,
+        changes: &mut Changes,
+        runs: &mut Vec<ChunkRun>,
+        most: usize,
+    ) -> Answer<bool>;
 
     /// Begins to change sizes.
     ///

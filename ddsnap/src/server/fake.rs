@@ -7,10 +7,10 @@ use std::rc::Rc;
 
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::{
-    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
+    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
     SnapshotInfo, StoreStatus,
 };
-use crate::units::{Chunk, ChunkShift, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
 /// Length of the fake origin in chunks of 4 KiB.
 pub const ORIGIN_CHUNKS: u64 = 100;
@@ -32,6 +32,8 @@ pub struct Inside {
     next_seq: u64,
     next_place: u64,
     pub background_steps: u32,
+    /// What steps of a list of changes find, in order.
+    pub changes: VecDeque<Result<Vec<ChunkRun>, OpError>>,
     /// What steps of a resize give, in order.
     pub resize_steps: VecDeque<Result<Option<Sizes>, ResizeError>>,
     pub closed: bool,
@@ -218,6 +220,27 @@ impl Engine for Fake {
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
         self.call("sharing".to_owned())?;
         Ok(Vec::new())
+    }
+
+    fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
+        let from = from.map(|tag| self.find(tag)).transpose();
+        from.and(self.find(to)).map(|_| Changes::default())
+    }
+
+    fn changes_step(
+        &mut self,
+        _: &mut Changes,
+        runs: &mut Vec<ChunkRun>,
+        _: usize,
+    ) -> Answer<bool> {
+        self.call("changes".to_owned())?;
+        let mut inside = self.0.borrow_mut();
+        match inside.changes.pop_front() {
+            Some(Ok(found)) => runs.extend(found),
+            Some(Err(refused)) => return Ok(Err(refused)),
+            None => {}
+        }
+        Ok(Ok(!inside.changes.is_empty()))
     }
 
     fn resize_begin(

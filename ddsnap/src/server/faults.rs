@@ -169,6 +169,7 @@ pub fn control_name(request: &Request) -> &'static str {
         Request::Sectors(_) => "REQUEST_SNAPSHOT_SECTORS",
         Request::Priority(..) => "PRIORITY",
         Request::UseCount(..) => "USECOUNT",
+        Request::Changelist { .. } => "STREAM_CHANGELIST",
         Request::Resize { .. } => "RESIZE",
     }
 }

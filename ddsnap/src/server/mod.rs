@@ -4,6 +4,7 @@
 //! [`core`] holds all state and decides, [`engine`] is what it asks of the store; [`ring`] moves
 //! bytes for it.
 
+pub mod changelist;
 pub mod clients;
 pub mod commands;
 pub mod core;

@@ -240,7 +240,12 @@ impl<E: Engine, C: Connect> Ring<E, C> {
                     .clients
                     .has_written(&mut self.io, id, &result, buffer, from, now)
                 {
-                    self.serve(id)?;
+                    return self.serve(id);
+                }
+                match self.clients.takes_more(id) {
+                    Some(true) => self.core.client_took(id),
+                    Some(false) => {}
+                    None => self.core.client_gone(id),
                 }
                 Ok(())
             }
@@ -316,6 +321,9 @@ impl<E: Engine, C: Connect> Ring<E, C> {
         let now = self.now().monotonic;
         for (id, replies) in out.clients {
             self.clients.answer(&mut self.io, id, replies, now);
+            if self.clients.takes_more(id).is_none() {
+                self.core.client_gone(id);
+            }
         }
         Ok(())
     }

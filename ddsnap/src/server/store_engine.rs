@@ -5,10 +5,10 @@ use tracing::warn;
 
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::{
-    Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo, Store,
-    StoreError, StoreStatus,
+    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
+    Store, StoreError, StoreStatus,
 };
-use crate::units::{Chunk, SnapTag};
+use crate::units::{Chunk, ChunkRun, SnapTag};
 
 /// Index entries looked at in one step of background work: well under a millisecond.
 const BACKGROUND_BUDGET: usize = 256;
@@ -78,6 +78,20 @@ impl Engine for StoreEngine {
 
     fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
         let result = self.0.sharing();
+        self.answer(result)
+    }
+
+    fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
+        self.0.changes(from, to)
+    }
+
+    fn changes_step(
+        &mut self,
+        changes: &mut Changes,
+        runs: &mut Vec<ChunkRun>,
+        most: usize,
+    ) -> Answer<bool> {
+        let result = self.0.changes_step(changes, runs, most);
         self.answer(result)
     }
 

@@ -27,7 +27,7 @@ use crate::units::{Chunk, ChunkRun, SnapSeq, SnapTag};
 const STEP_NODES: usize = 32;
 
 /// How far the list of chunks that differ between two snapshots is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Changes {
     /// The snapshots, which must stay live.
     snapshots: Vec<(SnapTag, SnapSeq)>,
@@ -36,6 +36,8 @@ pub struct Changes {
     tail: Option<ChunkRun>,
     /// Chunks below this one need not be looked at again.
     listed: u64,
+    /// Length that both snapshots have, in chunks.
+    common: u64,
 }
 
 /// Entries of one index that make chunks differ.
@@ -89,11 +91,9 @@ impl Entries {
         };
         let mut keys = Vec::new();
         self.next = changed::step(index, media, &self.wanted, from, STEP_NODES, &mut keys)?;
-        let chunks = keys.iter().map(|key| match self.kind {
-            Kind::Overlays => key.1,
-            _ => key.0,
-        });
-        self.found.extend(chunks);
+        let kind = self.kind;
+        self.found
+            .extend(keys.iter().map(|&key| chunk_in(kind, key)));
         Ok(())
     }
 }
@@ -114,8 +114,9 @@ impl Store {
             sources: Vec::new(),
             tail: None,
             listed: 0,
+            common: from.map_or(0, |from| from.origin_chunks.min(to.origin_chunks)),
         };
-        let common = from.map_or(0, |from| from.origin_chunks.min(to.origin_chunks));
+        let common = changes.common;
         if let Some(from) = from.filter(|from| from.seq != to.seq) {
             changes.snapshots.push((from.tag, from.seq));
             let (old, new) = (from.seq.min(to.seq), from.seq.max(to.seq));
@@ -170,6 +171,16 @@ impl Store {
 }
 
 impl Changes {
+    /// Chunks looked at, of how many.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        let places = self.sources.iter().map(|source| match source.next {
+            Some(key) => chunk_in(source.kind, key).min(self.common),
+            None => self.common,
+        });
+        (places.min().unwrap_or(self.common), self.common)
+    }
+
     /// Lists what was found, as far as its order is known. True if there is more to do.
     fn list(&mut self, runs: &mut Vec<ChunkRun>, most: usize) -> bool {
         while !self.sources.iter().any(Entries::is_waiting) {
@@ -202,6 +213,13 @@ impl Changes {
             }
         }
         true
+    }
+}
+
+fn chunk_in(kind: Kind, key: Key) -> u64 {
+    match kind {
+        Kind::Overlays => key.1,
+        _ => key.0,
     }
 }
 

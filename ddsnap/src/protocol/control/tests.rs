@@ -61,6 +61,22 @@ fn requests_are_these_bytes() {
             &[1, 2, 3, 4, 0xfe, 0xff, 0xff, 0xff],
         ),
         (
+            Request::Changelist {
+                from: Some(tag),
+                to: SnapTag(5),
+            },
+            0x40,
+            &[1, 1, 2, 3, 4, 5, 0, 0, 0],
+        ),
+        (
+            Request::Changelist {
+                from: None,
+                to: tag,
+            },
+            0x40,
+            &[0, 0, 0, 0, 0, 1, 2, 3, 4],
+        ),
+        (
             Request::Resize {
                 origin: Some(258),
                 store: None,
@@ -121,6 +137,28 @@ fn replies_are_these_bytes() {
         (Reply::Sectors(258), 0x8015, vec![2, 1, 0, 0, 0, 0, 0, 0]),
         (Reply::Priority(-1), 0x8016, vec![0xff]),
         (Reply::UseCount(258), 0x8017, vec![2, 1, 0, 0]),
+        (
+            Reply::Changelist {
+                chunk: ChunkShift::MAX,
+                from_chunks: 1,
+                to_chunks: 258,
+            },
+            0x8040,
+            vec![20, 1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
+        ),
+        (
+            Reply::Changes {
+                last: true,
+                runs: vec![ChunkRun {
+                    first: Chunk(3),
+                    chunks: 4,
+                }],
+            },
+            0x8041,
+            vec![
+                1, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0,
+            ],
+        ),
         (
             Reply::Progress { done: 1, total: 2 },
             0x803f,
@@ -215,6 +253,20 @@ fn the_widest_rows_still_fit_a_frame() {
         );
         assert!(page.to_frame().body.len() <= MAX_BODY_BYTES);
     }
+}
+
+#[test]
+fn the_longest_page_of_changes_fits_a_frame() {
+    let run = ChunkRun {
+        first: Chunk(u64::MAX),
+        chunks: u64::MAX,
+    };
+    let page = |count| Reply::Changes {
+        last: false,
+        runs: vec![run; count],
+    };
+    assert!(page(MAX_RUNS).to_frame().body.len() <= MAX_BODY_BYTES);
+    assert!(page(MAX_RUNS + 1).to_frame().body.len() > MAX_BODY_BYTES);
 }
 
 #[test]
