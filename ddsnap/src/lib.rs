@@ -2,7 +2,7 @@
 //! The snapshot store, its server and its tools.
 //!
 //! Imports point one way: `cli` uses `server`, `agent`, `client` and `store`; `server` uses `store`,
-//! `device` and `protocol`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
+//! `device` and `protocol`; `delta` uses `client`, `device` and `format`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
 //! `format`, `device` and `protocol` use `units` and `buffer`. ARCHITECTURE.md has the argument.
 
 pub mod agent;
@@ -10,6 +10,7 @@ pub mod buffer;
 pub mod cli;
 pub mod client;
 pub mod daemon;
+pub mod delta;
 pub mod device;
 pub mod format;
 pub mod protocol;

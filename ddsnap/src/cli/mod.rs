@@ -8,6 +8,7 @@
 mod agent;
 mod create;
 mod delete;
+mod delta;
 mod extract;
 mod initialize;
 mod list;
@@ -72,6 +73,7 @@ enum Command {
     Status(status::Status),
     Priority(priority::Priority),
     Usecount(usecount::Usecount),
+    Delta(delta::Delta),
     Resize(resize::Resize),
     Extract(extract::Extract),
 }
@@ -118,6 +120,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Priority(command) => command.run(),
         Command::Usecount(command) => command.run(),
+        Command::Delta(command) => command.run(),
         Command::Resize(command) => command.run(),
         Command::Extract(command) => command.run(),
     };

@@ -22,7 +22,13 @@ struct Tie {
 const TIES: &[Tie] = &[
     Tie {
         document: "ddsnap/FORMAT.md",
-        code: &["ddsnap/src/format"],
+        code: &[
+            "ddsnap/src/format",
+            "ddsnap/src/delta/record.rs",
+            "ddsnap/src/delta/changelist.rs",
+            "ddsnap/src/delta/extent.rs",
+            "ddsnap/src/delta/file.rs",
+        ],
     },
     Tie {
         document: "ddsnap/PROTOCOL.md",

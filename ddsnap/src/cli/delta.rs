@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `ddsnap delta`.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use super::progress::bar;
+use super::{refused, snap_tag};
+use crate::client::{Client, ClientError};
+use crate::delta::changelist::{self, ChangelistWriter};
+use crate::delta::extent::{Encoder, MAX_EXTENT_BYTES, MAX_LEVEL, Mode};
+use crate::delta::volume::NewFile;
+use crate::delta::{Header, Side, apply, create};
+use crate::units::SnapTag;
+
+/// Files of what differs between two snapshots.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub struct Delta {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Changelist(Changelist),
+    Create(Create),
+    Apply(Apply),
+}
+
+impl Delta {
+    pub fn run(&self) -> Result<u8> {
+        match &self.command {
+            Command::Changelist(command) => command.run(),
+            Command::Create(command) => command.run(),
+            Command::Apply(command) => command.run(),
+        }
+    }
+}
+
+/// Write a list of the chunks that differ between snapshots A and B.
+///
+/// With one snapshot the list has all of its chunks. While the list is made neither can be deleted.
+#[derive(Debug, Args)]
+pub struct Changelist {
+    /// The server's control socket: a path, or @NAME for an abstract one.
+    #[arg(value_name = "SOCK")]
+    socket: String,
+    /// The file to write; one that is there is replaced.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The snapshot that the other side has, and the one it is to get.
+    #[arg(value_names = ["A", "B"], num_args = 1..=2, required = true, value_parser = snap_tag)]
+    tags: Vec<SnapTag>,
+}
+
+impl Changelist {
+    fn run(&self) -> Result<u8> {
+        let (from, to) = match self.tags[..] {
+            [from, to] => (Some(from), to),
+            _ => (None, self.tags[0]),
+        };
+        match self.write(from, to) {
+            Ok(()) => Ok(0),
+            Err(error) => match error.downcast::<ClientError>() {
+                Ok(error) => refused("list the changes", Err(error)),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    fn write(&self, from: Option<SnapTag>, to: SnapTag) -> Result<()> {
+        let mut client = Client::connect(&self.socket)?;
+        let mut list = client.changelist(from, to)?;
+        let from_chunks = list.from_chunks;
+        let header = Header {
+            chunk: list.chunk,
+            from: from.map(|tag| Side {
+                tag,
+                chunks: from_chunks,
+            }),
+            to: Side {
+                tag: to,
+                chunks: list.to_chunks,
+            },
+        };
+        let failed = || format!("cannot write {}", self.file.display());
+        let new = NewFile::create(&self.file).with_context(failed)?;
+        let out = BufWriter::new(new.file());
+        let mut out = ChangelistWriter::new(out, &header).with_context(failed)?;
+        let bar = bar()?;
+        let mut progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        while let Some(runs) = list.next_runs(&mut progress)? {
+            for run in runs {
+                out.push(run).with_context(failed)?;
+            }
+        }
+        bar.finish_and_clear();
+        let (mut out, _) = out.finish().with_context(failed)?;
+        out.flush().with_context(failed)?;
+        drop(out);
+        new.publish().with_context(failed)
+    }
+}
+
+/// Write a delta: the data of the chunks in a changelist.
+///
+/// It is read from the snapshots' devices, or files, STEM(A) and STEM(B).
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Send differences to what was there, where they are shorter than the data.
+    #[arg(short, long, group = "mode")]
+    xdelta: bool,
+    /// Send the data itself.
+    #[arg(short, long, group = "mode")]
+    raw: bool,
+    /// Send whatever is shorter, as without option, and compress at level 9.
+    #[arg(short, long, group = "mode")]
+    best: bool,
+    /// Compress the data with zstd: 1 (fast) to 9 (small), 0 not at all. Differences are always zstd, at
+    /// level 1 at least.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LEVEL)))]
+    gzip: u8,
+    /// The changelist.
+    #[arg(value_name = "CHANGELIST")]
+    changelist: PathBuf,
+    /// The file to write; one that is there is replaced.
+    #[arg(value_name = "DELTA")]
+    delta: PathBuf,
+    /// The volume's device: its snapshots are STEM(A) and STEM(B).
+    #[arg(value_name = "STEM")]
+    stem: PathBuf,
+}
+
+impl Create {
+    fn run(&self) -> Result<u8> {
+        let (mode, level) = match (self.xdelta, self.raw, self.best) {
+            (true, _, _) => (Mode::Difference, self.gzip),
+            (_, true, _) => (Mode::Raw, self.gzip),
+            (_, _, true) => (Mode::Best, MAX_LEVEL),
+            _ => (Mode::Best, self.gzip),
+        };
+        let unusable = || format!("cannot use {}", self.changelist.display());
+        // All of it is looked at before the first byte is written.
+        let (header, chunks) =
+            changelist::verify(open(&self.changelist)?).with_context(unusable)?;
+        let failed = || format!("cannot write {}", self.delta.display());
+        let new = NewFile::create(&self.delta).with_context(failed)?;
+        let bar = bar()?;
+        bar.set_length(chunks << header.chunk.get());
+        let mut encoder = Encoder::new(mode, level);
+        let list = open(&self.changelist)?;
+        let mut progress = |done| bar.set_position(done);
+        create::create(list, &self.stem, &mut encoder, new.file(), &mut progress)
+            .with_context(|| format!("cannot make {}", self.delta.display()))?;
+        bar.finish_and_clear();
+        new.publish().with_context(failed)?;
+        Ok(0)
+    }
+}
+
+/// Apply a delta to STEM, which has the content of the delta's first snapshot.
+///
+/// What was there is read from STEM(A), a device or file, and compared before anything is written. STEM
+/// gets the content of the second snapshot; a plain file also its length. After an interruption apply
+/// the delta again.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// The delta.
+    #[arg(value_name = "DELTA")]
+    delta: PathBuf,
+    /// The volume's device, or a file.
+    #[arg(value_name = "STEM")]
+    stem: PathBuf,
+}
+
+impl Apply {
+    fn run(&self) -> Result<u8> {
+        let bar = bar()?;
+        let mut progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        let applied = apply::apply(open(&self.delta)?, &self.stem, &mut progress);
+        bar.finish_and_clear();
+        applied.with_context(|| {
+            format!(
+                "cannot apply {} to {}",
+                self.delta.display(),
+                self.stem.display()
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(BufReader::with_capacity(MAX_EXTENT_BYTES, file))
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Changelists and deltas: what differs between two snapshots, as files, and how a copy of the first
+//! becomes one of the second.
+//!
+//! The decoders ([`changelist`], [`file`], [`extent`]) take any reader, hold a bounded piece of it and
+//! believe nothing before its checksum. [`create`] and [`apply`] do the work on devices or plain files
+//! named STEM and STEM(TAG). FORMAT.md has the bytes.
+
+pub mod apply;
+pub mod changelist;
+pub mod create;
+pub mod extent;
+pub mod file;
+pub mod record;
+pub mod volume;
+
+pub use record::{FileError, Header, Side};
