@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Commands that read a store without its server, on plain files: `extract`.
+//! Commands that read a store without its server, on plain files: `extract` and `check`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -324,7 +324,15 @@ fn commands(files: &Files) -> Vec<Vec<String>> {
     let mut extract = vec!["extract".to_owned()];
     extract.extend(operands);
     extract.extend(["2".to_owned(), files.name("out")]);
-    vec![extract]
+    let mut check = vec!["check".to_owned()];
+    check.extend(
+        files
+            .operands()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, name)| (at != 1).then_some(name)),
+    );
+    vec![extract, check]
 }
 
 /// Each command says one sentence with `words`, ends with exit code 99, and changes nothing.
@@ -388,4 +396,88 @@ fn no_sound_store_is_exit_code_99_and_nothing_is_touched() {
     fs::rename(files.path("meta"), files.path("store")).unwrap();
     files.meta = false;
     all_refuse(&files, "name the data device");
+}
+
+fn check(files: &Files, more: &[&str]) -> Ran {
+    let mut args = commands(files).remove(1);
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    ddsnap(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_check_writes_nothing_and_says_everything() {
+    for (meta, closed) in [(false, true), (true, false)] {
+        let files = Files::new(meta, closed);
+        let before = files.bytes();
+        let origin = files.name("origin");
+        for more in [&[][..], &["--no-data"], &["--origin", &origin]] {
+            let ran = check(&files, more);
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+            assert!(
+                ran.stdout
+                    .starts_with("sound: 2 snapshots, 7 store chunks and "),
+                "{ran:?}"
+            );
+            let records = if closed { " 0 journal" } else { " 9 journal" };
+            assert!(ran.stdout.contains(records), "{ran:?}");
+        }
+        assert!(files.bytes() == before);
+    }
+    let files = Files::new(false, true);
+    files.flip("store", files.saved * CHUNK + 4000);
+    files.flip("store", 65536 + 200);
+    let before = files.bytes();
+    let ran = check(&files, &[]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, ""), "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{ran:?}");
+    let store = files.name("store");
+    assert!(
+        lines[0].starts_with(&format!("{store}: superblock copy 1: ")),
+        "{ran:?}"
+    );
+    let place = format!(
+        "{store}: store chunk {}: it holds origin chunk 3, but",
+        files.saved
+    );
+    assert!(lines[1].starts_with(&place), "{ran:?}");
+    assert!(lines[1].ends_with("; affects snapshot 2"), "{ran:?}");
+    assert!(
+        lines[2].starts_with("2 problems, 1 of them lost something, 0 "),
+        "{ran:?}"
+    );
+    let ran = check(&files, &["--json"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, ""), "{ran:?}");
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["schema"], "ddsnap-check-1");
+    assert_eq!(json["sound"], false);
+    let problem = &json["problems"][1];
+    assert_eq!(problem["text"], lines[1]);
+    assert_eq!(problem["severity"], "loss");
+    assert_eq!(problem["snapshots"], serde_json::json!([2]));
+    assert_eq!(
+        problem["place"],
+        serde_json::json!({"kind": "store chunk", "number": files.saved})
+    );
+    assert_eq!(json["counts"]["problems"], 2);
+    // Without data the damaged chunk is not seen; with a server the store is left alone.
+    let ran = check(&files, &["--no-data", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["problems"].as_array().map(Vec::len), Some(1));
+    let lock = lock_store(&files.path("store"), Duration::ZERO).unwrap();
+    let ran = check(&files, &[]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    assert!(
+        ran.stderr.contains("a server holds the snapshot store"),
+        "{ran:?}"
+    );
+    drop(lock);
+    assert!(files.bytes() == before);
+    // JSON of a sound store.
+    let ran = check(&Files::new(true, true), &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        (&json["sound"], &json["problems"]),
+        (&true.into(), &serde_json::json!([]))
+    );
 }

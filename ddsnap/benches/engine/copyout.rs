@@ -23,6 +23,9 @@ use crate::volume;
 /// Chunks the first snapshots need, before anything is timed, are copied in groups of at most this.
 const PRELOAD_GROUP: u64 = 256;
 
+/// Snapshots deleted and created with the time taken.
+const COMMANDS: u32 = 32;
+
 /// Which chunks follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pattern {
@@ -125,6 +128,9 @@ pub fn run(options: &Options) -> Result<()> {
     volume::initialize(&mut devices, shift)?;
     let mut store = volume::open(devices)?;
     preload(&mut store, options, origin_chunks)?;
+    // Whatever the number of snapshots left in the journal: all of it is in the tree now.
+    store.close()?;
+    store = volume::open(volume::on_files(&files.origin, &files.store, &counter)?)?;
     for (number, load) in (0u32..).zip(&options.loads) {
         // A new snapshot for the oldest: each chunk is needed again, and as many snapshots live.
         store
@@ -137,7 +143,31 @@ pub fn run(options: &Options) -> Result<()> {
         let measured = measure(&mut store, files, *load, origin_chunks, u64::from(number))?;
         measured.print(*load, &counter.take(), files.chunk);
     }
+    let first = u32::try_from(options.loads.len())?;
+    commands(&mut store, first, options.snapshots)?;
     store.close()?;
+    Ok(())
+}
+
+/// Times of deleting the oldest snapshot and creating one, as many as there were before.
+fn commands(store: &mut Store, first: u32, snapshots: u32) -> Result<()> {
+    let (mut deleting, mut creating) = (Vec::new(), Vec::new());
+    for number in first..first + COMMANDS {
+        let started = Instant::now();
+        store
+            .delete(SnapTag(number))?
+            .context("cannot delete the oldest snapshot")?;
+        deleting.push(started.elapsed());
+        let started = Instant::now();
+        volume::create(store, snapshots + number)?;
+        creating.push(started.elapsed());
+    }
+    for (name, mut times) in [("delete", deleting), ("create", creating)] {
+        times.sort();
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        println!("{name}/median_ms {:.3}", millis(times[times.len() / 2]));
+        println!("{name}/longest_ms {:.3}", millis(times[times.len() - 1]));
+    }
     Ok(())
 }
 

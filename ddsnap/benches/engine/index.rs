@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ddsnap::device::BlockDevice;
 use ddsnap::device::uring::Access;
@@ -91,6 +91,7 @@ pub fn build(options: &Options) -> Result<()> {
         store,
         order: options.order(),
         next: 0,
+        longest: Duration::ZERO,
         counter,
     };
     let started = Instant::now();
@@ -103,6 +104,7 @@ pub fn build(options: &Options) -> Result<()> {
         // From one checkpoint to another: all that the copy-outs caused to be written.
         writer.until_checkpoint(depth)?;
         writer.counter.take();
+        writer.longest = Duration::ZERO;
         let first = writer.next;
         cycle = writer.until_checkpoint(depth)?;
         let (bytes, copyouts) = (writer.counter.take().written_bytes, writer.next - first);
@@ -111,6 +113,7 @@ pub fn build(options: &Options) -> Result<()> {
             bytes as f64 / copyouts as f64
         );
         println!("qd{depth}/copyouts_per_checkpoint {copyouts}");
+        println!("qd{depth}/longest_ms {:.3}", millis(writer.longest));
     }
     // A checkpoint was just made: all exceptions are in the tree, and no block waits to be freed.
     let status = writer.store.status();
@@ -140,6 +143,8 @@ struct Writer {
     store: Store,
     order: Permutation,
     next: u64,
+    /// The longest a group took, checkpoints included.
+    longest: Duration,
     counter: Counter,
 }
 
@@ -148,7 +153,10 @@ impl Writer {
         let order = self.order;
         let group = self.next..self.next + depth;
         self.next = group.end;
-        volume::copy_out(&mut self.store, group.map(|index| order.at(index)))
+        let started = Instant::now();
+        volume::copy_out(&mut self.store, group.map(|index| order.at(index)))?;
+        self.longest = self.longest.max(started.elapsed());
+        Ok(())
     }
 
     /// Runs groups until a checkpoint has been made, and gives their number.
@@ -192,6 +200,51 @@ pub fn open(options: &Options) -> Result<()> {
         "resident_bytes {}",
         resident_bytes()?.saturating_sub(before)
     );
+    store.close()?;
+    Ok(())
+}
+
+/// One chunk in so many changes between the snapshots whose difference is timed.
+const CHANGED_ONE_IN: u64 = 100;
+/// Tags of these snapshots.
+const FROM: u32 = 1;
+const TO: u32 = 2;
+/// Runs of chunks asked for at a time.
+const RUNS: usize = 4096;
+
+/// Changes one exception's chunk in a hundred between two new snapshots.
+pub fn change(options: &Options) -> Result<()> {
+    let meta = Unflushed(volume::device(&options.meta, Access::ReadWrite)?);
+    let mut store = volume::open(options.devices(Box::new(meta)))?;
+    volume::create(&mut store, FROM)?;
+    let order = options.order();
+    let changed = options.exceptions / CHANGED_ONE_IN;
+    let mut next = 0;
+    while next < changed {
+        let group = next..changed.min(next + GROUP);
+        next = group.end;
+        volume::copy_out(&mut store, group.map(|index| order.at(index)))?;
+    }
+    volume::create(&mut store, TO)?;
+    store.close()?;
+    volume::device(&options.meta, Access::ReadWrite)?.flush()?;
+    Ok(())
+}
+
+/// Times the list of chunks that differ between these snapshots, with nothing in the cache.
+pub fn changes(options: &Options) -> Result<()> {
+    let (mut store, _) = options.open()?;
+    let started = Instant::now();
+    let mut changes = store.changes(Some(SnapTag(FROM)), SnapTag(TO))?;
+    let (mut found, mut more) = (0, true);
+    while more {
+        let mut runs = Vec::new();
+        more = store.changes_step(&mut changes, &mut runs, RUNS)??;
+        found += runs.iter().map(|run| run.chunks).sum::<u64>();
+    }
+    println!("changes_ms {:.3}", millis(started.elapsed()));
+    let expected = options.exceptions / CHANGED_ONE_IN;
+    ensure!(found == expected, "{found} chunks differ, not {expected}");
     store.close()?;
     Ok(())
 }

@@ -33,6 +33,10 @@ enum What {
     Build(index::Options),
     /// Times the opening of what `build` left, and its memory.
     Open(index::Options),
+    /// Changes a hundredth of the chunks in the index between two snapshots.
+    Change(index::Options),
+    /// Times the list of these.
+    Changes(index::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +63,7 @@ fn run(what: What) -> Result<()> {
         What::Raw(options) => copyout::raw(&options),
         What::Build(options) => index::build(&options),
         What::Open(options) => index::open(&options),
+        What::Change(options) => index::change(&options),
+        What::Changes(options) => index::changes(&options),
     }
 }

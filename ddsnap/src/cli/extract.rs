@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use tempfile::NamedTempFile;
 
-use super::{offline, snap_tag};
+use super::{offline, progress, snap_tag};
 use crate::buffer::AlignedBuf;
 use crate::store::{SnapState, View};
 use crate::units::{Chunk, SnapTag};
@@ -209,7 +209,8 @@ fn copy(
     let chunk_bytes = view.status().chunk.bytes();
     let window = (WINDOW_BYTES / chunk_bytes).max(1);
     let mut buffer = AlignedBuf::zeroed((window * chunk_bytes) as usize);
-    let bar = offline::progress(chunks * chunk_bytes)?;
+    let bar = progress::bar()?;
+    bar.set_length(chunks * chunk_bytes);
     for first in (0..chunks).step_by(window as usize) {
         let count = window.min(chunks - first);
         let bytes = &mut buffer[..(count * chunk_bytes) as usize];

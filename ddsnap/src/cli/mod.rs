@@ -6,6 +6,7 @@
 //! output, all else to standard error.
 
 mod agent;
+mod check;
 mod create;
 mod delete;
 mod delta;
@@ -76,6 +77,7 @@ enum Command {
     Delta(delta::Delta),
     Resize(resize::Resize),
     Extract(extract::Extract),
+    Check(check::Check),
 }
 
 /// The command line's definition, for man pages and completions.
@@ -123,6 +125,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Delta(command) => command.run(),
         Command::Resize(command) => command.run(),
         Command::Extract(command) => command.run(),
+        Command::Check(command) => command.run(),
     };
     match result {
         Ok(code) => ExitCode::from(code),

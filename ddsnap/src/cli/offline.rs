@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use indicatif::ProgressBar;
 
 use crate::device::lock::{StoreLock, share_store};
 use crate::device::uring::Access;
@@ -13,7 +12,7 @@ use crate::server::start::open_device;
 use crate::store::{Devices, OpenOptions, StoreError, View};
 
 /// Memory for index nodes.
-const CACHE_BYTES: u64 = 64 << 20;
+pub const CACHE_BYTES: u64 = 64 << 20;
 
 /// There is no sound store: exit code 99.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +52,4 @@ pub fn view(snapstore: &Path, origin: &Path, meta: Option<&PathBuf>) -> Result<V
     };
     let (view, _) = View::open(devices, &options).map_err(Unsound)?;
     Ok(view)
-}
-
-/// A bar over so many bytes; invisible unless standard error is a terminal.
-///
-/// # Errors
-/// None that could happen: the template is a constant.
-pub fn progress(bytes: u64) -> Result<ProgressBar> {
-    let bar = super::progress::bar()?;
-    bar.set_length(bytes);
-    Ok(bar)
 }

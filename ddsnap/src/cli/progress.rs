@@ -11,13 +11,22 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// # Errors
 /// Its template is wrong, which is a bug.
 pub fn bar() -> Result<ProgressBar> {
+    styled("{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+}
+
+/// A bar over things that are counted.
+///
+/// # Errors
+/// Its template is wrong, which is a bug.
+pub fn counting() -> Result<ProgressBar> {
+    styled("{wide_bar} {human_pos} of {human_len}, {per_sec}, {eta} left")
+}
+
+fn styled(template: &str) -> Result<ProgressBar> {
     let target = match io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    )
-    .context("the progress bar's template")?;
+    let style = ProgressStyle::with_template(template).context("the progress bar's template")?;
     Ok(ProgressBar::with_draw_target(Some(0), target).with_style(style))
 }

@@ -189,7 +189,8 @@ impl Space {
         Ok(found)
     }
 
-    fn bitmap(&mut self, media: &mut Media, index: u64) -> Result<&Bitmap, StoreError> {
+    /// Bitmap `index`, up to date; holes are set in it.
+    pub fn bitmap(&mut self, media: &mut Media, index: u64) -> Result<&Bitmap, StoreError> {
         if self
             .current
             .as_ref()

@@ -7,8 +7,8 @@
 
 mod alloc;
 pub mod api;
-mod audit;
 mod cache;
+pub mod check;
 mod checkpoint;
 mod commands;
 mod commit;
@@ -25,6 +25,7 @@ mod open;
 mod recover;
 mod resize;
 mod revert;
+mod scrub;
 mod snapshot;
 mod state;
 mod status;
@@ -38,6 +39,7 @@ pub use api::{
 pub use diff::Changes;
 pub use error::StoreError;
 pub use media::Devices;
+pub use scrub::{BadChunk, Fault, Scrub, Scrubbed};
 pub use view::View;
 
 use crate::format::superblock::Superblock;

@@ -64,7 +64,7 @@ impl Store {
             superblock.generation,
             options.cache_bytes,
         );
-        let mut state = load_state(&mut media, &superblock)?;
+        let mut state = load_state(&mut media, &superblock, &mut Err)?;
         let meta = find_used_blocks(&mut media, &superblock, &state)?;
         let mut opened = Opened {
             clean: superblock.clean,
@@ -72,7 +72,13 @@ impl Store {
             dropped_records: 0,
         };
         if !superblock.clean {
-            recover::replay(&mut media, &superblock, &mut state, &mut opened)?;
+            recover::replay(
+                &mut media,
+                &superblock,
+                &mut state,
+                &mut opened,
+                &mut recover::ask_origin,
+            )?;
         }
         state.origin_chunks = origin_device_chunks;
         let mut sweep = Sweep::default();
@@ -102,8 +108,22 @@ impl Store {
 }
 
 fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
+    let copies = read_copies(devices);
+    let device = devices.meta.as_deref().unwrap_or(&*devices.data);
+    choose(device.name(), copies)
+}
+
+/// Both copies of the superblock, each if it is whole.
+pub(super) fn read_copies(devices: &mut Devices) -> [Result<Superblock, FormatError>; 2] {
     let device = devices.meta.as_mut().unwrap_or(&mut devices.data);
-    let copies = [read_copy(&mut **device, 0), read_copy(&mut **device, 1)];
+    [read_copy(&mut **device, 0), read_copy(&mut **device, 1)]
+}
+
+/// The copy that counts.
+pub(super) fn choose(
+    device: &str,
+    copies: [Result<Superblock, FormatError>; 2],
+) -> Result<Superblock, StoreError> {
     let newer =
         |copy: &Result<Superblock, FormatError>| matches!(copy, Err(FormatError::Version { .. }));
     let [first, second] = copies;
@@ -117,7 +137,7 @@ fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
             .map(|error| format!("{error}; use a newer ddsnap"))
             .unwrap_or_default();
         return Err(StoreError::WrongDevice {
-            device: device.name().to_owned(),
+            device: device.to_owned(),
             problem,
         });
     }
@@ -127,7 +147,7 @@ fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
         (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
         (Err(first), Err(second)) => Err(StoreError::NoStore {
-            device: device.name().to_owned(),
+            device: device.to_owned(),
             problem: format!("{first}; its copy: {second}"),
         }),
     }
@@ -154,7 +174,10 @@ fn read_copy(device: &mut dyn BlockDevice, copy: usize) -> Result<Superblock, Fo
     Superblock::decode(&bytes, copy as u32)
 }
 
-fn check_devices(devices: &mut Devices, superblock: &Superblock) -> Result<(), StoreError> {
+pub(super) fn check_devices(
+    devices: &mut Devices,
+    superblock: &Superblock,
+) -> Result<(), StoreError> {
     let wrong = |device: &dyn BlockDevice, problem: String| {
         Err(StoreError::WrongDevice {
             device: device.name().to_owned(),
@@ -232,15 +255,21 @@ fn check_devices(devices: &mut Devices, superblock: &Superblock) -> Result<(), S
     Ok(())
 }
 
-fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, StoreError> {
-    let snapshots = Snapshots::load(media, superblock.snapshots, superblock.snapshot_count)?;
+/// The state of the last checkpoint. `wrong` is told what is wrong with the snapshot table.
+pub(super) fn load_state(
+    media: &mut Media,
+    superblock: &Superblock,
+    wrong: &mut dyn FnMut(StoreError) -> Result<(), StoreError>,
+) -> Result<State, StoreError> {
+    let (first, count) = (superblock.snapshots, superblock.snapshot_count);
+    let snapshots = Snapshots::load(media, first, count, wrong)?;
     if let Some(newest) = snapshots.iter().next_back() {
         if newest.seq >= superblock.next_seq {
             let problem = format!(
                 "snapshot sequence {} is not below {}",
                 newest.seq, superblock.next_seq
             );
-            return Err(media.inconsistent(problem));
+            wrong(media.inconsistent(problem))?;
         }
     }
     if let Some(revert) = superblock.revert {
@@ -250,7 +279,7 @@ fn load_state(media: &mut Media, superblock: &Superblock) -> Result<State, Store
                 "a revert to snapshot sequence {}, which is not live",
                 revert.seq
             );
-            return Err(media.inconsistent(problem));
+            wrong(media.inconsistent(problem))?;
         }
     }
     let mut space = Space::new(

@@ -113,12 +113,17 @@ impl RingReader {
     }
 }
 
-/// Applies all whole records of the superblock's epoch to `state`.
+/// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
+pub(crate) type Unwritten<'u> = dyn FnMut(&mut Media, &Entry) -> Result<(), StoreError> + 'u;
+
+/// Applies all whole records of the superblock's epoch to `state`. After an error it is what the records
+/// before the damage say.
 pub(crate) fn replay(
     media: &mut Media,
     superblock: &Superblock,
     state: &mut State,
     opened: &mut Opened,
+    unwritten: &mut Unwritten<'_>,
 ) -> Result<(), StoreError> {
     let epoch = superblock.epoch;
     let mut ring = RingReader::new(superblock);
@@ -127,10 +132,13 @@ pub(crate) fn replay(
     while let Some((mut entries, position)) = next {
         sequence += 1;
         next = ring.find(media, position, epoch, sequence)?;
+        let mut gap = Ok(());
         if next.is_none() {
-            check_nothing_follows(media, &mut ring, epoch, sequence)?;
+            gap = check_nothing_follows(media, &mut ring, epoch, sequence);
+        }
+        if next.is_none() && gap.is_ok() {
             let all = entries.len();
-            drop_unwritten(media, state, &mut entries)?;
+            drop_unwritten(media, state, &mut entries, unwritten)?;
             opened.dropped_records += u64::from(entries.len() < all);
         }
         for entry in &entries {
@@ -138,6 +146,7 @@ pub(crate) fn replay(
             state.apply(entry);
         }
         opened.replayed_records += 1;
+        gap?;
     }
     if opened.replayed_records == 0 {
         check_nothing_follows(media, &mut ring, epoch, sequence)?;
@@ -175,6 +184,7 @@ fn drop_unwritten(
     media: &mut Media,
     state: &State,
     entries: &mut Vec<Entry>,
+    unwritten: &mut Unwritten<'_>,
 ) -> Result<(), StoreError> {
     let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
     let mut kept = Vec::with_capacity(entries.len());
@@ -187,9 +197,7 @@ fn drop_unwritten(
                 return Err(lost(media, chunk, place));
             }
             if checksum(media, Source::Store(place), &mut buffer)? != crc {
-                if checksum(media, Source::Origin(chunk), &mut buffer)? != crc {
-                    return Err(lost(media, chunk, place));
-                }
+                unwritten(media, &entry)?;
                 continue;
             }
         }
@@ -197,6 +205,25 @@ fn drop_unwritten(
     }
     *entries = kept;
     Ok(())
+}
+
+/// Whether the origin still holds what an exception of the last record was to save.
+///
+/// # Errors
+/// It does not: the copy was acknowledged and is lost. Or the origin cannot be read.
+pub(crate) fn ask_origin(media: &mut Media, entry: &Entry) -> Result<(), StoreError> {
+    let Entry::Exception {
+        chunk, place, crc, ..
+    } = *entry
+    else {
+        return Ok(());
+    };
+    let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
+    if checksum(media, Source::Origin(chunk), &mut buffer)? == crc {
+        Ok(())
+    } else {
+        Err(lost(media, chunk, place))
+    }
 }
 
 fn checksum(media: &mut Media, source: Source, buffer: &mut [u8]) -> Result<u32, StoreError> {

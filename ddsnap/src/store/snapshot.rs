@@ -150,32 +150,46 @@ impl Snapshots {
         (self.len() + more).div_ceil(PER_BLOCK) as u64
     }
 
-    /// Reads the table.
-    pub fn load(media: &mut Media, first: Option<Pointer>, count: u32) -> Result<Self, StoreError> {
+    /// Reads the table. `wrong` is told what is wrong with it; if it lets that pass, the entry or what
+    /// follows the block is left out.
+    pub fn load(
+        media: &mut Media,
+        first: Option<Pointer>,
+        count: u32,
+        wrong: &mut dyn FnMut(StoreError) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
         let mut table = Snapshots::default();
         let mut next = first;
         while let Some(pointer) = next {
             if table.blocks.len() > MAX_ENTRIES {
-                return Err(media.inconsistent("the snapshot table has no end"));
+                wrong(media.inconsistent("the snapshot table has no end"))?;
+                break;
             }
-            let block = media.block(pointer, Kind::Snapshots, 0)?;
-            let (snapshots, behind) =
-                snaptable::decode(&block).map_err(|source| media.damaged(pointer, source))?;
+            let block = media.block(pointer, Kind::Snapshots, 0);
+            let decoded = block.and_then(|block| {
+                snaptable::decode(&block).map_err(|source| media.damaged(pointer, source))
+            });
+            let (snapshots, behind) = match decoded {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    wrong(error)?;
+                    break;
+                }
+            };
             table.blocks.push(pointer.block);
             for snapshot in snapshots {
                 let last = table.by_seq.last_key_value().map_or(0, |(&seq, _)| seq);
-                if snapshot.seq.0 <= last {
-                    return Err(media.inconsistent(format!(
-                        "snapshot sequence {} follows {last}",
-                        snapshot.seq
-                    )));
-                }
-                if snapshot.state != State::Deleted && table.by_tag.contains_key(&snapshot.tag.0) {
-                    return Err(
-                        media.inconsistent(format!("two snapshots have the tag {}", snapshot.tag))
-                    );
-                }
-                table.insert(snapshot);
+                let problem = if snapshot.seq.0 <= last {
+                    format!("snapshot sequence {} follows {last}", snapshot.seq)
+                } else if snapshot.state != State::Deleted
+                    && table.by_tag.contains_key(&snapshot.tag.0)
+                {
+                    format!("two snapshots have the tag {}", snapshot.tag)
+                } else {
+                    table.insert(snapshot);
+                    continue;
+                };
+                wrong(media.inconsistent(problem))?;
             }
             next = behind;
         }
@@ -184,7 +198,7 @@ impl Snapshots {
                 "the snapshot table has {} entries, the superblock says {count}",
                 table.len()
             );
-            return Err(media.inconsistent(problem));
+            wrong(media.inconsistent(problem))?;
         }
         table.dirty = false;
         Ok(table)

@@ -6,7 +6,7 @@ use super::table::number;
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 300.0;
-const RIGHT: f64 = 140.0;
+const RIGHT: f64 = 180.0;
 const ROW: f64 = 22.0;
 const TOP: f64 = 44.0;
 /// The ratio at the right end of the scale; longer bars are cut there, their number says more.
@@ -18,7 +18,7 @@ pub fn render(figures: &[Figure]) -> String {
         .iter()
         .filter(|figure| figure.ratio.is_some())
         .collect();
-    let height = TOP + ROW * shown.len() as f64 + 34.0;
+    let height = TOP + ROW * shown.len() as f64 + 48.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -27,7 +27,7 @@ pub fn render(figures: &[Figure]) -> String {
     );
     for step in 0..=5 {
         let ratio = f64::from(step) * 0.25;
-        let (at, bottom) = (x(ratio), height - 30.0);
+        let (at, bottom) = (x(ratio), height - 44.0);
         svg.push_str(&format!(
             "<line x1=\"{at}\" y1=\"{TOP}\" x2=\"{at}\" y2=\"{bottom}\" stroke=\"#ddd\"/>\n\
              <text x=\"{at}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555\">{ratio:.2}</text>\n",
@@ -40,7 +40,7 @@ pub fn render(figures: &[Figure]) -> String {
     svg.push_str(&format!(
         "<text x=\"10\" y=\"{:.1}\" fill=\"#555\">black mark: goal (| at least, : at most); \
          green: met, red: missed, grey: no goal</text>\n</svg>\n",
-        height - 2.0
+        height - 8.0
     ));
     svg
 }

@@ -12,7 +12,9 @@ mod figure;
 mod fio;
 mod index;
 mod program;
+mod snapshots;
 mod table;
+mod thin;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,8 @@ pub struct Scale {
     most: u64,
     /// Times that bound and engine are measured in turn.
     rounds: usize,
+    /// Chunks copied out before the number of snapshots is compared.
+    preload: u64,
     /// Exceptions of the large index.
     exceptions: u64,
 }
@@ -46,6 +50,7 @@ const FULL: Scale = Scale {
     seconds: 2.5,
     most: 1 << 16,
     rounds: 3,
+    preload: 1 << 16,
     exceptions: 10_000_000,
 };
 
@@ -56,12 +61,13 @@ const QUICK: Scale = Scale {
     seconds: 0.3,
     most: 1 << 12,
     rounds: 1,
+    preload: 1 << 13,
     exceptions: 300_000,
 };
 
 /// Measures, prints the table and writes JSON and chart.
 pub fn engine(flags: &BenchEngine) -> Result<()> {
-    packages::require(&["fio"])?;
+    packages::require(&["fio", "thin-provisioning-tools"])?;
     let program = Program::build()?;
     let parent = flags
         .dir
@@ -71,6 +77,9 @@ pub fn engine(flags: &BenchEngine) -> Result<()> {
     let scale = if flags.quick { QUICK } else { FULL };
     let mut figures = Vec::new();
     copyout::measure(&program, &files, &scale, &mut figures)?;
+    snapshots::measure(&program, &files, &scale, &mut figures)?;
+    files.remove("origin")?;
+    files.remove("store")?;
     index::measure(&program, &files, &scale, &mut figures)?;
     print!("{}", table::render(&figures));
     let json = flags

@@ -51,6 +51,16 @@ impl Index {
         self.recent.insert(key, None);
     }
 
+    /// What memory says of `key`: set to a value, taken away, or nothing.
+    pub fn changed(&self, key: Key) -> Option<Option<Value>> {
+        self.recent.get(&key).copied()
+    }
+
+    /// Everything in memory, in order.
+    pub fn changes(&self) -> impl Iterator<Item = (Key, Option<Value>)> + '_ {
+        self.recent.iter().map(|(&key, &value)| (key, value))
+    }
+
     /// What lies in memory over the tree: keys in order, and whether each exists.
     pub fn over_tree(&self, keys: Range<Key>) -> impl Iterator<Item = (Key, bool)> {
         let recent = self.recent.range(keys);

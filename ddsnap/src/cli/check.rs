@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `ddsnap check`: what is wrong with a store.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::output::print;
+use super::{offline, progress};
+use crate::device::BlockDevice;
+use crate::device::uring::Access;
+use crate::server::start::open_device;
+use crate::store::check::{
+    CheckDevices, CheckOptions, Checked, Event, Place, Problem, Severity, check,
+};
+
+/// Schema of `--json`.
+const SCHEMA: &str = "ddsnap-check-1";
+
+/// Prove a store against itself: superblock, journal, index, space map, counts and checksums.
+///
+/// Prints everything that is wrong, a line for each. Writes nothing, and reads the journal as opening would.
+/// A store that a server holds is refused. After a power cut it may depend on the origin whether the last
+/// journal record is whole: give it with --origin. Exit code 0: sound; 1: something is wrong, or cannot be
+/// decided; 99: no store, or one that this program does not know.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Device or file that keeps the snapshots.
+    #[arg(value_name = "SNAPSTORE")]
+    snapstore: PathBuf,
+    /// Device or file for metadata, if it has one of its own.
+    #[arg(value_name = "METADEV")]
+    meta: Option<PathBuf>,
+    /// The volume whose snapshots it keeps; only read, and only if the last journal record needs it.
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Option<PathBuf>,
+    /// Do not read the saved data to compare it with its checksums.
+    #[arg(long)]
+    no_data: bool,
+    /// Print one JSON document, of schema ddsnap-check-1: problems, each with device, place (kind,
+    /// number), severity (mendable, loss, undecided), snapshots (tags) and text; sound; counts.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub fn run(&self) -> Result<u8> {
+        let _lock = offline::share(&self.snapstore, self.meta.as_deref())?;
+        let open = |path: &PathBuf| -> Result<Box<dyn BlockDevice>> {
+            Ok(Box::new(open_device(path, Access::Read)?))
+        };
+        let devices = CheckDevices {
+            data: open(&self.snapstore)?,
+            meta: self.meta.as_ref().map(open).transpose()?,
+            origin: self.origin.as_ref().map(open).transpose()?,
+        };
+        let options = CheckOptions {
+            cache_bytes: offline::CACHE_BYTES,
+            data: !self.no_data,
+        };
+        let mut printer = Printer::new(self.json)?;
+        let checked = check(devices, &options, &mut |event| {
+            printer.event(&event);
+            Ok(())
+        });
+        printer.bar.finish_and_clear();
+        let checked = checked.map_err(offline::Unsound)?;
+        printer.end(&checked)?;
+        Ok(u8::from(checked.problems > 0))
+    }
+}
+
+/// Prints problems as they are found: there may be more than memory holds.
+struct Printer {
+    bar: ProgressBar,
+    json: bool,
+    printed: u64,
+    /// The first failure to print.
+    result: Result<()>,
+}
+
+impl Printer {
+    fn new(json: bool) -> Result<Printer> {
+        Ok(Printer {
+            bar: progress::counting()?,
+            json,
+            printed: 0,
+            result: Ok(()),
+        })
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Progress(done, all) => {
+                self.bar.set_length(*all);
+                self.bar.set_position(*done);
+            }
+            Event::Problem(problem) => {
+                let printed = self.bar.suspend(|| self.problem(problem));
+                if self.result.is_ok() {
+                    self.result = printed;
+                }
+                self.printed += 1;
+            }
+        }
+    }
+
+    fn problem(&self, problem: &Problem) -> Result<()> {
+        if !self.json {
+            return print(&format!("{problem}\n"));
+        }
+        let start = match self.printed {
+            0 => head(),
+            _ => ",\n".to_owned(),
+        };
+        let problem = serde_json::to_string(&ProblemObject::from(problem))?;
+        print(&format!("{start}    {problem}"))
+    }
+
+    fn end(self, checked: &Checked) -> Result<()> {
+        self.result?;
+        if !self.json {
+            return print(&summary(checked));
+        }
+        let start = match self.printed {
+            0 => head(),
+            _ => "\n".to_owned(),
+        };
+        let counts = serde_json::to_string(&CountsObject::from(checked))?;
+        let sound = checked.problems == 0;
+        print(&format!(
+            "{start}  ],\n  \"sound\": {sound},\n  \"counts\": {counts}\n}}\n"
+        ))
+    }
+}
+
+fn head() -> String {
+    format!("{{\n  \"schema\": \"{SCHEMA}\",\n  \"problems\": [\n")
+}
+
+fn summary(checked: &Checked) -> String {
+    let Checked {
+        problems,
+        losses,
+        undecided,
+        snapshots,
+        used_chunks,
+        used_blocks,
+        replayed_records,
+    } = checked;
+    let counts = format!(
+        "{snapshots} snapshots, {used_chunks} store chunks and {used_blocks} metadata blocks in use, \
+         {replayed_records} journal records to replay"
+    );
+    match problems {
+        0 => format!("sound: {counts}\n"),
+        _ => format!(
+            "{problems} problems, {losses} of them lost something, {undecided} cannot be decided: {counts}\n"
+        ),
+    }
+}
+
+#[derive(Serialize)]
+struct ProblemObject<'p> {
+    device: &'p str,
+    place: PlaceObject,
+    severity: &'static str,
+    snapshots: Vec<u32>,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct PlaceObject {
+    kind: &'static str,
+    number: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct CountsObject {
+    problems: u64,
+    losses: u64,
+    undecided: u64,
+    snapshots: u64,
+    used_chunks: u64,
+    used_metadata_blocks: u64,
+    replayed_records: u64,
+}
+
+impl<'p> From<&'p Problem> for ProblemObject<'p> {
+    fn from(problem: &'p Problem) -> Self {
+        let (kind, number) = match problem.place {
+            Place::Superblock(copy) => ("superblock", Some(u64::from(copy))),
+            Place::Journal => ("journal", None),
+            Place::Block(block) => ("metadata block", Some(block.0)),
+            Place::Chunk(chunk) => ("store chunk", Some(chunk.0)),
+            Place::Store => ("store", None),
+        };
+        ProblemObject {
+            device: &problem.device,
+            place: PlaceObject { kind, number },
+            severity: match problem.severity {
+                Severity::Mendable => "mendable",
+                Severity::Loss => "loss",
+                Severity::Undecided => "undecided",
+            },
+            snapshots: problem.snapshots.iter().map(|tag| tag.0).collect(),
+            text: problem.to_string(),
+        }
+    }
+}
+
+impl From<&Checked> for CountsObject {
+    fn from(checked: &Checked) -> Self {
+        CountsObject {
+            problems: checked.problems,
+            losses: checked.losses,
+            undecided: checked.undecided,
+            snapshots: checked.snapshots,
+            used_chunks: checked.used_chunks,
+            used_metadata_blocks: checked.used_blocks,
+            replayed_records: checked.replayed_records,
+        }
+    }
+}

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Finding everything that is wrong with a store, without a server and without writing.
+//!
+//! Opening refuses at the first contradiction; this goes on and names each. It starts where opening does,
+//! with the newest whole superblock, replays the journal in memory by the same code, and then proves the
+//! whole against itself ([`prove`]). The tests prove a running store by the same code ([`Store::audit`]).
+//!
+//! The origin need not be given. It is asked in one case only: a copy of the last journal record that does
+//! not have its checksum was either never acknowledged or damaged, and the origin alone can tell.
+
+mod problem;
+mod prove;
+mod walk;
+
+pub use problem::{Place, Problem, Severity};
+pub use prove::Event;
+
+use std::io;
+
+use super::error::StoreError;
+use super::media::{Devices, Media};
+use super::open::{check_devices, choose, load_state, read_copies};
+use super::state::State;
+use super::{Opened, Store, recover};
+use crate::device::{BlockDevice, Read, Write};
+use crate::format::FormatError;
+use crate::format::journal::Entry;
+use crate::format::superblock::Superblock;
+use crate::units::MetaBlock;
+use prove::{Proof, Report, mendable, previous, prove, served, tags};
+use walk::sentence;
+
+/// The devices of a store that is to be checked.
+pub struct CheckDevices {
+    /// Holds the snapshots' data, and the metadata if it has no device of its own.
+    pub data: Box<dyn BlockDevice>,
+    /// Holds superblock, journal and index, if not on the data device.
+    pub meta: Option<Box<dyn BlockDevice>>,
+    /// The volume, if it is known.
+    pub origin: Option<Box<dyn BlockDevice>>,
+}
+
+/// How to check.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckOptions {
+    /// The most memory for cached index nodes.
+    pub cache_bytes: u64,
+    /// Whether the data of every exception is read and compared with its checksum.
+    pub data: bool,
+}
+
+/// What a check found, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Problems reported.
+    pub problems: u64,
+    /// Of these, those that lost something.
+    pub losses: u64,
+    /// Of these, those that only the origin can decide.
+    pub undecided: u64,
+    /// Snapshots that are live or squashed.
+    pub snapshots: u64,
+    /// Store chunks with an owner.
+    pub used_chunks: u64,
+    /// Metadata blocks with an owner.
+    pub used_blocks: u64,
+    /// Records of the journal that were replayed in memory.
+    pub replayed_records: u64,
+}
+
+impl Checked {
+    fn count(&mut self, event: &Event) {
+        if let Event::Problem(problem) = event {
+            self.problems += 1;
+            self.losses += u64::from(problem.severity == Severity::Loss);
+            self.undecided += u64::from(problem.severity == Severity::Undecided);
+        }
+    }
+}
+
+/// Checks a store and reports everything that is wrong with it. Nothing is written.
+///
+/// # Errors
+/// There is no store, or the devices do not belong to it; or those of `report`.
+pub fn check(
+    devices: CheckDevices,
+    options: &CheckOptions,
+    report: &mut dyn FnMut(Event) -> Result<(), StoreError>,
+) -> Result<Checked, StoreError> {
+    let mut checked = Checked::default();
+    let examined = examine(devices, options, &mut |event| {
+        checked.count(&event);
+        report(event)
+    })?;
+    checked.snapshots = examined.state.snapshots.visible() as u64;
+    checked.used_chunks = examined.proof.owned.count;
+    checked.used_blocks = examined.proof.blocks.total() - examined.proof.blocks.free();
+    checked.replayed_records = examined.opened.replayed_records;
+    Ok(checked)
+}
+
+impl Store {
+    /// Proves the open store against itself; with `data` also the data of every exception.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`] for the first problem; or a device fails.
+    pub fn audit(&mut self, data: bool) -> Result<(), StoreError> {
+        let (superblock, state) = (&self.superblock, &mut self.state);
+        prove(
+            &mut self.media,
+            superblock,
+            state,
+            data,
+            &mut |event| match event {
+                Event::Progress(..) => Ok(()),
+                Event::Problem(problem) => Err(StoreError::Inconsistent {
+                    device: problem.device.clone(),
+                    problem: problem.to_string(),
+                }),
+            },
+        )
+        .map(drop)
+    }
+}
+
+/// A store in memory, as far as it can be read, and all that is known of it.
+struct Examined {
+    state: State,
+    opened: Opened,
+    proof: Proof,
+}
+
+fn examine(
+    devices: CheckDevices,
+    options: &CheckOptions,
+    report: &mut Report<'_>,
+) -> Result<Examined, StoreError> {
+    let asked = devices.origin.is_some();
+    let mut devices = Devices {
+        origin: devices.origin.unwrap_or_else(|| Box::new(NoOrigin)),
+        data: devices.data,
+        meta: devices.meta,
+    };
+    let copies = read_copies(&mut devices);
+    let device = devices.meta.as_deref().unwrap_or(&*devices.data);
+    let name = device.name().to_owned();
+    let superblock = choose(&name, copies.clone())?;
+    check_devices(&mut devices, &superblock)?;
+    compare_copies(&name, &copies, report)?;
+    let mut media = Media::new(
+        devices,
+        superblock.chunk,
+        superblock.uuid_part(),
+        superblock.generation,
+        options.cache_bytes,
+    );
+    let mut state = load_state(&mut media, &superblock, &mut |error| {
+        let place = match &error {
+            StoreError::Damaged { block, .. } => Place::Block(MetaBlock(*block)),
+            _ => Place::Store,
+        };
+        let what = format!("{}; snapshots may be lost", sentence(&error));
+        report(event(&name, place, what, Severity::Loss))
+    })?;
+    let opened = replay(&mut media, &superblock, &mut state, asked, report)?;
+    let proof = prove(&mut media, &superblock, &mut state, options.data, report)?;
+    Ok(Examined {
+        state,
+        opened,
+        proof,
+    })
+}
+
+fn event(device: &str, place: Place, what: String, severity: Severity) -> Event {
+    Event::Problem(Problem {
+        device: device.to_owned(),
+        place,
+        what,
+        severity,
+        snapshots: Vec::new(),
+    })
+}
+
+fn compare_copies(
+    device: &str,
+    copies: &[Result<Superblock, FormatError>; 2],
+    report: &mut Report<'_>,
+) -> Result<(), StoreError> {
+    for (copy, found) in (0..).zip(copies) {
+        if let Err(error) = found {
+            let place = Place::Superblock(copy);
+            report(mendable(device.to_owned(), place, error.to_string()))?;
+        }
+    }
+    let [Ok(first), Ok(second)] = copies else {
+        return Ok(());
+    };
+    // The second copy is written when the first is durable: a power cut leaves it one step behind.
+    let (copy, what) = if first.generation == second.generation {
+        if first == second {
+            return Ok(());
+        }
+        (
+            1,
+            "it has the generation of copy 0, but not its content".to_owned(),
+        )
+    } else if second.generation.checked_add(1) == Some(first.generation) {
+        return Ok(());
+    } else {
+        let (copy, old, new) = match first.generation < second.generation {
+            true => (0, first.generation, second.generation),
+            false => (1, second.generation, first.generation),
+        };
+        let what = format!("it is of generation {old}, the other copy of {new}");
+        (copy, what)
+    };
+    report(mendable(device.to_owned(), Place::Superblock(copy), what))
+}
+
+/// Replays the journal as far as it can be read.
+fn replay(
+    media: &mut Media,
+    superblock: &Superblock,
+    state: &mut State,
+    asked: bool,
+    report: &mut Report<'_>,
+) -> Result<Opened, StoreError> {
+    let mut opened = Opened {
+        clean: superblock.clean,
+        replayed_records: 0,
+        dropped_records: 0,
+    };
+    let mut unwritten = Vec::new();
+    let replayed = recover::replay(
+        media,
+        superblock,
+        state,
+        &mut opened,
+        &mut |media, entry| {
+            let gone = asked && recover::ask_origin(media, entry).is_ok();
+            unwritten.extend((!gone).then_some(*entry));
+            Ok(())
+        },
+    );
+    let all: Vec<u64> = state.snapshots.live().iter().copied().collect();
+    let broken = match replayed {
+        Err(error) => Some(format!(
+            "{}; what was recorded after that is lost",
+            sentence(&error)
+        )),
+        Ok(()) if superblock.clean && opened.replayed_records > 0 => {
+            Some("the store was closed in order, but records follow".to_owned())
+        }
+        Ok(()) => None,
+    };
+    if let Some(what) = broken {
+        report(Event::Problem(Problem {
+            device: media.meta_name(),
+            place: Place::Journal,
+            what,
+            severity: Severity::Loss,
+            snapshots: tags(&state.snapshots, &all),
+        }))?;
+    }
+    for entry in unwritten {
+        let Entry::Exception {
+            chunk, seq, place, ..
+        } = entry
+        else {
+            continue;
+        };
+        let before = previous(media, &state.exceptions, (chunk.0, seq.0));
+        let hurt = served(&state.snapshots, before, seq.0, chunk);
+        let what = match asked {
+            true => "but that data is damaged and the origin has changed".to_owned(),
+            false => "but that data is not there: either it was never acknowledged and the origin \
+                      still has it, or it is lost; this cannot be decided without the origin"
+                .to_owned(),
+        };
+        report(Event::Problem(Problem {
+            device: media.data_name(),
+            place: Place::Chunk(place),
+            what: format!("the last journal record saved origin chunk {chunk} here, {what}"),
+            severity: match asked {
+                true => Severity::Loss,
+                false => Severity::Undecided,
+            },
+            snapshots: tags(&state.snapshots, &hurt),
+        }))?;
+    }
+    Ok(opened)
+}
+
+/// Stands for an origin that was not given.
+struct NoOrigin;
+
+fn not_given<T>() -> io::Result<T> {
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the origin was not given",
+    ))
+}
+
+impl BlockDevice for NoOrigin {
+    fn len_bytes(&self) -> u64 {
+        0
+    }
+
+    fn alignment(&self) -> usize {
+        512
+    }
+
+    fn name(&self) -> &str {
+        "origin"
+    }
+
+    fn read(&mut self, _: &mut [Read<'_>]) -> io::Result<()> {
+        not_given()
+    }
+
+    fn write(&mut self, _: &[Write<'_>]) -> io::Result<()> {
+        not_given()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        not_given()
+    }
+}
