@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Commands that read a store without its server, on plain files: `extract` and `check`.
+//! Commands that read a store without its server, on plain files: `extract`, `check` and `dump`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -332,7 +332,10 @@ fn commands(files: &Files) -> Vec<Vec<String>> {
             .enumerate()
             .filter_map(|(at, name)| (at != 1).then_some(name)),
     );
-    vec![extract, check]
+    let mut dump = check.clone();
+    dump[0] = "dump".to_owned();
+    dump.push("--offline".to_owned());
+    vec![extract, check, dump]
 }
 
 /// Each command says one sentence with `words`, ends with exit code 99, and changes nothing.
@@ -480,4 +483,65 @@ fn a_check_writes_nothing_and_says_everything() {
         (&json["sound"], &json["problems"]),
         (&true.into(), &serde_json::json!([]))
     );
+}
+
+#[test]
+fn a_dump_shows_the_store_to_people_and_programs() {
+    for (meta, closed) in [(false, true), (true, false)] {
+        let files = Files::new(meta, closed);
+        let before = files.bytes();
+        let args = commands(&files).remove(2);
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let ran = ddsnap(&args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        let saved = format!(
+            "origin chunk 3, up to sequence 1: store chunk {}, checksum 0x",
+            files.saved
+        );
+        let ended = match closed {
+            true => "closed in order",
+            false => "not closed in order: 9 journal records replayed",
+        };
+        for words in [
+            "store 30313233-3435-3637-3839-616263646566, format version 1, created Sun Nov 22 01:44:39 2026",
+            ended,
+            "chunk size 8192; origin 512 chunks; ",
+            "snapshot 2: sequence 1, live, priority 0, use count 0, 512 chunks, created Sun Nov 22 01:44:40 2026",
+            &saved,
+            "snapshot 2 (sequence 1), chunk 20: store chunk ",
+        ] {
+            assert_eq!(
+                ran.stdout.matches(words).count(),
+                1,
+                "{words}: {}",
+                ran.stdout
+            );
+        }
+        args.push("--json");
+        let ran = ddsnap(&args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(json["schema"], "ddsnap-dump-1");
+        assert_eq!(json["store"]["clean"], closed);
+        assert_eq!(json["store"]["chunk_bytes"], CHUNK);
+        assert_eq!(json["store"]["metadata_device"], meta);
+        assert_eq!(json["snapshots"][1]["tag"], 4);
+        let keys: Vec<_> = json["exceptions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| (e[0].as_u64(), e[1].as_u64()))
+            .collect();
+        let wanted = [(3, 1), (3, 2), (10, 1), (11, 2), (500, 1), (501, 2)];
+        assert_eq!(keys, wanted.map(|(chunk, seq)| (Some(chunk), Some(seq))));
+        let content = crc32c::crc32c(&files.snapshots[0].1[3 * CHUNK as usize..][..CHUNK as usize]);
+        assert_eq!(
+            json["exceptions"][0],
+            serde_json::json!([3, 1, files.saved, content])
+        );
+        assert_eq!(json["overlays"].as_array().map(Vec::len), Some(1));
+        assert_eq!(json["overlays"][0][1], 20);
+        assert_eq!(json["undecided"], serde_json::json!([]));
+        assert!(files.bytes() == before);
+    }
 }

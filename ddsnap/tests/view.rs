@@ -6,6 +6,7 @@ mod harness;
 
 use ddsnap::device::memory::{Rng, Survival};
 use ddsnap::device::{BlockDevice, Read};
+use ddsnap::store::dump::{DumpEntry, DumpPlace};
 use ddsnap::store::{Location, OpError, OpenOptions, SnapState, Store, StoreError, View};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::seed;
@@ -145,4 +146,43 @@ fn damaged_data_is_named_and_not_handed_out() {
         beyond.unwrap(),
         Err(OpError::OutOfRange(Chunk(SHAPE.origin_chunks)))
     );
+}
+
+#[test]
+fn a_dump_in_steps_lists_the_entries_of_its_range_once() {
+    let mut rng = Rng::new(seed());
+    let mut volume = Volume::new(SHAPE);
+    for _ in 0..200 {
+        let step = choose(&mut rng, &SHAPE, &volume.model, &mut volume.next_tag);
+        volume.apply(&step);
+    }
+    let mut dump = |chunks: std::ops::RangeInclusive<u64>, limit| {
+        let mut all = Vec::new();
+        let mut at = Some(DumpPlace::START);
+        while let Some(place) = at {
+            let (entries, next) = volume
+                .store
+                .dump_step(place, chunks.clone(), limit)
+                .unwrap();
+            assert!(entries.len() <= limit && next != at);
+            all.extend(entries);
+            at = next;
+        }
+        all
+    };
+    let all = dump(0..=u64::MAX, 1000);
+    let chunk_of = |entry: &DumpEntry| match *entry {
+        DumpEntry::Exception { chunk, .. } | DumpEntry::Overlay { chunk, .. } => chunk.0,
+    };
+    let overlays = all
+        .iter()
+        .filter(|entry| matches!(entry, DumpEntry::Overlay { .. }));
+    assert!(overlays.count() > 3 && all.len() > 30, "{}", all.len());
+    for range in [0..=u64::MAX, 5..=20, 7..=7, 40..=u64::MAX, 0..=0, 90..=99] {
+        let mut wanted = all.clone();
+        wanted.retain(|entry| range.contains(&chunk_of(entry)));
+        for limit in [1, 3, 1000] {
+            assert_eq!(dump(range.clone(), limit), wanted, "{range:?} {limit}");
+        }
+    }
 }

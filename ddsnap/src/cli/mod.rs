@@ -10,6 +10,7 @@ mod check;
 mod create;
 mod delete;
 mod delta;
+mod dump;
 mod extract;
 mod initialize;
 mod list;
@@ -78,6 +79,7 @@ enum Command {
     Resize(resize::Resize),
     Extract(extract::Extract),
     Check(check::Check),
+    Dump(dump::Dump),
 }
 
 /// The command line's definition, for man pages and completions.
@@ -126,6 +128,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Resize(command) => command.run(),
         Command::Extract(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Dump(command) => command.run(),
     };
     match result {
         Ok(code) => ExitCode::from(code),

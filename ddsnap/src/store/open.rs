@@ -31,7 +31,7 @@ impl Store {
     /// There is no store, the devices do not belong to it, or it is damaged: then nothing was
     /// written.
     pub fn open(devices: Devices, options: &OpenOptions) -> Result<(Store, Opened), StoreError> {
-        let (mut store, opened) = Store::recover(devices, options)?;
+        let (mut store, opened) = Store::recover(devices, options, &mut recover::ask_origin)?;
         if !opened.clean {
             // After a crash of the server alone, what was just read may still be in the disk's cache.
             store.media.flush_data()?;
@@ -53,6 +53,7 @@ impl Store {
     pub(crate) fn recover(
         mut devices: Devices,
         options: &OpenOptions,
+        unwritten: &mut recover::Unwritten<'_>,
     ) -> Result<(Store, Opened), StoreError> {
         let superblock = read_superblock(&mut devices)?;
         check_devices(&mut devices, &superblock)?;
@@ -72,13 +73,7 @@ impl Store {
             dropped_records: 0,
         };
         if !superblock.clean {
-            recover::replay(
-                &mut media,
-                &superblock,
-                &mut state,
-                &mut opened,
-                &mut recover::ask_origin,
-            )?;
+            recover::replay(&mut media, &superblock, &mut state, &mut opened, unwritten)?;
         }
         state.origin_chunks = origin_device_chunks;
         let mut sweep = Sweep::default();

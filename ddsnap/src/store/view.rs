@@ -5,11 +5,17 @@
 //! same code answers, and a read-only device is enough. The caller holds the store's lock: beside a
 //! server, what is read would change underneath.
 
+use std::ops::RangeInclusive;
+
 use super::api::{OpError, Sharing, SnapshotInfo, StoreStatus};
+use super::dump::{DumpEntry, DumpPlace};
 use super::error::StoreError;
 use super::lookup::Found;
 use super::media::{Devices, Source};
-use super::{OpenOptions, Opened, Store};
+use super::no_origin::NoOrigin;
+use super::{OpenOptions, Opened, Store, recover};
+use crate::device::BlockDevice;
+use crate::format::superblock::Superblock;
 use crate::units::{Chunk, SnapTag};
 
 /// See the module.
@@ -21,10 +27,57 @@ impl View {
     /// # Errors
     /// There is no store, the devices do not belong to it, or it is damaged.
     pub fn open(devices: Devices, options: &OpenOptions) -> Result<(View, Opened), StoreError> {
-        let (mut store, opened) = Store::recover(devices, options)?;
-        // Whatever would change it is refused like a change to a store that failed.
+        let (store, opened) = Store::recover(devices, options, &mut recover::ask_origin)?;
+        Ok((View::latched(store), opened))
+    }
+
+    /// Reads a store whose origin is not known. Copies of the last record that do not have their
+    /// checksums are left out and given back: only the origin can tell whether they are lost.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn without_origin(
+        data: Box<dyn BlockDevice>,
+        meta: Option<Box<dyn BlockDevice>>,
+        options: &OpenOptions,
+    ) -> Result<(View, Opened, Vec<DumpEntry>), StoreError> {
+        let devices = Devices {
+            origin: Box::new(NoOrigin),
+            data,
+            meta,
+        };
+        let mut undecided = Vec::new();
+        let (mut store, opened) = Store::recover(devices, options, &mut |_, entry| {
+            undecided.extend(DumpEntry::of(entry));
+            Ok(())
+        })?;
+        store.state.origin_chunks = store.superblock.origin_chunks;
+        Ok((View::latched(store), opened, undecided))
+    }
+
+    /// Whatever would change it is refused like a change to a store that failed.
+    fn latched(mut store: Store) -> View {
         store.failed = Some("it is open for reading only".to_owned());
-        Ok((View(store), opened))
+        View(store)
+    }
+
+    /// The superblock that counts.
+    #[must_use]
+    pub fn superblock(&self) -> &Superblock {
+        &self.0.superblock
+    }
+
+    /// A part of the index; see [`Store::dump_step`].
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn dump_step(
+        &mut self,
+        at: DumpPlace,
+        chunks: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), StoreError> {
+        self.0.dump_step(at, chunks, limit)
     }
 
     /// All snapshots that are not deleted, oldest first.

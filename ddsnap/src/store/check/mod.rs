@@ -15,14 +15,13 @@ mod walk;
 pub use problem::{Place, Problem, Severity};
 pub use prove::Event;
 
-use std::io;
-
 use super::error::StoreError;
 use super::media::{Devices, Media};
+use super::no_origin::NoOrigin;
 use super::open::{check_devices, choose, load_state, read_copies};
 use super::state::State;
 use super::{Opened, Store, recover};
-use crate::device::{BlockDevice, Read, Write};
+use crate::device::BlockDevice;
 use crate::format::FormatError;
 use crate::format::journal::Entry;
 use crate::format::superblock::Superblock;
@@ -289,40 +288,4 @@ fn replay(
         }))?;
     }
     Ok(opened)
-}
-
-/// Stands for an origin that was not given.
-struct NoOrigin;
-
-fn not_given<T>() -> io::Result<T> {
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        "the origin was not given",
-    ))
-}
-
-impl BlockDevice for NoOrigin {
-    fn len_bytes(&self) -> u64 {
-        0
-    }
-
-    fn alignment(&self) -> usize {
-        512
-    }
-
-    fn name(&self) -> &str {
-        "origin"
-    }
-
-    fn read(&mut self, _: &mut [Read<'_>]) -> io::Result<()> {
-        not_given()
-    }
-
-    fn write(&mut self, _: &[Write<'_>]) -> io::Result<()> {
-        not_given()
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        not_given()
-    }
 }

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `ddsnap dump`: everything that a store's metadata says.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+use super::numbers::ctime;
+use super::offline;
+use super::output::print;
+use crate::device::BlockDevice;
+use crate::device::uring::Access;
+use crate::format;
+use crate::format::superblock::{Superblock, TreeRoot};
+use crate::server::start::open_device;
+use crate::store::dump::{DumpEntry, DumpPlace};
+use crate::store::{OpenOptions, Opened, SnapState, SnapshotInfo, View};
+
+/// Schema of `--json`.
+const SCHEMA: &str = "ddsnap-dump-1";
+/// Entries of the index read and printed at a time.
+const STEP: usize = 4096;
+
+/// Print what a store's metadata says, without its server.
+///
+/// Superblock, snapshots, and each entry of the index with the journal replayed. Writes nothing. A store that a
+/// server holds is refused. Exit code 99: no sound store; `ddsnap check` says what is wrong with it.
+#[derive(Debug, Args)]
+#[command(override_usage = "ddsnap dump --offline [--json] SNAPSTORE [METADEV]")]
+pub struct Dump {
+    /// Device or file that keeps the snapshots.
+    #[arg(value_name = "SNAPSTORE")]
+    snapstore: PathBuf,
+    /// Device or file for metadata, if it has one of its own.
+    #[arg(value_name = "METADEV")]
+    meta: Option<PathBuf>,
+    /// Read the devices themselves.
+    #[arg(long, required = true)]
+    offline: bool,
+    /// Print one JSON document, of schema ddsnap-dump-1: store, snapshots, exceptions (each origin
+    /// chunk, sequence, store chunk, checksum), overlays (sequence, chunk, store chunk), undecided
+    /// (exceptions of the last journal record that only the origin can tell from lost ones).
+    #[arg(long)]
+    json: bool,
+}
+
+impl Dump {
+    pub fn run(&self) -> Result<u8> {
+        let _lock = offline::share(&self.snapstore, self.meta.as_deref())?;
+        let open = |path: &PathBuf| -> Result<Box<dyn BlockDevice>> {
+            Ok(Box::new(open_device(path, Access::Read)?))
+        };
+        let meta = self.meta.as_ref().map(open).transpose()?;
+        let options = OpenOptions {
+            cache_bytes: offline::CACHE_BYTES,
+        };
+        let data = open(&self.snapstore)?;
+        let (mut view, opened, undecided) =
+            View::without_origin(data, meta, &options).map_err(offline::Unsound)?;
+        if self.json {
+            json_head(&view, &opened)?;
+            json_entries(&mut view)?;
+            let undecided: Vec<_> = undecided.iter().map(numbers).collect();
+            print(&format!(
+                "  ],\n  \"undecided\": {}\n}}\n",
+                json!(undecided)
+            ))?;
+        } else {
+            print(&text_head(&view, &opened))?;
+            for_each(&mut view, |entries| {
+                let lines: Vec<String> = entries.iter().map(|e| format!("{e}\n")).collect();
+                print(&lines.concat())
+            })?;
+            for entry in undecided {
+                print(&format!("perhaps never acknowledged, or lost: {entry}\n"))?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn for_each(view: &mut View, mut visit: impl FnMut(&[DumpEntry]) -> Result<()>) -> Result<()> {
+    let mut at = Some(DumpPlace::START);
+    while let Some(place) = at {
+        let (entries, next) = view.dump_step(place, 0..=u64::MAX, STEP)?;
+        visit(&entries)?;
+        at = next;
+    }
+    Ok(())
+}
+
+fn uuid_of(superblock: &Superblock) -> String {
+    uuid::Uuid::from_bytes(superblock.uuid).to_string()
+}
+
+fn text_head(view: &View, opened: &Opened) -> String {
+    let superblock = view.superblock();
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "store {}, format version {}, created {}",
+        uuid_of(superblock),
+        format::VERSION,
+        ctime(superblock.created)
+    );
+    let _ = match opened.clean {
+        true => writeln!(
+            text,
+            "generation {}, closed in order",
+            superblock.generation
+        ),
+        false => writeln!(
+            text,
+            "generation {}, not closed in order: {} journal records replayed",
+            superblock.generation, opened.replayed_records
+        ),
+    };
+    let status = view.status();
+    let _ = writeln!(
+        text,
+        "chunk size {}; origin {} chunks; data in store chunks {} to {}, {} of {} free",
+        superblock.chunk.bytes(),
+        superblock.origin_chunks,
+        superblock.data_first,
+        superblock.data_end.0 - 1,
+        status.free_chunks,
+        status.data_chunks,
+    );
+    for extent in &superblock.extents {
+        let (first, last) = (extent.first, extent.end().0 - 1);
+        let _ = writeln!(text, "metadata in blocks {first} to {last}");
+    }
+    let _ = writeln!(
+        text,
+        "journal in blocks {} to {}, epoch {}, from block {} of it and sequence {} on",
+        superblock.journal_first,
+        superblock.journal_first.0 + superblock.journal_blocks - 1,
+        superblock.epoch,
+        superblock.tail,
+        superblock.tail_sequence,
+    );
+    for (name, tree) in trees(superblock) {
+        let _ = match tree.root {
+            None => writeln!(text, "tree of {name}: empty"),
+            Some((root, level, _)) => writeln!(
+                text,
+                "tree of {name}: root in block {}, level {level}, {} entries in {} nodes",
+                root.block, tree.entries, tree.nodes
+            ),
+        };
+    }
+    for info in view.snapshots() {
+        let _ = writeln!(
+            text,
+            "snapshot {}: sequence {}, {}, priority {}, use count {}, {} chunks, created {}",
+            info.tag,
+            info.seq,
+            state_of(&info),
+            info.priority,
+            info.usecount,
+            info.origin_chunks,
+            ctime(info.created),
+        );
+    }
+    if status.deleting > 0 {
+        let _ = writeln!(text, "{} deleted snapshots not yet swept", status.deleting);
+    }
+    text
+}
+
+fn trees(superblock: &Superblock) -> [(&'static str, &TreeRoot); 3] {
+    [
+        ("exceptions", &superblock.exceptions),
+        ("overlays", &superblock.overlays),
+        ("bitmaps", &superblock.space),
+    ]
+}
+
+fn state_of(info: &SnapshotInfo) -> &'static str {
+    match info.state {
+        SnapState::Live => "live",
+        SnapState::Squashed => "squashed",
+    }
+}
+
+fn json_head(view: &View, opened: &Opened) -> Result<()> {
+    let superblock = view.superblock();
+    let status = view.status();
+    let tree = |tree: &TreeRoot| match tree.root {
+        None => json!(null),
+        Some((root, level, newest)) => json!({
+            "root_block": root.block.0,
+            "level": level,
+            "newest_sequence": newest,
+            "entries": tree.entries,
+            "nodes": tree.nodes,
+        }),
+    };
+    let extents: Vec<_> = superblock
+        .extents
+        .iter()
+        .map(|extent| json!({"first_block": extent.first.0, "blocks": extent.blocks}))
+        .collect();
+    let store = json!({
+        "uuid": uuid_of(superblock),
+        "format_version": format::VERSION,
+        "created_unix": superblock.created,
+        "generation": superblock.generation,
+        "clean": opened.clean,
+        "replayed_records": opened.replayed_records,
+        "chunk_bytes": superblock.chunk.bytes(),
+        "origin_chunks": superblock.origin_chunks,
+        "data_first_chunk": superblock.data_first.0,
+        "data_end_chunk": superblock.data_end.0,
+        "data_chunks": status.data_chunks,
+        "free_chunks": status.free_chunks,
+        "metadata_device": superblock.separate_meta,
+        "metadata_extents": extents,
+        "journal": {
+            "first_block": superblock.journal_first.0,
+            "blocks": superblock.journal_blocks,
+            "epoch": superblock.epoch,
+            "tail_block": superblock.tail,
+            "tail_sequence": superblock.tail_sequence,
+        },
+        "next_sequence": superblock.next_seq.0,
+        "trees": {
+            "exceptions": tree(&superblock.exceptions),
+            "overlays": tree(&superblock.overlays),
+            "bitmaps": tree(&superblock.space),
+        },
+        "snapshots_being_freed": status.deleting,
+    });
+    let snapshots: Vec<_> = view
+        .snapshots()
+        .iter()
+        .map(|info| {
+            json!({
+                "tag": info.tag.0,
+                "sequence": info.seq.0,
+                "state": state_of(info),
+                "priority": info.priority,
+                "usecount": info.usecount,
+                "origin_chunks": info.origin_chunks,
+                "created_unix": info.created,
+            })
+        })
+        .collect();
+    print(&format!(
+        "{{\n  \"schema\": \"{SCHEMA}\",\n  \"store\": {store},\n  \"snapshots\": {},\n",
+        json!(snapshots)
+    ))
+}
+
+/// The index as two arrays, the second left open. Entries are printed as they are read: there may be more
+/// than memory holds.
+fn json_entries(view: &mut View) -> Result<()> {
+    let mut overlays = false;
+    let mut comma = "";
+    print("  \"exceptions\": [\n")?;
+    for_each(view, |entries| {
+        let mut text = String::new();
+        for entry in entries {
+            if matches!(entry, DumpEntry::Overlay { .. }) && !overlays {
+                overlays = true;
+                comma = "";
+                text += "  ],\n  \"overlays\": [\n";
+            }
+            let _ = writeln!(text, "    {comma}{}", numbers(entry));
+            comma = ",";
+        }
+        print(&text)
+    })?;
+    match overlays {
+        true => Ok(()),
+        false => print("  ],\n  \"overlays\": [\n"),
+    }
+}
+
+fn numbers(entry: &DumpEntry) -> serde_json::Value {
+    match *entry {
+        DumpEntry::Exception {
+            chunk,
+            seq,
+            place,
+            crc,
+        } => json!([chunk.0, seq.0, place.0, crc]),
+        DumpEntry::Overlay {
+            seq, chunk, place, ..
+        } => json!([seq.0, chunk.0, place.0]),
+    }
+}
