@@ -391,6 +391,18 @@ impl Client {
         }
     }
 
+    /// Has the server write the index of origin chunks `first` to `last` to its log; gives the number of
+    /// entries.
+    ///
+    /// # Errors
+    /// Refused with `EBUSY` (another dump is under way) or `EIO`; or the connection's errors.
+    pub fn dump(&mut self, first: u64, last: u64) -> Result<u64> {
+        match self.call_long(Request::DumpTree { first, last }, &mut |_, _| {})? {
+            Reply::Dumped { entries } => Ok(entries),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// A call whose answer may be long in coming.
     fn call_long(&mut self, request: Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
         self.send(request)?;

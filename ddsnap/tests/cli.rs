@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use ddsnap::device::uring::{Access, UringDevice};
+use ddsnap::store::{Devices, Op, OpenOptions, Store};
+use ddsnap::units::{Chunk, SnapTag};
+
 /// How long anything here may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -255,6 +259,7 @@ fn a_socket_nobody_answers_on_is_exit_code_99() {
         &["status"],
         &["priority", "1", "0"],
         &["usecount", "1"],
+        &["dump"],
     ] {
         let socket = volume.socket();
         let all: Vec<&str> = [args[0], &socket]
@@ -727,4 +732,56 @@ fn in_the_foreground_the_log_goes_to_standard_error() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.starts_with("pid = "), "{ran:?}");
     assert!(ran.stderr.contains("shutting down: SIGINT"), "{ran:?}");
+}
+
+#[test]
+fn a_dump_is_in_the_log() {
+    let mut volume = Volume::with_agent();
+    // Without a kernel nobody asks the server for copies: they are made before it starts.
+    let open = |name, access| Box::new(UringDevice::open(&volume.file(name), access).unwrap());
+    let devices = Devices {
+        origin: open("origin", Access::Read),
+        data: open("store", Access::ReadWrite),
+        meta: None,
+    };
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+    };
+    let (mut store, _) = Store::open(devices, &options).unwrap();
+    store.create(SnapTag(2), 1).unwrap().unwrap();
+    let ops: Vec<Op> = (0..300)
+        .map(|chunk| Op::OriginWrite(Chunk(chunk)))
+        .collect();
+    assert!(store.commit(&ops).unwrap().iter().all(Result::is_ok));
+    store.close().unwrap();
+
+    volume.start_server();
+    let socket = volume.socket();
+    let lines = |volume: &Volume, words: &str| volume.log().matches(words).count();
+    assert_eq!(good(&["dump", &socket, "3", "9"]), "");
+    assert_eq!(lines(&volume, "dump of origin chunks 3 to 9"), 1);
+    assert_eq!(lines(&volume, ", up to sequence 1: store chunk "), 7);
+    assert_eq!(good(&["dump", &socket]), "");
+    assert_eq!(lines(&volume, "end of the dump: 300 entries"), 1);
+    assert_eq!(
+        lines(
+            &volume,
+            ": origin chunk 299, up to sequence 1: store chunk "
+        ),
+        1
+    );
+    for (more, words) in [
+        (&["9", "3"][..], "lies behind the last"),
+        (&["x", "3"], "x is not the number of a chunk"),
+        (&["1"], "dump takes SOCK, or SOCK A B"),
+        (&["--json"], "--offline"),
+    ] {
+        let args: Vec<&str> = ["dump", &socket]
+            .into_iter()
+            .chain(more.iter().copied())
+            .collect();
+        let ran = ddsnap_with(&args);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
 }

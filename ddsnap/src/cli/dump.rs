@@ -2,15 +2,16 @@
 //! `ddsnap dump`: everything that a store's metadata says.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
 use super::numbers::ctime;
-use super::offline;
 use super::output::print;
+use super::{offline, refused};
+use crate::client::Client;
 use crate::device::BlockDevice;
 use crate::device::uring::Access;
 use crate::format;
@@ -24,40 +25,66 @@ const SCHEMA: &str = "ddsnap-dump-1";
 /// Entries of the index read and printed at a time.
 const STEP: usize = 4096;
 
-/// Print what a store's metadata says, without its server.
+/// Write the index to the server's log, or print a store without its server.
 ///
-/// Superblock, snapshots, and each entry of the index with the journal replayed. Writes nothing. A store that a
-/// server holds is refused. Exit code 99: no sound store; `ddsnap check` says what is wrong with it.
+/// With a server's socket: it writes each entry of its index, of the origin's chunks A to B if they are given, to
+/// its log. With --offline: superblock, snapshots, and the index with the journal replayed are printed. Nothing
+/// is written, and a store that a server holds is refused. Exit code 99: no server, or no sound store; `ddsnap check`
+/// says what is wrong with it.
 #[derive(Debug, Args)]
-#[command(override_usage = "ddsnap dump --offline [--json] SNAPSTORE [METADEV]")]
+#[command(
+    override_usage = "ddsnap dump SOCK [A B]\n       ddsnap dump --offline [--json] SNAPSTORE [METADEV]"
+)]
 pub struct Dump {
-    /// Device or file that keeps the snapshots.
-    #[arg(value_name = "SNAPSTORE")]
-    snapstore: PathBuf,
-    /// Device or file for metadata, if it has one of its own.
-    #[arg(value_name = "METADEV")]
-    meta: Option<PathBuf>,
+    /// The server's control socket and the first and last chunk; or snapshot store and metadata device.
+    #[arg(value_name = "OPERAND", num_args = 1..=3, required = true)]
+    operands: Vec<String>,
     /// Read the devices themselves.
-    #[arg(long, required = true)]
+    #[arg(long)]
     offline: bool,
     /// Print one JSON document, of schema ddsnap-dump-1: store, snapshots, exceptions (each origin
     /// chunk, sequence, store chunk, checksum), overlays (sequence, chunk, store chunk), undecided
     /// (exceptions of the last journal record that only the origin can tell from lost ones).
-    #[arg(long)]
+    #[arg(long, requires = "offline")]
     json: bool,
 }
 
 impl Dump {
     pub fn run(&self) -> Result<u8> {
-        let _lock = offline::share(&self.snapstore, self.meta.as_deref())?;
-        let open = |path: &PathBuf| -> Result<Box<dyn BlockDevice>> {
+        match (&self.operands[..], self.offline) {
+            ([socket], false) => self.online(socket, 0, u64::MAX),
+            ([socket, first, last], false) => {
+                let chunk = |text: &String| {
+                    text.parse::<u64>()
+                        .map_err(|_| anyhow!("{text} is not the number of a chunk"))
+                };
+                let (first, last) = (chunk(first)?, chunk(last)?);
+                if first > last {
+                    bail!("the first chunk, {first}, lies behind the last, {last}");
+                }
+                self.online(socket, first, last)
+            }
+            ([snapstore], true) => self.offline(Path::new(snapstore), None),
+            ([snapstore, meta], true) => self.offline(Path::new(snapstore), Some(Path::new(meta))),
+            _ => bail!("dump takes SOCK, or SOCK A B, or --offline SNAPSTORE [METADEV]"),
+        }
+    }
+
+    fn online(&self, socket: &str, first: u64, last: u64) -> Result<u8> {
+        let dumped = Client::connect(socket)?.dump(first, last);
+        refused("dump the tree", dumped.map(|_| 0))
+    }
+
+    fn offline(&self, snapstore: &Path, meta: Option<&Path>) -> Result<u8> {
+        let _lock = offline::share(snapstore, meta)?;
+        let open = |path: &Path| -> Result<Box<dyn BlockDevice>> {
             Ok(Box::new(open_device(path, Access::Read)?))
         };
-        let meta = self.meta.as_ref().map(open).transpose()?;
+        let meta = meta.map(open).transpose()?;
         let options = OpenOptions {
             cache_bytes: offline::CACHE_BYTES,
         };
-        let data = open(&self.snapstore)?;
+        let data = open(snapstore)?;
         let (mut view, opened, undecided) =
             View::without_origin(data, meta, &options).map_err(offline::Unsound)?;
         if self.json {

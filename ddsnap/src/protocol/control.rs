@@ -18,6 +18,7 @@ const PRIORITY: u16 = 0x0016;
 const USECOUNT: u16 = 0x0017;
 const RESIZE: u16 = 0x0030;
 const CHANGELIST: u16 = 0x0040;
+const DUMP_TREE: u16 = 0x0050;
 
 /// Set in the code of a reply, whose other bits are the request's.
 const REPLY: u16 = 0x8000;
@@ -50,6 +51,14 @@ pub enum Request {
     Priority(SnapTag, i8),
     /// Add to a snapshot's persistent use count (0: only ask). Answer: [`Reply::UseCount`].
     UseCount(SnapTag, i32),
+    /// Write the index of these origin chunks to the server's log. Answer: [`Reply::Progress`] now and
+    /// then, then [`Reply::Dumped`].
+    DumpTree {
+        /// The first chunk.
+        first: u64,
+        /// The last chunk, which may lie behind the end.
+        last: u64,
+    },
     /// Which chunks differ between two snapshots. Answer: [`Reply::Changelist`], then pages of
     /// [`Reply::Changes`], with [`Reply::Progress`] now and then.
     Changelist {
@@ -190,6 +199,11 @@ pub enum Reply {
     Sectors(u64),
     /// The priority as set.
     Priority(i8),
+    /// The dump is in the log.
+    Dumped {
+        /// Lines of the index.
+        entries: u64,
+    },
     /// Persistent and transient use count together.
     UseCount(u32),
     /// What a changelist is about; pages of changes follow.
@@ -260,6 +274,10 @@ impl Request {
                 body.u32(tag.0).i32(delta);
                 USECOUNT
             }
+            Request::DumpTree { first, last } => {
+                body.u64(first).u64(last);
+                DUMP_TREE
+            }
             Request::Changelist { from, to } => {
                 body.u8(from.is_some().into());
                 body.u32(from.unwrap_or_default().0).u32(to.0);
@@ -298,6 +316,10 @@ impl Request {
             }
             PRIORITY => Request::Priority(SnapTag(body.u32()?), body.i8()?),
             USECOUNT => Request::UseCount(SnapTag(body.u32()?), body.i32()?),
+            DUMP_TREE => Request::DumpTree {
+                first: body.u64()?,
+                last: body.u64()?,
+            },
             CHANGELIST => {
                 let is_from = body.flag("whether it starts from a snapshot")?;
                 let from = SnapTag(body.u32()?);
@@ -412,6 +434,10 @@ impl Reply {
                 body.i8(*priority);
                 REPLY | PRIORITY
             }
+            Reply::Dumped { entries } => {
+                body.u64(*entries);
+                REPLY | DUMP_TREE
+            }
             Reply::UseCount(count) => {
                 body.u32(*count);
                 REPLY | USECOUNT
@@ -463,6 +489,7 @@ impl Reply {
         const USECOUNT_OK: u16 = REPLY | USECOUNT;
         const RESIZED: u16 = REPLY | RESIZE;
         const CHANGELIST_HEAD: u16 = REPLY | CHANGELIST;
+        const DUMPED: u16 = REPLY | DUMP_TREE;
 
         let mut body = Reader::new(frame);
         let reply = match frame.code {
@@ -492,6 +519,9 @@ impl Reply {
             SECTORS => Reply::Sectors(body.u64()?),
             PRIORITY_OK => Reply::Priority(body.i8()?),
             USECOUNT_OK => Reply::UseCount(body.u32()?),
+            DUMPED => Reply::Dumped {
+                entries: body.u64()?,
+            },
             CHANGELIST_HEAD => {
                 let shift = body.u8()?;
                 let chunk = ChunkShift::new(shift);

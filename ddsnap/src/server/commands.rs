@@ -38,6 +38,9 @@ impl<E: Engine> Core<E> {
                 let reply = self.set_priority(tag, priority);
                 out.client(client, reply);
             }
+            Request::DumpTree { first, last } => {
+                self.start_dump(now, client, first..=last, out);
+            }
             Request::Changelist { from, to } => self.start_list(now, client, from, to, out),
             Request::Resize {
                 origin,

@@ -31,6 +31,7 @@ use nix::errno::Errno;
 use tracing::{debug, error, info, warn};
 
 use super::changelist::Lists;
+use super::dump::Dump;
 use super::engine::{Engine, EngineError};
 use super::jobs::Jobs;
 use super::refusal;
@@ -120,6 +121,7 @@ pub struct Core<E> {
     full: bool,
     background: bool,
     pub(super) jobs: Jobs,
+    pub(super) dump: Option<Dump>,
     pub(super) lists: Lists,
 }
 
@@ -141,6 +143,7 @@ impl<E: Engine> Core<E> {
             full: false,
             background: true,
             jobs: Jobs::default(),
+            dump: None,
             lists: Lists::default(),
         }
     }
@@ -539,6 +542,7 @@ impl<E: Engine> Core<E> {
     pub fn client_gone(&mut self, client: ClientId) {
         self.waiting.retain(|waiting| waiting.client != client);
         self.end_list(client);
+        self.end_dump(client);
     }
 
     /// When [`tick`](Self::tick) is due.
@@ -595,12 +599,16 @@ impl<E: Engine> Core<E> {
     #[must_use]
     pub fn wants_background(&self) -> bool {
         // A job goes on even so: its client is to hear that it failed.
-        self.jobs.want_steps() || self.lists.want_steps() || self.background && self.fault.is_none()
+        self.jobs.want_steps()
+            || self.lists.want_steps()
+            || self.dump.is_some()
+            || self.background && self.fault.is_none()
     }
 
     /// Does a little of it.
     pub fn background(&mut self, now: Now, out: &mut Output) {
         self.list_step(now, out);
+        self.dump_step(now, out);
         if self.job_step(now, out) || !self.background || self.fault.is_some() {
             return;
         }

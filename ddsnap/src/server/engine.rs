@@ -4,8 +4,11 @@
 //! A trait, so that the core is tested against an engine that lives in memory and fails on command.
 //! Every call blocks, and what it says is durable when it returns.
 
+use std::ops::RangeInclusive;
+
 use thiserror::Error;
 
+use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
     Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
     StoreStatus,
@@ -100,6 +103,18 @@ pub trait Engine {
         runs: &mut Vec<ChunkRun>,
         most: usize,
     ) -> Answer<bool>;
+
+    /// Lists entries of the index about some chunks, a bounded number from a place on, and gives the
+    /// place to go on from.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn dump_step(
+        &mut self,
+        place: DumpPlace,
+        chunks: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), EngineError>;
 
     /// Begins to change sizes.
     ///

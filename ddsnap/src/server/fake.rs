@@ -3,9 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use super::engine::{Answer, Engine, EngineError};
+use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
     Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
     SnapshotInfo, StoreStatus,
@@ -36,6 +38,8 @@ pub struct Inside {
     pub changes: VecDeque<Result<Vec<ChunkRun>, OpError>>,
     /// What steps of a resize give, in order.
     pub resize_steps: VecDeque<Result<Option<Sizes>, ResizeError>>,
+    /// What steps of a dump give, in order.
+    pub dump: VecDeque<Vec<DumpEntry>>,
     pub closed: bool,
 }
 
@@ -241,6 +245,18 @@ impl Engine for Fake {
             None => {}
         }
         Ok(Ok(!inside.changes.is_empty()))
+    }
+
+    fn dump_step(
+        &mut self,
+        place: DumpPlace,
+        chunks: RangeInclusive<u64>,
+        _: usize,
+    ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), EngineError> {
+        self.call(format!("dump {chunks:?}"))?;
+        let mut inside = self.0.borrow_mut();
+        let entries = inside.dump.pop_front().unwrap_or_default();
+        Ok((entries, (!inside.dump.is_empty()).then_some(place)))
     }
 
     fn resize_begin(

@@ -38,7 +38,7 @@ struct Armed {
 }
 
 /// Every name `DDSNAP_TRIGGER` may have.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "any",
     "IDENTIFY",
     "GONE",
@@ -54,6 +54,7 @@ pub const NAMES: [&str; 17] = [
     "PRIORITY",
     "USECOUNT",
     "RESIZE",
+    "DUMP_TREE_RANGE",
     "START_SERVER",
     "SHUTDOWN_SERVER",
 ];
@@ -171,6 +172,7 @@ pub fn control_name(request: &Request) -> &'static str {
         Request::UseCount(..) => "USECOUNT",
         Request::Changelist { .. } => "STREAM_CHANGELIST",
         Request::Resize { .. } => "RESIZE",
+        Request::DumpTree { .. } => "DUMP_TREE_RANGE",
     }
 }
 

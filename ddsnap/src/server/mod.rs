@@ -8,6 +8,7 @@ pub mod changelist;
 pub mod clients;
 pub mod commands;
 pub mod core;
+mod dump;
 pub mod engine;
 #[cfg(test)]
 mod fake;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The real engine: [`Store`] behind the core's trait.
 
+use std::ops::RangeInclusive;
+
 use tracing::warn;
 
 use super::engine::{Answer, Engine, EngineError};
+use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
     Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
     Store, StoreError, StoreStatus,
@@ -92,6 +95,16 @@ impl Engine for StoreEngine {
         most: usize,
     ) -> Answer<bool> {
         let result = self.0.changes_step(changes, runs, most);
+        self.answer(result)
+    }
+
+    fn dump_step(
+        &mut self,
+        place: DumpPlace,
+        chunks: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), EngineError> {
+        let result = self.0.dump_step(place, chunks, limit);
         self.answer(result)
     }
 

@@ -88,6 +88,14 @@ fn requests_are_these_bytes() {
                 0, 0,
             ],
         ),
+        (
+            Request::DumpTree {
+                first: 1,
+                last: 258,
+            },
+            0x0050,
+            &[1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
+        ),
     ];
     for (request, code, body) in golden {
         let frame = Frame {
@@ -137,6 +145,11 @@ fn replies_are_these_bytes() {
         (Reply::Sectors(258), 0x8015, vec![2, 1, 0, 0, 0, 0, 0, 0]),
         (Reply::Priority(-1), 0x8016, vec![0xff]),
         (Reply::UseCount(258), 0x8017, vec![2, 1, 0, 0]),
+        (
+            Reply::Dumped { entries: 258 },
+            0x8050,
+            vec![2, 1, 0, 0, 0, 0, 0, 0],
+        ),
         (
             Reply::Changelist {
                 chunk: ChunkShift::MAX,
