@@ -35,9 +35,9 @@ impl Counter {
         self.0.take()
     }
 
-    /// Checkpoints since the counts were last taken.
-    pub fn checkpoints(&self) -> u64 {
-        self.0.borrow().checkpoints
+    /// The counts so far.
+    pub fn now(&self) -> Counts {
+        *self.0.borrow()
     }
 }
 

@@ -3,9 +3,9 @@
 //!
 //! The exceptions are made by commit groups like any others, with journal and checkpoints; only the
 //! data goes nowhere ([`Null`]) and has 512 bytes a chunk, because none of it is measured. Flushes of
-//! the metadata do nothing while building ([`Unflushed`]).
+//! the metadata do nothing while building ([`Unflushed`]), but work where something is timed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,10 +14,10 @@ use ddsnap::device::BlockDevice;
 use ddsnap::device::uring::Access;
 use ddsnap::format::label::Label;
 use ddsnap::store::{Devices, Location, OpenOptions, Store};
-use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+use ddsnap::units::{Chunk, ChunkShift, META_BLOCK_BYTES, SnapTag};
 
 use crate::counted::{Counted, Counter};
-use crate::null::{Null, Unflushed};
+use crate::null::{Flushing, Null, Unflushed};
 use crate::random::Permutation;
 use crate::volume;
 
@@ -32,7 +32,7 @@ const TAG: u32 = 0;
 /// Where the index lies and how large it is.
 #[derive(Args)]
 pub struct Options {
-    /// File of the metadata; made, or replaced, by `build`.
+    /// File of the metadata, there and large enough: 256 MiB and 256 bytes an exception.
     #[arg(long)]
     meta: PathBuf,
     /// Exceptions.
@@ -79,10 +79,9 @@ impl Options {
 
 /// Builds the index, counts what copy-outs write, and ends with a full journal, as if killed.
 pub fn build(options: &Options) -> Result<()> {
-    make_file(&options.meta, options.exceptions)?;
-    let counter = Counter::default();
+    let (counter, flushing) = (Counter::default(), Flushing::default());
     let meta = volume::device(&options.meta, Access::ReadWrite)?;
-    let meta = Unflushed(Counted::new(meta, &counter, true));
+    let meta = Unflushed::new(Counted::new(meta, &counter, true), &flushing);
     let mut devices = options.devices(Box::new(meta));
     volume::initialize(&mut devices, ChunkShift::MIN)?;
     let mut store = volume::open(devices)?;
@@ -91,7 +90,7 @@ pub fn build(options: &Options) -> Result<()> {
         store,
         order: options.order(),
         next: 0,
-        longest: Duration::ZERO,
+        groups: Vec::new(),
         counter,
     };
     let started = Instant::now();
@@ -99,75 +98,84 @@ pub fn build(options: &Options) -> Result<()> {
         writer.group(GROUP.min(options.exceptions - writer.next))?;
     }
     println!("build_seconds {:.3}", started.elapsed().as_secs_f64());
+    flushing.set(true);
     let mut cycle = 0;
     for depth in DEPTHS {
         // From one checkpoint to another: all that the copy-outs caused to be written.
         writer.until_checkpoint(depth)?;
-        writer.counter.take();
-        writer.longest = Duration::ZERO;
-        let first = writer.next;
-        cycle = writer.until_checkpoint(depth)?;
-        let (bytes, copyouts) = (writer.counter.take().written_bytes, writer.next - first);
-        println!(
-            "qd{depth}/beyond_bytes {:.3}",
-            bytes as f64 / copyouts as f64
-        );
-        println!("qd{depth}/copyouts_per_checkpoint {copyouts}");
-        println!("qd{depth}/longest_ms {:.3}", millis(writer.longest));
+        writer.groups.clear();
+        writer.until_checkpoint(depth)?;
+        print_groups(&mut writer.groups, depth);
+        cycle = writer.groups.len();
     }
-    // A checkpoint was just made: all exceptions are in the tree, and no block waits to be freed.
-    let status = writer.store.status();
-    let used_bytes = (status.meta_blocks - status.free_meta_blocks) * 4096;
-    let each = used_bytes as f64 / writer.next as f64;
-    println!("disk_bytes_per_exception {each:.3}");
     // As many groups again, but for the one that would begin a checkpoint.
     let depth = DEPTHS[DEPTHS.len() - 1];
     for _ in 0..cycle.saturating_sub(2) {
         writer.group(depth)?;
     }
+    println!("exceptions {}", writer.next);
     drop(writer);
     // So that nothing is on its way to the disk when the opening is timed.
     volume::device(&options.meta, Access::ReadWrite)?.flush()?;
     Ok(())
 }
 
-/// A sparse file with room for the index, its copies on write and what a checkpoint asks for.
-fn make_file(path: &Path, exceptions: u64) -> Result<()> {
-    let file =
-        std::fs::File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
-    file.set_len((256 << 20) + exceptions * 256)?;
-    Ok(())
+/// One commit group.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    time: Duration,
+    written_bytes: u64,
+}
+
+fn print_groups(groups: &mut [Group], depth: u64) {
+    let copyouts = groups.len() as f64 * depth as f64;
+    let written: u64 = groups.iter().map(|group| group.written_bytes).sum();
+    groups.sort_by_key(|group| group.written_bytes);
+    let middle = groups[groups.len() / 2].written_bytes;
+    let longest = groups
+        .iter()
+        .map(|group| group.time)
+        .max()
+        .unwrap_or_default();
+    for (name, value) in [
+        ("beyond_bytes", written as f64 / copyouts),
+        ("group_bytes", middle as f64),
+        ("copyouts_per_checkpoint", copyouts),
+        ("longest_ms", millis(longest)),
+    ] {
+        println!("qd{depth}/{name} {value:.3}");
+    }
 }
 
 struct Writer {
     store: Store,
     order: Permutation,
     next: u64,
-    /// The longest a group took, checkpoints included.
-    longest: Duration,
+    groups: Vec<Group>,
     counter: Counter,
 }
 
 impl Writer {
     fn group(&mut self, depth: u64) -> Result<()> {
         let order = self.order;
-        let group = self.next..self.next + depth;
-        self.next = group.end;
-        let started = Instant::now();
-        volume::copy_out(&mut self.store, group.map(|index| order.at(index)))?;
-        self.longest = self.longest.max(started.elapsed());
+        let chunks = self.next..self.next + depth;
+        self.next = chunks.end;
+        let (before, started) = (self.counter.now(), Instant::now());
+        volume::copy_out(&mut self.store, chunks.map(|index| order.at(index)))?;
+        self.groups.push(Group {
+            time: started.elapsed(),
+            written_bytes: self.counter.now().written_bytes - before.written_bytes,
+        });
         Ok(())
     }
 
-    /// Runs groups until a checkpoint has been made, and gives their number.
-    fn until_checkpoint(&mut self, depth: u64) -> Result<u64> {
-        let before = self.counter.checkpoints();
-        let mut groups = 0;
-        while self.counter.checkpoints() == before {
+    /// Runs groups until a checkpoint has been made.
+    fn until_checkpoint(&mut self, depth: u64) -> Result<()> {
+        let before = self.counter.now().checkpoints;
+        while self.counter.now().checkpoints == before {
             self.group(depth)?;
-            groups += 1;
         }
-        Ok(groups)
+        Ok(())
     }
 }
 
@@ -179,6 +187,9 @@ pub fn open(options: &Options) -> Result<()> {
     println!("open_ms {:.3}", millis(started.elapsed()));
     println!("replayed_records {}", opened.replayed_records);
     println!("clean {}", u8::from(opened.clean));
+    let status = store.status();
+    let used_blocks = status.meta_blocks - status.free_meta_blocks;
+    println!("disk_bytes {}", used_blocks * META_BLOCK_BYTES);
     println!(
         "open_resident_bytes {}",
         resident_bytes()?.saturating_sub(before)
@@ -214,7 +225,8 @@ const RUNS: usize = 4096;
 
 /// Changes one exception's chunk in a hundred between two new snapshots.
 pub fn change(options: &Options) -> Result<()> {
-    let meta = Unflushed(volume::device(&options.meta, Access::ReadWrite)?);
+    let meta = volume::device(&options.meta, Access::ReadWrite)?;
+    let meta = Unflushed::new(meta, &Flushing::default());
     let mut store = volume::open(options.devices(Box::new(meta)))?;
     volume::create(&mut store, FROM)?;
     let order = options.order();

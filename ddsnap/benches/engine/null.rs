@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Devices for measuring metadata alone: ten million chunks of data would only take disk space and time.
 
+use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 
 use ddsnap::device::{BlockDevice, Read, Write};
 
@@ -54,32 +56,60 @@ impl BlockDevice for Null {
     }
 }
 
-/// A device whose flushes do nothing: for building what is measured later, where no power cut is to
-/// be survived.
-pub struct Unflushed<D>(pub D);
+/// Whether a device's flushes reach the disk.
+#[derive(Clone, Debug, Default)]
+pub struct Flushing(Rc<Cell<bool>>);
+
+impl Flushing {
+    /// From now on.
+    pub fn set(&self, on: bool) {
+        self.0.set(on);
+    }
+}
+
+/// A device whose flushes do nothing while that is switched off, as it is at first: for building what
+/// is measured later, where no power cut is to be survived.
+pub struct Unflushed<D> {
+    inner: D,
+    flushing: Flushing,
+}
+
+impl<D: BlockDevice> Unflushed<D> {
+    /// A device that flushes when `flushing` says so.
+    pub fn new(inner: D, flushing: &Flushing) -> Self {
+        Unflushed {
+            inner,
+            flushing: flushing.clone(),
+        }
+    }
+}
 
 impl<D: BlockDevice> BlockDevice for Unflushed<D> {
     fn len_bytes(&self) -> u64 {
-        self.0.len_bytes()
+        self.inner.len_bytes()
     }
 
     fn alignment(&self) -> usize {
-        self.0.alignment()
+        self.inner.alignment()
     }
 
     fn name(&self) -> &str {
-        self.0.name()
+        self.inner.name()
     }
 
     fn read(&mut self, batch: &mut [Read<'_>]) -> io::Result<()> {
-        self.0.read(batch)
+        self.inner.read(batch)
     }
 
     fn write(&mut self, batch: &[Write<'_>]) -> io::Result<()> {
-        self.0.write(batch)
+        self.inner.write(batch)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        if self.flushing.0.get() {
+            self.inner.flush()
+        } else {
+            Ok(())
+        }
     }
 }
