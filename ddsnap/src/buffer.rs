@@ -9,8 +9,8 @@ const PAGE: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
-/// Bytes whose address is a multiple of 4096.
-#[derive(Clone)]
+/// Bytes whose address is a multiple of 4096; none by default.
+#[derive(Clone, Default)]
 pub struct AlignedBuf {
     pages: Vec<Page>,
     len: usize,

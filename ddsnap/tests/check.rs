@@ -133,7 +133,7 @@ impl<'m> Surgeon<'m> {
             kind,
             level: 0,
         };
-        Block::check(read(self.machine, pointer.block), &expected).expect("a block")
+        Block::check(&read(self.machine, pointer.block), &expected).expect("a block")
     }
 
     fn put(

@@ -17,7 +17,10 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use super::{BlockDevice, Read, Write};
 
 /// Requests in the kernel at a time.
-pub const IN_FLIGHT: u32 = 64;
+pub const IN_FLIGHT: u32 = 256;
+
+/// Requests that end before the next are submitted, while many are under way: each wait is a system call.
+const WAKE_AT: u32 = 8;
 
 /// The longest single request: the kernel takes lengths up to 2 GiB, less keeps requests fair.
 const MAX_REQUEST: usize = 1 << 20;
@@ -164,7 +167,7 @@ impl UringDevice {
             if flying == 0 {
                 return failed.map_or(Ok(()), Err);
             }
-            self.submit_and_wait();
+            self.submit_and_wait(flying.min(WAKE_AT) as usize);
             while let Some(done) = self.ring.completion().next() {
                 flying -= 1;
                 let index = done.user_data() as usize;
@@ -221,9 +224,9 @@ impl UringDevice {
         std::process::abort();
     }
 
-    fn submit_and_wait(&mut self) {
+    fn submit_and_wait(&mut self, count: usize) {
         loop {
-            match self.ring.submit_and_wait(1) {
+            match self.ring.submit_and_wait(count) {
                 Ok(_) => return,
                 Err(error) if error.raw_os_error() == Some(nix::libc::EINTR) => {}
                 Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return,
@@ -303,12 +306,12 @@ impl BlockDevice for UringDevice {
                     .flags(types::FsyncFlags::DATASYNC)
                     .build(),
             );
-            self.submit_and_wait();
+            self.submit_and_wait(1);
             let done = loop {
                 if let Some(done) = self.ring.completion().next() {
                     break done;
                 }
-                self.submit_and_wait();
+                self.submit_and_wait(1);
             };
             match done.result() {
                 0.. => return Ok(()),

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::{
     BLOCK_LEN, FormatError, bound, expect, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
 };
-use crate::buffer::AlignedBuf;
 use crate::units::MetaBlock;
 
 const MAGIC_AT: usize = 0;
@@ -73,8 +72,11 @@ pub struct Expected {
 }
 
 /// A block that passed its check: cheap to clone, never changed.
+///
+/// Its bytes are not aligned for direct I/O: many blocks stay in the cache, and the allocator would give
+/// each aligned one twice its size.
 #[derive(Clone, Debug)]
-pub struct Block(Rc<AlignedBuf>);
+pub struct Block(Rc<[u8]>);
 
 impl Block {
     /// Checks the header of 4096 bytes read from a device against what their reader expects.
@@ -82,42 +84,37 @@ impl Block {
     /// # Errors
     /// The first field that does not fit, in the order in which a doubt about an earlier one makes
     /// the later ones meaningless.
-    pub fn check(bytes: AlignedBuf, expected: &Expected) -> Result<Block, FormatError> {
+    pub fn check(bytes: &[u8], expected: &Expected) -> Result<Block, FormatError> {
         expect(WHAT, "length", bytes.len() as u64, BLOCK_LEN as u64)?;
-        expect(
-            WHAT,
-            "magic",
-            get_u32(&bytes, MAGIC_AT).into(),
-            MAGIC.into(),
-        )?;
+        expect(WHAT, "magic", get_u32(bytes, MAGIC_AT).into(), MAGIC.into())?;
         expect(
             WHAT,
             "checksum of the content",
-            checksum(&bytes).into(),
-            get_u32(&bytes, CRC_AT).into(),
+            checksum(bytes).into(),
+            get_u32(bytes, CRC_AT).into(),
         )?;
         expect(
             WHAT,
             "block number",
-            get_u64(&bytes, BLOCK_AT),
+            get_u64(bytes, BLOCK_AT),
             expected.pointer.block.0,
         )?;
         expect(
             WHAT,
             "store uuid",
-            get_u64(&bytes, UUID_AT),
+            get_u64(bytes, UUID_AT),
             expected.uuid_part,
         )?;
         expect(
             WHAT,
             "checksum",
-            get_u32(&bytes, CRC_AT).into(),
+            get_u32(bytes, CRC_AT).into(),
             expected.pointer.crc.into(),
         )?;
         bound(
             WHAT,
             "generation",
-            get_u64(&bytes, GENERATION_AT),
+            get_u64(bytes, GENERATION_AT),
             1,
             expected.newest_generation,
         )?;
@@ -127,11 +124,11 @@ impl Block {
         bound(
             WHAT,
             "used bytes",
-            get_u16(&bytes, USED_AT).into(),
+            get_u16(bytes, USED_AT).into(),
             0,
             PAYLOAD_LEN as u64,
         )?;
-        Ok(Block(Rc::new(bytes)))
+        Ok(Block(bytes.into()))
     }
 
     /// Entries in the payload; their bound depends on the kind.
@@ -165,7 +162,7 @@ impl Block {
         &self.0[HEADER_LEN..HEADER_LEN + used]
     }
 
-    /// The whole block, as it lies on the device.
+    /// The whole block, as it lies on the device; not aligned.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -174,7 +171,7 @@ impl Block {
 
 /// A block being built: the payload is filled in first, [`seal`](Self::seal) makes it a [`Block`].
 #[derive(Debug)]
-pub struct BlockBuilder(AlignedBuf);
+pub struct BlockBuilder(Vec<u8>);
 
 /// What [`BlockBuilder::seal`] writes into the header.
 #[derive(Clone, Copy, Debug)]
@@ -207,7 +204,7 @@ impl BlockBuilder {
     /// A block of zeros.
     #[must_use]
     pub fn new() -> Self {
-        BlockBuilder(AlignedBuf::zeroed(BLOCK_LEN))
+        BlockBuilder(vec![0; BLOCK_LEN])
     }
 
     /// All of the payload.
@@ -237,7 +234,7 @@ impl BlockBuilder {
                 block: seal.block,
                 crc,
             },
-            Block(Rc::new(self.0)),
+            Block(self.0.into()),
         )
     }
 }

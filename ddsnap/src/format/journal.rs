@@ -121,7 +121,7 @@ pub const fn blocks_for(entries: usize) -> usize {
 /// What identifies a record, so that one of an earlier life of the ring is not taken for current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordId {
-    /// Changes with every opening of the store.
+    /// Changes when a store that was closed in order is opened.
     pub epoch: u64,
     /// Grows by one with each record of an epoch.
     pub sequence: u64,

@@ -231,6 +231,46 @@ pub fn leaf_keys(block: &Block, mut visit: impl FnMut(Key)) -> Result<(), Format
     }
 }
 
+/// The first entry of a leaf at or after `from`; none if all are before. Looks at no entry behind it.
+///
+/// # Errors
+/// As [`LeafReader`], as far as it looks.
+pub fn leaf_first_from(block: &Block, from: Key) -> Result<Option<(Key, Value)>, FormatError> {
+    let malformed = |problem| FormatError::Malformed {
+        what: LEAF,
+        problem,
+    };
+    let count = block.count();
+    bound(LEAF, "count", count as u64, 1, MAX_LEAF_COUNT as u64)?;
+    let payload = block.payload();
+    let mut at = 0;
+    let (mut key, mut place): (Key, u64) = ((0, 0), 0);
+    for index in 0..count {
+        let last = key;
+        let step = varint::get(payload, &mut at)?;
+        let key0 = last.0.checked_add(step);
+        let step1 = varint::unzigzag(varint::get(payload, &mut at)?);
+        let step_place = varint::unzigzag(varint::get(payload, &mut at)?);
+        key = (
+            key0.ok_or_else(|| malformed("a key is beyond 64 bits"))?,
+            last.1.wrapping_add(step1 as u64),
+        );
+        place = place.wrapping_add(1).wrapping_add(step_place as u64);
+        if index > 0 && last >= key {
+            return Err(malformed("keys are out of order"));
+        }
+        if payload.len() - at.min(payload.len()) < 4 {
+            return Err(malformed("the last entry is cut short"));
+        }
+        if key >= from {
+            let crc = get_u32(payload, at);
+            return Ok(Some((key, Value { place, crc })));
+        }
+        at += 4;
+    }
+    Ok(None)
+}
+
 /// Packs children into an interior node; there are 1 to [`FANOUT`].
 #[must_use]
 pub fn encode_interior(children: &[Child]) -> (BlockBuilder, u16, u16) {
@@ -506,7 +546,7 @@ mod tests {
             kind: Kind::Exceptions,
             level: 1,
         };
-        let bytes = crate::buffer::AlignedBuf::copy_of(block.bytes());
+        let bytes = block.bytes();
         assert!(matches!(
             Block::check(bytes, &wrong),
             Err(FormatError::Field {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Which chunks of the data region are in use.
 //!
-//! The bitmaps on disk are as old as the last checkpoint. What changed since is kept as a set of
-//! chunks, rebuilt from the journal after a crash, so memory follows the changes and not the size
-//! of the volume.
+//! The bitmaps on disk are as old as the last checkpoint. What changed since is kept as two sets of
+//! chunks, the older of which the checkpoint under way writes; they are rebuilt from the journal
+//! after a crash, so memory follows the changes and not the size of the volume.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -26,8 +26,10 @@ pub(crate) struct Space {
     pub end: u64,
     /// Chunks in use.
     pub used: u64,
-    /// Chunks whose bit on disk may be old, with what it should be.
-    pub changed: BTreeMap<u64, bool>,
+    /// Chunks whose bit on disk may be old, with what the checkpoint under way writes; ascending.
+    frozen: Vec<(u64, bool)>,
+    /// Chunks changed since that checkpoint began.
+    recent: BTreeMap<u64, bool>,
     /// The bitmap looked at last, up to date.
     current: Option<(u64, Bitmap)>,
     /// Where the search for a free chunk begins.
@@ -45,7 +47,8 @@ impl Space {
             first,
             end,
             used,
-            changed: BTreeMap::new(),
+            frozen: Vec::new(),
+            recent: BTreeMap::new(),
             current: None,
             cursor: first,
             holes: Vec::new(),
@@ -90,10 +93,12 @@ impl Space {
         from: StoreChunk,
     ) -> Result<(u64, Option<StoreChunk>), StoreError> {
         let mut indexes: BTreeSet<u64> = self
-            .changed
+            .recent
             .range(from.0..)
             .map(|(&chunk, _)| chunk / BITS)
             .collect();
+        let frozen = self.frozen.partition_point(|&(chunk, _)| chunk < from.0);
+        indexes.extend(self.frozen[frozen..].iter().map(|(chunk, _)| chunk / BITS));
         let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (from.0 / BITS, 0))?;
         while let Some((key, _)) = cursor.next(media)? {
             indexes.insert(key.0);
@@ -111,10 +116,11 @@ impl Space {
         Ok((count, last))
     }
 
-    /// Has the next checkpoint write bitmap `index` anew, though nothing in it changed.
+    /// Has the next checkpoint write bitmap `index` anew, though nothing in it changed. No checkpoint
+    /// is under way.
     pub fn touch(&mut self, media: &mut Media, index: u64) -> Result<(), StoreError> {
-        if let Some((_, map)) = self.stored(media, index)? {
-            self.changed.entry(index * BITS).or_insert(map.get(0));
+        if let Some((_, map)) = self.stored(media, &self.root, index)? {
+            self.recent.entry(index * BITS).or_insert(map.get(0));
         }
         Ok(())
     }
@@ -145,7 +151,7 @@ impl Space {
 
     /// Marks a chunk used or free; the caller knows that it was the opposite.
     pub fn mark(&mut self, chunk: StoreChunk, used: bool) {
-        self.changed.insert(chunk.0, used);
+        self.recent.insert(chunk.0, used);
         if used {
             self.used += 1;
         } else {
@@ -197,10 +203,18 @@ impl Space {
             .is_none_or(|(current, _)| *current != index)
         {
             let mut map = self
-                .stored(media, index)?
+                .stored(media, &self.root, index)?
                 .map(|(_, map)| map)
                 .unwrap_or_default();
-            for (&chunk, &used) in self.changed.range(index * BITS..(index + 1) * BITS) {
+            let chunks = index * BITS..(index + 1) * BITS;
+            let first = self
+                .frozen
+                .partition_point(|&(chunk, _)| chunk < chunks.start);
+            let frozen = self.frozen[first..].iter().copied();
+            for (chunk, used) in frozen.take_while(|(chunk, _)| chunks.contains(chunk)) {
+                map.set(chunk % BITS, used);
+            }
+            for (&chunk, &used) in self.recent.range(chunks) {
                 map.set(chunk % BITS, used);
             }
             for hole in &self.holes {
@@ -219,9 +233,10 @@ impl Space {
     fn stored(
         &self,
         media: &mut Media,
+        root: &TreeRoot,
         index: u64,
     ) -> Result<Option<(Pointer, Bitmap)>, StoreError> {
-        let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (index, 0))?;
+        let mut cursor = Cursor::seek(media, Kind::Space, root, (index, 0))?;
         let Some((_, value)) = cursor.next(media)?.filter(|&(key, _)| key == (index, 0)) else {
             return Ok(None);
         };
@@ -234,27 +249,66 @@ impl Space {
         Ok(Some((pointer, map)))
     }
 
-    /// Bitmaps that a checkpoint would write.
-    pub fn dirty_bitmaps(&self, more: u64) -> u64 {
-        (self.changed.len() as u64 + more).min(self.bitmaps())
+    /// Whether chunks changed that no checkpoint has begun to write.
+    pub fn has_recent(&self) -> bool {
+        !self.recent.is_empty()
     }
 
-    /// Writes every bitmap that changed, and the tree over them; gives the new root.
-    pub fn write(&self, writer: &mut Writer<'_>) -> Result<TreeRoot, StoreError> {
+    /// A checkpoint begins: what changed until now is what it writes.
+    pub fn freeze(&mut self) {
+        debug_assert!(self.frozen.is_empty(), "one checkpoint at a time");
+        self.frozen = std::mem::take(&mut self.recent).into_iter().collect();
+    }
+
+    /// The checkpoint is durable: its bitmaps have what was frozen.
+    pub fn thaw(&mut self, root: TreeRoot) {
+        self.root = root;
+        self.frozen = Vec::new();
+    }
+
+    /// Bits that the checkpoint under way writes.
+    pub fn frozen_len(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// The most bitmaps that the checkpoint under way writes.
+    pub fn frozen_bitmaps(&self) -> u64 {
+        (self.frozen.len() as u64).min(self.bitmaps())
+    }
+
+    /// The most bitmaps that the next checkpoint would write after so many more changes.
+    pub fn dirty_bitmaps(&self, more: u64) -> u64 {
+        (self.recent.len() as u64 + more).min(self.bitmaps())
+    }
+
+    /// Writes the bitmaps of up to `most` runs of frozen changes from the place `from` on, and the
+    /// tree `old` with them; gives the new root and the first place that is left.
+    pub fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        old: &TreeRoot,
+        from: usize,
+        most: usize,
+    ) -> Result<(TreeRoot, usize), StoreError> {
         let mut changes: Vec<Change> = Vec::new();
-        let mut changed = self.changed.iter().peekable();
-        while let Some(&(&chunk, _)) = changed.peek() {
+        let mut left = &self.frozen[from..];
+        while changes.len() < most {
+            let Some(&(chunk, _)) = left.first() else {
+                break;
+            };
             let index = chunk / BITS;
-            let stored = self.stored(writer.media, index)?;
+            let stored = self.stored(writer.media, old, index)?;
             let mut map = Bitmap::default();
             if let Some((pointer, old)) = stored {
                 writer.replaced.push(pointer.block);
                 map = old;
             }
-            while let Some((&chunk, &used)) = changed.next_if(|&(&chunk, _)| chunk / BITS == index)
-            {
+            let (of_bitmap, behind) =
+                left.split_at(left.partition_point(|&(chunk, _)| chunk / BITS == index));
+            for &(chunk, used) in of_bitmap {
                 map.set(chunk % BITS, used);
             }
+            left = behind;
             if map.count() == 0 {
                 changes.push(((index, 0), None));
             } else {
@@ -268,6 +322,7 @@ impl Space {
                 ));
             }
         }
-        merge(writer, Kind::Space, &self.root, &changes)
+        let root = merge(writer, Kind::Space, old, &changes)?;
+        Ok((root, self.frozen.len() - left.len()))
     }
 }

@@ -1,39 +1,99 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Checkpoints: the changes in memory become the tree on disk, and the journal is free again.
+//! Checkpoints: the changes in memory become the trees on disk, and the journal is free again.
 //!
-//! Order, and what each step is for:
-//! 1. new nodes, bitmaps and the snapshot table go to free blocks; flush: before anything refers to
-//!    them they are durable;
-//! 2. superblock copy A; flush; copy B; flush: at any moment one of the copies is whole, and the
-//!    valid one of the higher generation is complete;
-//! 3. only now the replaced blocks and the journal's records are free: the older superblock, which
-//!    needs them, can no longer be the newest valid copy.
+//! A checkpoint goes on in bounded steps between requests ([`Store::checkpoint_step`]):
+//! 1. It begins by freezing the changes made until now, and notes where in the ring the records of
+//!    later ones begin. Requests go on; their changes form a younger layer, which lookups see first.
+//! 2. Each step merges a slice of the frozen changes into new nodes in free blocks. Nothing refers
+//!    to those yet: lookups use the old trees and the frozen layer. Crash here, and the old
+//!    superblock with the whole ring is the store.
+//! 3. The last step flushes the new blocks, so that before anything refers to them they are durable;
+//!    then superblock copy A; flush; copy B; flush: at any moment one of the copies is whole, and the
+//!    valid one of the higher generation is complete.
+//! 4. Only now the replaced blocks and the journal's records up to the noted place are free: the
+//!    older superblock, which needs them, can no longer be the newest valid copy.
+//!
+//! A node that one step wrote and a later one replaces is free at once: no superblock ever leads to
+//! it. It is released only after the step's writes have ended, so that no two writes to one block
+//! are under way.
+
+use std::collections::HashSet;
 
 use super::Store;
+use super::alloc::Space;
 use super::error::StoreError;
-use super::index::merge::{Change, Writer, merge};
+use super::index::Index;
+use super::index::merge::{Writer, merge};
+use super::index::tree::end_of_branch;
 use super::media::Media;
 use crate::device::Write;
 use crate::format::block::PAYLOAD_LEN;
 use crate::format::superblock::{COPIES, Superblock, TreeRoot};
+use crate::units::MetaBlock;
 
-/// The most changes kept in memory between checkpoints, for each index.
-pub(crate) const MAX_RECENT: usize = 1 << 18;
+/// A checkpoint begins when an index has so many changes in memory.
+const BEGIN_RECENT: usize = 3 << 16;
+/// The most changes in memory that no checkpoint has begun to merge, for each index.
+pub(crate) const MAX_RECENT: usize = 5 << 16;
+/// A slice takes in further branches of the tree until it has so many changes.
+const SLICE_CHANGES: usize = 512;
+/// The most changes of a slice: they may all fall to one branch.
+const MAX_SLICE_CHANGES: usize = 4096;
+/// Bitmaps of a step.
+const SLICE_BITMAPS: usize = 64;
 
-/// Writes both copies of a superblock, each durable before the next is touched.
-pub(crate) fn write_superblock(
+/// A checkpoint under way.
+pub(crate) struct Checkpoint {
+    /// The superblock it will write: the roots are those of the trees as far as they are merged.
+    next: Superblock,
+    stage: Stage,
+    /// Blocks written so far that `next` leads to.
+    fresh: HashSet<u64>,
+    /// Blocks to free when `next` is durable.
+    replaced: Vec<MetaBlock>,
+    /// Blocks of the snapshot table in `next`, if it was written anew.
+    table: Option<Vec<MetaBlock>>,
+    /// Blocks of the metadata region that were free when it began.
+    free_before: u64,
+    /// The most of them it may take.
+    promised: u64,
+    /// Blocks of the ring that are free when it is durable.
+    ring_blocks: u64,
+}
+
+/// What a step merges next: a place in the frozen changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Exceptions(usize),
+    Overlays(usize),
+    Bitmaps(usize),
+    Complete,
+}
+
+/// Writes both copies of a superblock, each durable before the next is touched; first the stale one,
+/// if there is one, so that the newest whole copy is never the one being written.
+fn write_superblock(
     media: &mut Media,
     superblock: &Superblock,
+    stale: Option<usize>,
 ) -> Result<(), StoreError> {
-    for (copy, at) in COPIES.into_iter().enumerate() {
-        let bytes = superblock.encode(copy as u32);
-        media.write_meta(&[Write {
-            offset: at.to_offset(),
-            from: &bytes,
-        }])?;
-        media.flush_meta()?;
-    }
-    Ok(())
+    let first = stale.unwrap_or(0);
+    write_copy(media, superblock, first)?;
+    write_copy(media, superblock, 1 - first)
+}
+
+/// Writes one copy of a superblock and makes it durable.
+pub(crate) fn write_copy(
+    media: &mut Media,
+    superblock: &Superblock,
+    copy: usize,
+) -> Result<(), StoreError> {
+    let bytes = superblock.encode(copy as u32);
+    media.write_meta(&[Write {
+        offset: COPIES[copy].to_offset(),
+        from: &bytes,
+    }])?;
+    media.flush_meta()
 }
 
 impl Store {
@@ -42,7 +102,7 @@ impl Store {
         self.checkpoint_with(|_| {})
     }
 
-    /// A checkpoint whose superblock is also changed by `change`.
+    /// A whole checkpoint, in one go, whose superblock is also changed by `change`.
     ///
     /// Any failure latches the store: blocks may have been written that memory does not know.
     pub(crate) fn checkpoint_with(
@@ -50,94 +110,273 @@ impl Store {
         change: impl FnOnce(&mut Superblock),
     ) -> Result<(), StoreError> {
         self.check_latch()?;
-        let result = self.try_checkpoint(change);
+        let result = self.try_whole(change);
+        self.latch_on(result)
+    }
+
+    fn try_whole(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
+        self.finish_checkpoint()?;
+        self.begin_checkpoint()?;
+        while !self.is_merged() {
+            self.merge_slice()?;
+        }
+        self.seal_checkpoint(change)
+    }
+
+    /// Finishes the checkpoint under way, if there is one.
+    pub(crate) fn settle_checkpoint(&mut self) -> Result<(), StoreError> {
+        self.check_latch()?;
+        let result = self.finish_checkpoint();
+        self.latch_on(result)
+    }
+
+    fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
+        while self.checkpoint.is_some() {
+            self.try_step()?;
+        }
+        Ok(())
+    }
+
+    /// Whether a checkpoint should begin, or one is under way.
+    pub(crate) fn checkpoint_wanted(&self) -> bool {
+        self.checkpoint.is_some()
+            || self.ring.used > self.ring.blocks / 4 * 3
+            || self.most_recent() >= BEGIN_RECENT
+    }
+
+    /// Whether the store is between two steps of a checkpoint.
+    #[must_use]
+    pub fn is_checkpoint_under_way(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
+    /// A bounded part of a checkpoint: begins one, or merges a slice, or completes it.
+    pub(crate) fn checkpoint_step(&mut self) -> Result<(), StoreError> {
+        self.check_latch()?;
+        let result = self.try_step();
+        self.latch_on(result)
+    }
+
+    /// Keeps a checkpoint ahead of the changes: called after each record, it does as many steps as
+    /// the checkpoint needs in order to be complete before the ring or the memory is full.
+    pub(crate) fn pace_checkpoint(&mut self) -> Result<(), StoreError> {
+        while self.checkpoint_wanted() && self.is_behind() {
+            self.checkpoint_step()?;
+        }
+        Ok(())
+    }
+
+    fn is_behind(&self) -> bool {
+        let Some(checkpoint) = &self.checkpoint else {
+            return true;
+        };
+        let steps = checkpoint.steps_left(
+            &self.state.exceptions,
+            &self.state.overlays,
+            &self.state.space,
+        );
+        // Each record takes a block at least; one that fills it has about 128 entries.
+        let room = MAX_RECENT.saturating_sub(self.most_recent()) / 128;
+        steps >= (self.ring.blocks - self.ring.used).min(room as u64)
+    }
+
+    /// Changes in memory of the index that has more of them.
+    pub(crate) fn most_recent(&self) -> usize {
+        let state = &self.state;
+        state
+            .exceptions
+            .recent_len()
+            .max(state.overlays.recent_len())
+    }
+
+    /// After a failed step blocks may have been written that memory does not know.
+    fn latch_on(&mut self, result: Result<(), StoreError>) -> Result<(), StoreError> {
         if let Err(error) = &result {
             self.latch_now(error);
         }
         result
     }
 
-    fn try_checkpoint(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
-        let generation = self.superblock.generation + 1;
-        let (free, promised) = (self.meta.free(), self.checkpoint_cost(0, 0));
-        // Blocks of this checkpoint may be read back from the device before it is complete.
-        self.media.generation = generation;
-        let state = &mut self.state;
-        let mut writer = Writer::new(&mut self.media, &mut self.meta, generation);
+    fn try_step(&mut self) -> Result<(), StoreError> {
+        if self.checkpoint.is_none() {
+            self.begin_checkpoint()
+        } else if self.is_merged() {
+            self.seal_checkpoint(|_| {})
+        } else {
+            self.merge_slice()
+        }
+    }
+
+    fn is_merged(&self) -> bool {
+        let stage = self.checkpoint.as_ref().map(|checkpoint| checkpoint.stage);
+        stage == Some(Stage::Complete)
+    }
+
+    /// Freezes what the checkpoint is to make durable.
+    fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
+        let (free_before, promised) = (self.meta.free(), self.checkpoint_cost(0, 0));
         let mut next = self.superblock.clone();
-        for (index, root) in [
-            (&state.exceptions, &mut next.exceptions),
-            (&state.overlays, &mut next.overlays),
-        ] {
-            let changes: Vec<Change> = index
-                .recent
-                .iter()
-                .map(|(&key, &value)| (key, value))
-                .collect();
-            *root = merge(&mut writer, index.kind, &index.root, &changes)?;
-        }
-        next.space = state.space.write(&mut writer)?;
-        let mut table = None;
-        if state.snapshots.dirty {
-            let (first, blocks) = state.snapshots.write(&mut writer)?;
-            next.snapshots = first;
-            next.snapshot_count = state.snapshots.len() as u32; // at most MAX_ENTRIES
-            table = Some(blocks);
-        }
-        writer.write_out()?;
-        let taken = free - writer.alloc.free();
-        debug_assert!(
-            taken <= promised,
-            "a checkpoint took {taken} blocks, at most {promised} were foreseen"
-        );
-        let replaced = std::mem::take(&mut writer.replaced);
-        next.generation = generation;
+        next.generation = self.superblock.generation + 1;
         next.clean = false;
-        next.origin_chunks = state.origin_chunks;
-        next.next_seq = state.next_seq;
-        next.revert = state.revert;
-        next.data_used = state.space.used;
+        next.origin_chunks = self.state.origin_chunks;
+        next.next_seq = self.state.next_seq;
+        next.revert = self.state.revert;
+        next.data_used = self.state.space.used;
         next.epoch = self.ring.epoch;
         next.tail = self.ring.head;
         next.tail_sequence = self.ring.sequence;
-        change(&mut next);
-        self.media.flush_meta()?;
-        write_superblock(&mut self.media, &next)?;
+        // Blocks of this checkpoint may be read back from the device before it is complete.
+        self.media.generation = next.generation;
+        let mut checkpoint = Checkpoint {
+            next,
+            stage: Stage::Exceptions(0),
+            fresh: HashSet::new(),
+            replaced: Vec::new(),
+            table: None,
+            free_before,
+            promised,
+            ring_blocks: self.ring.used,
+        };
+        let state = &mut self.state;
+        state.exceptions.freeze();
+        state.overlays.freeze();
+        state.space.freeze();
+        if state.snapshots.dirty {
+            let generation = checkpoint.next.generation;
+            let mut writer = Writer::new(&mut self.media, &mut self.meta, generation);
+            let (first, blocks) = state.snapshots.write(&mut writer)?;
+            checkpoint.end_step(writer)?;
+            checkpoint.next.snapshots = first;
+            checkpoint.next.snapshot_count = state.snapshots.len() as u32; // at most MAX_ENTRIES
+            checkpoint.table = Some(blocks);
+            state.snapshots.dirty = false;
+        }
+        self.checkpoint = Some(checkpoint);
+        Ok(())
+    }
 
+    fn merge_slice(&mut self) -> Result<(), StoreError> {
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        let (state, media) = (&self.state, &mut self.media);
+        let generation = checkpoint.next.generation;
+        match checkpoint.stage {
+            Stage::Exceptions(from) | Stage::Overlays(from) => {
+                let exceptions = matches!(checkpoint.stage, Stage::Exceptions(_));
+                let (index, root) = if exceptions {
+                    (&state.exceptions, checkpoint.next.exceptions)
+                } else {
+                    (&state.overlays, checkpoint.next.overlays)
+                };
+                let end = slice_end(media, index, &root, from)?;
+                let mut writer = Writer::new(media, &mut self.meta, generation);
+                let slice = &index.frozen()[from..end];
+                let root = merge(&mut writer, index.kind, &root, slice)?;
+                checkpoint.end_step(writer)?;
+                let more = end < index.frozen().len();
+                (checkpoint.stage, *checkpoint.root(exceptions)) = match (exceptions, more) {
+                    (true, true) => (Stage::Exceptions(end), root),
+                    (true, false) => (Stage::Overlays(0), root),
+                    (false, true) => (Stage::Overlays(end), root),
+                    (false, false) => (Stage::Bitmaps(0), root),
+                };
+            }
+            Stage::Bitmaps(from) => {
+                let mut writer = Writer::new(media, &mut self.meta, generation);
+                let old = checkpoint.next.space;
+                let (root, end) = state.space.write(&mut writer, &old, from, SLICE_BITMAPS)?;
+                checkpoint.end_step(writer)?;
+                checkpoint.next.space = root;
+                checkpoint.stage = if end < state.space.frozen_len() {
+                    Stage::Bitmaps(end)
+                } else {
+                    Stage::Complete
+                };
+            }
+            Stage::Complete => {}
+        }
+        self.check_promise();
+        Ok(())
+    }
+
+    /// Makes the superblock durable that leads to the new trees, and frees what it replaces.
+    fn seal_checkpoint(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        change(&mut checkpoint.next);
+        self.media.flush_meta()?;
+        write_superblock(&mut self.media, &checkpoint.next, self.stale_copy)?;
+        self.stale_copy = None;
+
+        let Some(Checkpoint {
+            next,
+            replaced,
+            table,
+            ring_blocks,
+            ..
+        }) = self.checkpoint.take()
+        else {
+            return Ok(());
+        };
         for block in replaced {
             self.meta.release(block);
         }
         if let Some(blocks) = table {
-            state.snapshots.set_written(blocks);
+            self.state.snapshots.set_written(blocks);
         }
-        for (index, root) in [
-            (&mut state.exceptions, next.exceptions),
-            (&mut state.overlays, next.overlays),
-        ] {
-            index.root = root;
-            index.recent.clear();
+        self.state.exceptions.thaw(next.exceptions);
+        self.state.overlays.thaw(next.overlays);
+        self.state.space.thaw(next.space);
+        if next.epoch != self.ring.epoch {
+            // A new epoch begins with an empty ring: a whole checkpoint, no record came meanwhile.
+            self.ring.epoch = next.epoch;
+            self.ring.head = next.tail;
+            self.ring.sequence = next.tail_sequence;
         }
-        state.space.root = next.space;
-        state.space.changed.clear();
-        self.ring.epoch = next.epoch;
-        self.ring.head = next.tail;
-        self.ring.sequence = next.tail_sequence;
-        self.ring.used = 0;
+        self.ring.used -= ring_blocks;
         self.superblock = next;
         Ok(())
     }
 
-    /// The most metadata blocks a checkpoint could need after so many more changes: the promise
-    /// that it never runs out of them rests on asking this before each change.
+    fn check_promise(&self) {
+        if let Some(checkpoint) = &self.checkpoint {
+            let taken = checkpoint.free_before.saturating_sub(self.meta.free());
+            debug_assert!(
+                taken <= checkpoint.promised,
+                "a checkpoint took {taken} blocks, at most {} were foreseen",
+                checkpoint.promised
+            );
+        }
+    }
+
+    /// Free metadata blocks that the checkpoint under way does not need.
+    pub(crate) fn free_meta_blocks(&self) -> u64 {
+        let free = self.meta.free();
+        match &self.checkpoint {
+            None => free,
+            Some(checkpoint) => {
+                let taken = checkpoint.free_before.saturating_sub(free);
+                free.saturating_sub(checkpoint.promised.saturating_sub(taken))
+            }
+        }
+    }
+
+    /// The most metadata blocks the next checkpoint could need after so many more changes: the
+    /// promise that it never runs out of them rests on asking this before each change.
     pub(crate) fn checkpoint_cost(&self, exceptions: usize, overlays: usize) -> u64 {
         let state = &self.state;
-        let exception_changes = (state.exceptions.recent.len() + exceptions) as u64;
-        let overlay_changes = (state.overlays.recent.len() + overlays) as u64;
+        let of_index = |index: &Index, more: usize| {
+            let tree = grown(&index.root, index.frozen().len() as u64);
+            merge_cost(&tree, (index.recent_len() + more) as u64)
+        };
         let bitmaps = state.space.dirty_bitmaps((exceptions + overlays) as u64);
-        merge_cost(&state.exceptions.root, exception_changes)
-            + merge_cost(&state.overlays.root, overlay_changes)
+        let frozen = state.space.frozen_bitmaps();
+        of_index(&state.exceptions, exceptions)
+            + of_index(&state.overlays, overlays)
             + bitmaps
-            + merge_cost(&state.space.root, bitmaps)
+            + merge_cost(&grown(&state.space.root, frozen), bitmaps)
             + state.snapshots.blocks_with(1)
     }
 
@@ -145,6 +384,90 @@ impl Store {
     pub(crate) fn meta_reserve(&self) -> u64 {
         40 + self.state.snapshots.blocks_with(1)
     }
+}
+
+impl Checkpoint {
+    fn root(&mut self, exceptions: bool) -> &mut TreeRoot {
+        if exceptions {
+            &mut self.next.exceptions
+        } else {
+            &mut self.next.overlays
+        }
+    }
+
+    /// Writes what a step has collected, and sorts the blocks it replaced: those of an earlier step
+    /// are free now, those of the durable trees when the checkpoint is complete.
+    fn end_step(&mut self, mut writer: Writer<'_>) -> Result<(), StoreError> {
+        writer.write_out()?;
+        let Writer {
+            alloc,
+            written,
+            replaced,
+            ..
+        } = writer;
+        self.fresh.extend(written.iter().map(|block| block.0));
+        for block in replaced {
+            if self.fresh.remove(&block.0) {
+                alloc.release(block);
+            } else {
+                self.replaced.push(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// About how many more steps it takes, rather too many.
+    fn steps_left(&self, exceptions: &Index, overlays: &Index, space: &Space) -> u64 {
+        let (exceptions, overlays) = (exceptions.frozen().len(), overlays.frozen().len());
+        let bitmaps = space.frozen_bitmaps().div_ceil(SLICE_BITMAPS as u64);
+        let slices = |changes: usize| changes.div_ceil(SLICE_CHANGES / 2) as u64;
+        match self.stage {
+            Stage::Exceptions(from) => slices(exceptions - from) + slices(overlays) + bitmaps + 4,
+            Stage::Overlays(from) => slices(overlays - from) + bitmaps + 3,
+            Stage::Bitmaps(_) => bitmaps + 2,
+            Stage::Complete => 1,
+        }
+    }
+}
+
+/// Where the slice of an index's frozen changes that begins at `from` ends.
+///
+/// It ends with a branch (a node of level 1 and its leaves), so that the next slice touches other
+/// leaves; and branches with few changes go together.
+fn slice_end(
+    media: &mut Media,
+    index: &Index,
+    root: &TreeRoot,
+    from: usize,
+) -> Result<usize, StoreError> {
+    let changes = index.frozen();
+    let most = changes.len().min(from + MAX_SLICE_CHANGES);
+    let mut end = from;
+    while end < most {
+        let behind = match end_of_branch(media, index.kind, root, changes[end].0)? {
+            Some(key) => end + changes[end..most].partition_point(|&(changed, _)| changed < key),
+            None => most,
+        };
+        // A branch covers the key it was looked up by.
+        let behind = behind.max(end + 1);
+        if end > from && behind - from > SLICE_CHANGES {
+            break;
+        }
+        end = behind;
+    }
+    Ok(end)
+}
+
+/// A tree after so many changes more, as large as it could become.
+fn grown(tree: &TreeRoot, changes: u64) -> TreeRoot {
+    let mut tree = *tree;
+    if changes > 0 {
+        tree.nodes += new_nodes(changes) + 8;
+        tree.root = tree
+            .root
+            .map(|(pointer, level, newest)| (pointer, level + 1, newest));
+    }
+    tree
 }
 
 /// The most blocks that merging `changes` into a tree can write.
@@ -157,5 +480,11 @@ fn merge_cost(tree: &TreeRoot, changes: u64) -> u64 {
     }
     let levels = tree.root.map_or(1, |(_, level, _)| u64::from(level) + 1);
     let touched = tree.nodes.min(changes * levels);
-    2 * touched + changes * 54 / (PAYLOAD_LEN as u64 - 34) + 2 * levels + 2
+    2 * touched + new_nodes(changes) + 2 * levels + 2
+}
+
+/// Nodes that so many new entries need, beyond what splitting those that exist gives. At the end of
+/// each slice there may be some that are not full, and the way to them is there twice for a moment.
+fn new_nodes(changes: u64) -> u64 {
+    changes * 54 / (PAYLOAD_LEN as u64 - 34) + changes / (SLICE_CHANGES as u64 / 2) * 3
 }

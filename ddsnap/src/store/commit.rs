@@ -123,6 +123,7 @@ impl Store {
     }
 
     fn plan(&mut self, ops: &[Op]) -> Result<Plan, StoreError> {
+        self.prefetch(ops);
         let mut plan = Plan::default();
         for op in ops {
             let slot = match *op {
@@ -132,6 +133,30 @@ impl Store {
             plan.slots.push(slot);
         }
         Ok(plan)
+    }
+
+    /// Brings the leaves that the ops of a group need into the cache, in parallel.
+    fn prefetch(&mut self, ops: &[Op]) {
+        let (mut exceptions, mut overlays) = (Vec::new(), Vec::new());
+        for op in ops {
+            let (newest, chunk) = match *op {
+                Op::OriginWrite(chunk) => (self.state.snapshots.newest_with(chunk), chunk),
+                Op::SnapshotWrite(tag, chunk) => {
+                    let seq = self.state.snapshots.by_tag(tag).map(|s| s.seq);
+                    overlays.extend(seq.map(|seq| (seq.0, chunk.0)));
+                    (seq, chunk)
+                }
+            };
+            exceptions.extend(newest.map(|seq| (chunk.0, seq.0)));
+        }
+        for (index, keys) in [
+            (&self.state.exceptions, exceptions),
+            (&self.state.overlays, overlays),
+        ] {
+            if keys.len() > 1 {
+                index.prefetch(&mut self.media, &keys);
+            }
+        }
     }
 
     fn plan_origin(&mut self, plan: &mut Plan, chunk: Chunk) -> Result<Slot, StoreError> {
@@ -180,9 +205,13 @@ impl Store {
                 .media
                 .inconsistent("fewer chunks are free than the count of free chunks says"));
         }
-        let mut buffer = AlignedBuf::zeroed(count * chunk_bytes);
-        self.media
-            .read_chunks(&plan.sources[..count], &mut buffer)?;
+        // Kept from group to group: to map and zero new memory costs as much as copying.
+        let mut copies = std::mem::take(&mut self.copies);
+        if copies.len() < count * chunk_bytes {
+            copies = AlignedBuf::zeroed(count * chunk_bytes);
+        }
+        let buffer = &mut copies[..count * chunk_bytes];
+        self.media.read_chunks(&plan.sources[..count], buffer)?;
         let entries: Vec<Entry> = targets
             .iter()
             .zip(&places)
@@ -223,8 +252,10 @@ impl Store {
             self.media.write_both(writes, record)?;
             self.media.flush_both()?;
         }
+        self.copies = copies;
         self.ring.advance(&placed);
         entries.iter().for_each(|entry| self.state.apply(entry));
+        self.pace_checkpoint()?;
         Ok(places)
     }
 
@@ -247,14 +278,7 @@ impl Store {
     }
 
     fn try_record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
-        if self
-            .state
-            .exceptions
-            .recent
-            .len()
-            .max(self.state.overlays.recent.len())
-            >= MAX_RECENT
-        {
+        if self.most_recent() >= MAX_RECENT {
             self.checkpoint()?;
         }
         let placed = self.place_record(entries)?;
@@ -265,6 +289,6 @@ impl Store {
         self.media.flush_meta()?;
         self.ring.advance(&placed);
         entries.iter().for_each(|entry| self.state.apply(entry));
-        Ok(())
+        self.pace_checkpoint()
     }
 }

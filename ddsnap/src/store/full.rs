@@ -33,12 +33,7 @@ impl Store {
     ) -> Result<Room, StoreError> {
         let wanted = exceptions + overlays;
         loop {
-            let recent = self
-                .state
-                .exceptions
-                .recent
-                .len()
-                .max(self.state.overlays.recent.len());
+            let recent = self.most_recent();
             if recent > 0 && recent + wanted > MAX_RECENT {
                 self.checkpoint()?;
                 continue;
@@ -92,8 +87,9 @@ impl Store {
 
     /// Makes sure that the next checkpoint has room for one more entry of the snapshot table.
     pub(crate) fn make_table_room(&mut self) -> Result<Result<(), OpError>, StoreError> {
-        let fits =
-            |store: &Store| store.checkpoint_cost(0, 0) + store.meta_reserve() <= store.meta.free();
+        let fits = |store: &Store| {
+            store.checkpoint_cost(0, 0) + store.meta_reserve() <= store.free_meta_blocks()
+        };
         if !fits(self) && self.has_recent() {
             self.checkpoint()?;
         }
@@ -110,15 +106,14 @@ impl Store {
         })
     }
 
+    /// Whether a checkpoint would free anything.
     fn has_recent(&self) -> bool {
-        !(self.state.exceptions.recent.is_empty()
-            && self.state.overlays.recent.is_empty()
-            && self.state.space.changed.is_empty())
+        self.checkpoint.is_some() || self.most_recent() > 0 || self.state.space.has_recent()
     }
 
     /// How many of the copies a checkpoint would have metadata blocks for.
     fn meta_room(&self, exceptions: usize, overlays: usize) -> usize {
-        let free = self.meta.free().saturating_sub(self.meta_reserve());
+        let free = self.free_meta_blocks().saturating_sub(self.meta_reserve());
         if self.checkpoint_cost(exceptions, overlays) <= free {
             return exceptions + overlays;
         }

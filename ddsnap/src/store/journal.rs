@@ -84,6 +84,20 @@ impl Ring {
         })
     }
 
+    /// Goes on behind a record of so many entries that was found at `position`: at the head, or at
+    /// the start because it did not fit there.
+    pub fn pass(&mut self, position: u64, entries: usize) {
+        let blocks = blocks_for(entries) as u64;
+        let skipped = if position == self.head {
+            0
+        } else {
+            self.blocks - self.head
+        };
+        self.used += skipped + blocks;
+        self.head = (position + blocks) % self.blocks;
+        self.sequence += 1;
+    }
+
     /// The placed record is durable.
     pub fn advance(&mut self, placed: &Placed) {
         self.head = placed.end;

@@ -140,16 +140,16 @@ impl Media {
         kind: Kind,
         level: u8,
     ) -> Result<Vec<Block>, StoreError> {
-        let mut buffers = Vec::with_capacity(pointers.len());
-        buffers.resize_with(pointers.len(), || AlignedBuf::zeroed(BLOCK_LEN));
-        let reads = pointers.iter().zip(&mut buffers).map(|(p, into)| Read {
+        let mut bytes = AlignedBuf::zeroed(pointers.len() * BLOCK_LEN);
+        let parts = bytes.chunks_exact_mut(BLOCK_LEN);
+        let reads = pointers.iter().zip(parts).map(|(p, into)| Read {
             offset: p.block.to_offset(),
             into,
         });
         let mut reads: Vec<_> = reads.collect();
         read_batch(self.meta(), &mut reads)?;
         let mut blocks = Vec::with_capacity(pointers.len());
-        for (&pointer, bytes) in pointers.iter().zip(buffers) {
+        for (&pointer, bytes) in pointers.iter().zip(bytes.chunks_exact(BLOCK_LEN)) {
             let expected = Expected {
                 pointer,
                 newest_generation: self.generation,

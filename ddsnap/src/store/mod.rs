@@ -83,12 +83,18 @@ pub struct Opened {
 /// An open store.
 pub struct Store {
     media: media::Media,
-    /// The superblock as both copies on disk have it.
+    /// The superblock as both copies on disk have it, unless one is stale.
     superblock: Superblock,
+    /// The copy that opening found older or damaged: the next write goes there first.
+    stale_copy: Option<usize>,
     state: state::State,
     meta: metaalloc::MetaAlloc,
     ring: journal::Ring,
     sweep: sweep::Sweep,
+    /// Memory for the chunks of a commit group.
+    copies: crate::buffer::AlignedBuf,
+    /// The checkpoint under way.
+    checkpoint: Option<checkpoint::Checkpoint>,
     /// Why the store takes no more changes.
     failed: Option<String>,
     /// Snapshots given up for lack of room, and whether they were squashed.

@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Opening a store: find the newest whole superblock, load what it leads to, replay the journal, and
-//! begin a new epoch with a checkpoint. Until that checkpoint nothing the superblock needs is
-//! overwritten, so a crash at any point leaves a store that opens the same way again. All before that
-//! checkpoint only reads ([`Store::recover`]); reading without a server ends there (see `view`).
+//! Opening a store: find the newest whole superblock, load what it leads to, replay the journal; all
+//! that only reads ([`Store::recover`]), and reading without a server ends there (see `view`).
+//!
+//! Then the store is made fit to be changed. One that was closed begins a new epoch with a checkpoint.
+//! One that crashed goes on in its ring, so that opening does not take longer the larger the index is:
+//! 1. flush: of a server that was killed, what recovery has read may still sit in the disks' caches;
+//!    what comes next must not become durable without it;
+//! 2. the superblock copy that is older or damaged is written anew: otherwise the next checkpoint
+//!    could tear the only good one, after blocks that the old one needs were used again;
+//! 3. what recovery took out of the last record is sealed by a record that takes it back.
+//!
+//! A crash in any of these finds what it found before.
 
+use super::checkpoint::write_copy;
 use super::error::StoreError;
 use super::index::tree;
 use super::index::{Index, after};
@@ -15,10 +24,11 @@ use super::state::State;
 use super::sweep::Sweep;
 use super::{OpenOptions, Opened, Store, alloc::Space, recover};
 use crate::buffer::AlignedBuf;
-use crate::device::{BlockDevice, Read};
+use crate::device::{BlockDevice, Read, Write};
 use crate::format::BLOCK_LEN;
 use crate::format::FormatError;
 use crate::format::block::{Kind, Pointer};
+use crate::format::journal::Entry;
 use crate::format::label::Label;
 use crate::format::snaptable;
 use crate::format::superblock::{COPIES, Superblock};
@@ -31,22 +41,52 @@ impl Store {
     /// There is no store, the devices do not belong to it, or it is damaged: then nothing was
     /// written.
     pub fn open(devices: Devices, options: &OpenOptions) -> Result<(Store, Opened), StoreError> {
-        let (mut store, opened) = Store::recover(devices, options, &mut recover::ask_origin)?;
-        if !opened.clean {
-            // After a crash of the server alone, what was just read may still be in the disk's cache.
-            store.media.flush_data()?;
+        let Recovered {
+            mut store,
+            opened,
+            dropped,
+        } = Store::recover(devices, options, &mut recover::ask_origin)?;
+        store.media.flush_both()?;
+        if opened.clean {
+            store.begin_epoch()?;
+        } else {
+            if let Some(copy) = store.stale_copy.take() {
+                write_copy(&mut store.media, &store.superblock, copy)?;
+            }
+            store.seal_recovery(&dropped)?;
         }
-        store.checkpoint_with(|next| {
-            next.epoch += 1;
-            next.tail = 0;
-            next.tail_sequence = 1;
-        })?;
         Ok((store, opened))
     }
 
+    fn begin_epoch(&mut self) -> Result<(), StoreError> {
+        self.checkpoint_with(|next| {
+            next.epoch += 1;
+            next.tail = 0;
+            next.tail_sequence = 1;
+        })
+    }
+
+    /// Records what recovery left out of the last record. It is not in the state, so the entries are
+    /// not applied.
+    fn seal_recovery(&mut self, dropped: &[Entry]) -> Result<(), StoreError> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let Some(placed) = self.ring.place(dropped) else {
+            // No room: the old ring is not needed any more after a checkpoint under a new epoch.
+            return self.begin_epoch();
+        };
+        self.media.write_meta(&[Write {
+            offset: placed.at.to_offset(),
+            from: &placed.bytes,
+        }])?;
+        self.media.flush_meta()?;
+        self.ring.advance(&placed);
+        Ok(())
+    }
+
     /// The store as superblock, trees and journal say it is, in memory: everything that opening does
-    /// before it writes. The ring still is the one that was replayed, so nothing may be changed before
-    /// a checkpoint has begun a new epoch.
+    /// before it writes. Nothing may be changed before the rest was done (see the module).
     ///
     /// # Errors
     /// There is no store, the devices do not belong to it, or it is damaged.
@@ -54,8 +94,8 @@ impl Store {
         mut devices: Devices,
         options: &OpenOptions,
         unwritten: &mut recover::Unwritten<'_>,
-    ) -> Result<(Store, Opened), StoreError> {
-        let superblock = read_superblock(&mut devices)?;
+    ) -> Result<Recovered, StoreError> {
+        let (superblock, stale_copy) = read_superblock(&mut devices)?;
         check_devices(&mut devices, &superblock)?;
         let origin_device_chunks = devices.origin.len_bytes() >> superblock.chunk.get();
         let mut media = Media::new(
@@ -72,8 +112,12 @@ impl Store {
             replayed_records: 0,
             dropped_records: 0,
         };
+        let mut ring = Ring::new(&superblock);
+        let mut dropped = Vec::new();
         if !superblock.clean {
-            recover::replay(&mut media, &superblock, &mut state, &mut opened, unwritten)?;
+            let replayed =
+                recover::replay(&mut media, &superblock, &mut state, &mut opened, unwritten)?;
+            (ring, dropped) = (replayed.ring, replayed.dropped);
         }
         state.origin_chunks = origin_device_chunks;
         let mut sweep = Sweep::default();
@@ -84,25 +128,39 @@ impl Store {
         {
             sweep.want();
         }
-        let ring = Ring::new(&superblock);
         let store = Store {
             media,
             superblock,
+            stale_copy,
             state,
             meta,
             ring,
             sweep,
+            copies: AlignedBuf::default(),
+            checkpoint: None,
             failed: None,
             given_up: Vec::new(),
             sparing: false,
             resizing: None,
             revert: super::revert::Revert::default(),
         };
-        Ok((store, opened))
+        Ok(Recovered {
+            store,
+            opened,
+            dropped,
+        })
     }
 }
 
-fn read_superblock(devices: &mut Devices) -> Result<Superblock, StoreError> {
+/// A store in memory, before anything was written.
+pub(crate) struct Recovered {
+    pub store: Store,
+    pub opened: Opened,
+    /// What recovery took out of the last record, as entries that say so.
+    pub dropped: Vec<Entry>,
+}
+
+fn read_superblock(devices: &mut Devices) -> Result<(Superblock, Option<usize>), StoreError> {
     let copies = read_copies(devices);
     let device = devices.meta.as_deref().unwrap_or(&*devices.data);
     choose(device.name(), copies)
@@ -114,11 +172,11 @@ pub(super) fn read_copies(devices: &mut Devices) -> [Result<Superblock, FormatEr
     [read_copy(&mut **device, 0), read_copy(&mut **device, 1)]
 }
 
-/// The copy that counts.
+/// The copy that counts, and which one is not the same.
 pub(super) fn choose(
     device: &str,
     copies: [Result<Superblock, FormatError>; 2],
-) -> Result<Superblock, StoreError> {
+) -> Result<(Superblock, Option<usize>), StoreError> {
     let newer =
         |copy: &Result<Superblock, FormatError>| matches!(copy, Err(FormatError::Version { .. }));
     let [first, second] = copies;
@@ -139,8 +197,11 @@ pub(super) fn choose(
     match (first, second) {
         // A copy that cannot be read is no loss: the other is as new, or one complete step older
         // with all that it needs still in place.
-        (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
-        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+        (Ok(a), Ok(b)) if a.generation == b.generation => Ok((a, None)),
+        (Ok(a), Ok(b)) if a.generation > b.generation => Ok((a, Some(1))),
+        (Ok(_), Ok(b)) => Ok((b, Some(0))),
+        (Ok(a), Err(_)) => Ok((a, Some(1))),
+        (Err(_), Ok(b)) => Ok((b, Some(0))),
         (Err(first), Err(second)) => Err(StoreError::NoStore {
             device: device.to_owned(),
             problem: format!("{first}; its copy: {second}"),

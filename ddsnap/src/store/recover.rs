@@ -13,6 +13,7 @@
 
 use super::Opened;
 use super::error::StoreError;
+use super::journal::Ring;
 use super::media::{Media, Source};
 use super::state::State;
 use crate::buffer::AlignedBuf;
@@ -71,14 +72,14 @@ impl RingReader {
         }))
     }
 
-    /// The whole record `sequence` at `position`, with the position behind it.
+    /// The whole record `sequence` at `position`.
     fn record(
         &mut self,
         media: &mut Media,
         position: u64,
         epoch: u64,
         sequence: u64,
-    ) -> Result<Option<(Vec<Entry>, u64)>, StoreError> {
+    ) -> Result<Option<Vec<Entry>>, StoreError> {
         let Some(header) = self.header(media, position, epoch)? else {
             return Ok(None);
         };
@@ -95,26 +96,36 @@ impl RingReader {
         let whole = decode(self.read(media, position, blocks)?)
             .ok()
             .filter(|(found, _)| *found == id);
-        Ok(whole.map(|(_, entries)| (entries, (position + blocks) % self.blocks)))
+        Ok(whole.map(|(_, entries)| entries))
     }
 
-    /// The record `sequence`, which begins at `position` or, if it did not fit there, at the start.
+    /// The record that follows what `ring` knows, if it is whole: at the ring's head or, if it did
+    /// not fit there, at its start. With its entries, where it begins.
     fn find(
         &mut self,
         media: &mut Media,
-        position: u64,
-        epoch: u64,
-        sequence: u64,
-    ) -> Result<Option<(Vec<Entry>, u64)>, StoreError> {
-        match self.record(media, position, epoch, sequence)? {
-            None if position != 0 => self.record(media, 0, epoch, sequence),
-            found => Ok(found),
+        ring: &Ring,
+    ) -> Result<Option<(u64, Vec<Entry>)>, StoreError> {
+        for position in [ring.head, 0] {
+            if let Some(entries) = self.record(media, position, ring.epoch, ring.sequence)? {
+                return Ok(Some((position, entries)));
+            }
         }
+        Ok(None)
     }
 }
 
 /// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
 pub(crate) type Unwritten<'u> = dyn FnMut(&mut Media, &Entry) -> Result<(), StoreError> + 'u;
+
+/// What replaying found besides the state.
+pub(crate) struct Replayed {
+    /// The ring behind the last whole record.
+    pub ring: Ring,
+    /// Takes those exceptions of the last record back whose copies were never written: they are not
+    /// in the state, but the record is in the ring.
+    pub dropped: Vec<Entry>,
+}
 
 /// Applies all whole records of the superblock's epoch to `state`. After an error it is what the records
 /// before the damage say.
@@ -124,22 +135,21 @@ pub(crate) fn replay(
     state: &mut State,
     opened: &mut Opened,
     unwritten: &mut Unwritten<'_>,
-) -> Result<(), StoreError> {
-    let epoch = superblock.epoch;
-    let mut ring = RingReader::new(superblock);
-    let mut sequence = superblock.tail_sequence;
-    let mut next = ring.find(media, superblock.tail, epoch, sequence)?;
-    while let Some((mut entries, position)) = next {
-        sequence += 1;
-        next = ring.find(media, position, epoch, sequence)?;
+) -> Result<Replayed, StoreError> {
+    let mut ring = Ring::new(superblock);
+    let mut dropped = Vec::new();
+    let mut reader = RingReader::new(superblock);
+    let mut next = reader.find(media, &ring)?;
+    while let Some((position, mut entries)) = next {
+        ring.pass(position, entries.len());
+        next = reader.find(media, &ring)?;
         let mut gap = Ok(());
         if next.is_none() {
-            gap = check_nothing_follows(media, &mut ring, epoch, sequence);
+            gap = check_nothing_follows(media, &mut reader, ring.epoch, ring.sequence);
         }
         if next.is_none() && gap.is_ok() {
-            let all = entries.len();
-            drop_unwritten(media, state, &mut entries, unwritten)?;
-            opened.dropped_records += u64::from(entries.len() < all);
+            dropped = drop_unwritten(media, state, &mut entries, unwritten)?;
+            opened.dropped_records += u64::from(!dropped.is_empty());
         }
         for entry in &entries {
             state.check(media, entry)?;
@@ -149,9 +159,9 @@ pub(crate) fn replay(
         gap?;
     }
     if opened.replayed_records == 0 {
-        check_nothing_follows(media, &mut ring, epoch, sequence)?;
+        check_nothing_follows(media, &mut reader, ring.epoch, ring.sequence)?;
     }
-    Ok(())
+    Ok(Replayed { ring, dropped })
 }
 
 /// Makes sure that no record after the missing one, `sequence`, is anywhere in the ring.
@@ -179,18 +189,23 @@ fn check_nothing_follows(
     Ok(())
 }
 
-/// Takes those exceptions out of the last record whose copies were never written.
+/// Takes those exceptions out of the last record whose copies were never written; gives the entries
+/// that say so.
 fn drop_unwritten(
     media: &mut Media,
     state: &State,
     entries: &mut Vec<Entry>,
     unwritten: &mut Unwritten<'_>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<Entry>, StoreError> {
+    let mut dropped = Vec::new();
     let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
     let mut kept = Vec::with_capacity(entries.len());
     for &entry in entries.iter() {
         if let Entry::Exception {
-            chunk, place, crc, ..
+            chunk,
+            seq,
+            place,
+            crc,
         } = entry
         {
             if !state.space.contains(place) {
@@ -198,13 +213,14 @@ fn drop_unwritten(
             }
             if checksum(media, Source::Store(place), &mut buffer)? != crc {
                 unwritten(media, &entry)?;
+                dropped.push(Entry::RemoveException { chunk, seq, place });
                 continue;
             }
         }
         kept.push(entry);
     }
     *entries = kept;
-    Ok(())
+    Ok(dropped)
 }
 
 /// Whether the origin still holds what an exception of the last record was to save.

@@ -412,6 +412,8 @@ impl Store {
             Ok(layout) => layout,
             Err(refused) => return Ok(Err(refused)),
         };
+        // Its blocks may lie where the metadata region is to end.
+        self.settle_checkpoint()?;
         if layout.data_end < self.superblock.data_end {
             let (count, last) = self
                 .state

@@ -22,7 +22,7 @@ pub(crate) struct Snapshots {
     connected: BTreeSet<u64>,
     /// Blocks of the table on disk.
     blocks: Vec<MetaBlock>,
-    /// Whether the table on disk is old.
+    /// Whether anything changed since the table was last written.
     pub dirty: bool,
 }
 
@@ -227,10 +227,9 @@ impl Snapshots {
         Ok((next, blocks))
     }
 
-    /// The table on disk is up to date and lies in `blocks`.
+    /// The table of the durable superblock lies in `blocks`.
     pub fn set_written(&mut self, blocks: Vec<MetaBlock>) {
         self.blocks = blocks;
-        self.dirty = false;
     }
 }
 

@@ -100,36 +100,29 @@ impl State {
     /// Checks an entry read from the journal against the state it is to change.
     ///
     /// Its checksum holds, so a contradiction means that something else is damaged or that a
-    /// program had a bug: either way replaying on would make it worse.
+    /// program had a bug: either way replaying on would make it worse. The trees are not asked, only
+    /// the space map, which is small: opening must not take a read for each entry.
     pub fn check(&mut self, media: &mut Media, entry: &Entry) -> Result<(), StoreError> {
         let problem = match *entry {
             Entry::Exception {
                 chunk, seq, place, ..
             } => {
-                if self.exceptions.get(media, (chunk.0, seq.0))?.is_some() {
+                if self.exceptions.has_recent((chunk.0, seq.0)) {
                     Some("an exception is recorded twice")
                 } else {
                     self.check_new(media, chunk, seq, place)?
                 }
             }
             Entry::Overlay { seq, chunk, place } => {
-                if self.overlays.get(media, (seq.0, chunk.0))?.is_some() {
+                if self.overlays.has_recent((seq.0, chunk.0)) {
                     Some("an overlay is recorded twice")
                 } else {
                     self.check_new(media, chunk, seq, place)?
                 }
             }
-            Entry::RemoveException { chunk, seq, place } => {
-                let there = self.exceptions.get(media, (chunk.0, seq.0))?;
-                there
-                    .is_none_or(|value| value.place != place.0)
-                    .then_some("an exception that is not there is removed")
-            }
-            Entry::RemoveOverlay { seq, chunk, place } => {
-                let there = self.overlays.get(media, (seq.0, chunk.0))?;
-                there
-                    .is_none_or(|value| value.place != place.0)
-                    .then_some("an overlay that is not there is removed")
+            Entry::RemoveException { place, .. } | Entry::RemoveOverlay { place, .. } => {
+                let free = !self.space.contains(place) || !self.space.is_used(media, place)?;
+                free.then_some("a store chunk is freed that is not in use")
             }
             Entry::Create { seq, tag, .. } => {
                 if seq != self.next_seq || seq.0 >= u64::MAX - 1 {

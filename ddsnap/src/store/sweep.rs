@@ -164,7 +164,7 @@ impl Store {
         let most = budget.clamp(1, self.ring.max_entries());
         let fitting = |store: &Store| {
             let mut count = most;
-            while count > 0 && store.checkpoint_cost(count, count) > store.meta.free() {
+            while count > 0 && store.checkpoint_cost(count, count) > store.free_meta_blocks() {
                 count /= 2;
             }
             count
@@ -191,11 +191,11 @@ impl Store {
     /// The store cannot go on.
     pub fn background_step(&mut self, budget: usize) -> Result<bool, StoreError> {
         self.check_latch()?;
-        if self.sweep.pending() {
+        if self.checkpoint_wanted() {
+            self.checkpoint_step()?;
+        } else if self.sweep.pending() {
             self.sweep_step(budget.max(1))?;
-        } else if self.ring.used > self.ring.blocks / 2 {
-            self.checkpoint()?;
         }
-        Ok(self.sweep.pending() || self.ring.used > self.ring.blocks / 2)
+        Ok(self.sweep.pending() || self.checkpoint_wanted())
     }
 }

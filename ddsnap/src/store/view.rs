@@ -13,6 +13,7 @@ use super::error::StoreError;
 use super::lookup::Found;
 use super::media::{Devices, Source};
 use super::no_origin::NoOrigin;
+use super::open::Recovered;
 use super::{OpenOptions, Opened, Store, recover};
 use crate::device::BlockDevice;
 use crate::format::superblock::Superblock;
@@ -27,7 +28,8 @@ impl View {
     /// # Errors
     /// There is no store, the devices do not belong to it, or it is damaged.
     pub fn open(devices: Devices, options: &OpenOptions) -> Result<(View, Opened), StoreError> {
-        let (store, opened) = Store::recover(devices, options, &mut recover::ask_origin)?;
+        let Recovered { store, opened, .. } =
+            Store::recover(devices, options, &mut recover::ask_origin)?;
         Ok((View::latched(store), opened))
     }
 
@@ -47,7 +49,9 @@ impl View {
             meta,
         };
         let mut undecided = Vec::new();
-        let (mut store, opened) = Store::recover(devices, options, &mut |_, entry| {
+        let Recovered {
+            mut store, opened, ..
+        } = Store::recover(devices, options, &mut |_, entry| {
             undecided.extend(DumpEntry::of(entry));
             Ok(())
         })?;

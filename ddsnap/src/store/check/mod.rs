@@ -143,7 +143,7 @@ fn examine(
     let copies = read_copies(&mut devices);
     let device = devices.meta.as_deref().unwrap_or(&*devices.data);
     let name = device.name().to_owned();
-    let superblock = choose(&name, copies.clone())?;
+    let (superblock, _) = choose(&name, copies.clone())?;
     check_devices(&mut devices, &superblock)?;
     compare_copies(&name, &copies, report)?;
     let mut media = Media::new(
@@ -247,10 +247,10 @@ fn replay(
             "{}; what was recorded after that is lost",
             sentence(&error)
         )),
-        Ok(()) if superblock.clean && opened.replayed_records > 0 => {
+        Ok(_) if superblock.clean && opened.replayed_records > 0 => {
             Some("the store was closed in order, but records follow".to_owned())
         }
-        Ok(()) => None,
+        Ok(_) => None,
     };
     if let Some(what) = broken {
         report(Event::Problem(Problem {

@@ -6,7 +6,9 @@
 //! grows over a block it splits in equal halves, and where one shrinks below a quarter it takes in
 //! its neighbour.
 
+use crate::buffer::AlignedBuf;
 use crate::device::Write;
+use crate::format::BLOCK_LEN;
 use crate::format::block::{BlockBuilder, Kind, PAYLOAD_LEN, Pointer, Seal};
 use crate::format::node::{self, Child, FANOUT, Interior, Key, LeafBuilder, LeafReader, Value};
 use crate::format::superblock::TreeRoot;
@@ -25,14 +27,16 @@ const FEW_BYTES: usize = PAYLOAD_LEN / 4;
 /// An interior node of fewer children takes in its neighbour.
 const FEW_CHILDREN: usize = FANOUT / 4;
 
-/// Writes the blocks of one checkpoint to places that nothing durable refers to.
+/// Writes the blocks of a checkpoint's step to places that nothing durable refers to.
 pub(crate) struct Writer<'a> {
     pub media: &'a mut Media,
     pub alloc: &'a mut MetaAlloc,
     /// Generation of the superblock that will refer to the blocks.
     pub generation: u64,
     waiting: Vec<(MetaBlock, crate::format::block::Block)>,
-    /// Blocks to free once that superblock is durable.
+    /// Blocks taken for what was put.
+    pub written: Vec<MetaBlock>,
+    /// Blocks that the new ones replace; none of them is free yet.
     pub replaced: Vec<MetaBlock>,
 }
 
@@ -43,6 +47,7 @@ impl<'a> Writer<'a> {
             alloc,
             generation,
             waiting: Vec::new(),
+            written: Vec::new(),
             replaced: Vec::new(),
         }
     }
@@ -73,6 +78,7 @@ impl<'a> Writer<'a> {
         };
         let (pointer, sealed) = payload.seal(&seal);
         self.media.remember(pointer, sealed.clone());
+        self.written.push(block);
         self.waiting.push((block, sealed));
         if self.waiting.len() >= BATCH {
             self.write_out()?;
@@ -82,12 +88,15 @@ impl<'a> Writer<'a> {
 
     /// Writes what was collected; the caller flushes.
     pub fn write_out(&mut self) -> Result<(), StoreError> {
-        let batch: Vec<_> = self
-            .waiting
-            .iter()
-            .map(|(at, block)| Write {
+        let mut bytes = AlignedBuf::zeroed(self.waiting.len() * BLOCK_LEN);
+        for (into, (_, block)) in bytes.chunks_exact_mut(BLOCK_LEN).zip(&self.waiting) {
+            into.copy_from_slice(block.bytes());
+        }
+        let parts = self.waiting.iter().zip(bytes.chunks_exact(BLOCK_LEN));
+        let batch: Vec<_> = parts
+            .map(|((at, _), from)| Write {
                 offset: at.to_offset(),
-                from: block.bytes(),
+                from,
             })
             .collect();
         self.media.write_meta(&batch)?;

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! An index: a copy-on-write tree on disk, and in memory the changes since the last checkpoint.
+//! An index: a copy-on-write tree on disk, and in memory the changes that are not in it yet.
 //!
-//! Changes are durable as journal records before they come here, so losing the memory loses
-//! nothing. A checkpoint merges them into the tree ([`merge`]).
+//! The changes are two sorted layers over the tree. What was changed since the checkpoint under way
+//! began is `recent`; what that checkpoint is merging into the tree is `frozen`, and stays until the
+//! new tree is durable. A younger layer hides an older one, so a lookup is right at any moment of a
+//! checkpoint. Changes are durable as journal records before they come here: losing the memory
+//! loses nothing.
 
 pub(crate) mod changed;
 pub(crate) mod merge;
 pub(crate) mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::{self, Peekable};
 use std::ops::Range;
 
 use super::error::StoreError;
@@ -16,6 +20,7 @@ use super::media::Media;
 use crate::format::block::Kind;
 use crate::format::node::{Key, Value};
 use crate::format::superblock::TreeRoot;
+use merge::Change;
 
 /// The key that follows `key`, if there is one.
 pub(crate) fn after(key: Key) -> Option<Key> {
@@ -29,9 +34,12 @@ pub(crate) fn after(key: Key) -> Option<Key> {
 #[derive(Debug)]
 pub(crate) struct Index {
     pub kind: Kind,
+    /// The tree of the newest durable superblock.
     pub root: TreeRoot,
-    /// Entries set (some) and taken away (none) since the last checkpoint.
-    pub recent: BTreeMap<Key, Option<Value>>,
+    /// Changes that the checkpoint under way merges, sorted by key; empty if there is none.
+    frozen: Vec<Change>,
+    /// Entries set (some) and taken away (none) since then.
+    recent: BTreeMap<Key, Option<Value>>,
 }
 
 impl Index {
@@ -39,6 +47,7 @@ impl Index {
         Index {
             kind,
             root,
+            frozen: Vec::new(),
             recent: BTreeMap::new(),
         }
     }
@@ -51,30 +60,62 @@ impl Index {
         self.recent.insert(key, None);
     }
 
-    /// What memory says of `key`: set to a value, taken away, or nothing.
-    pub fn changed(&self, key: Key) -> Option<Option<Value>> {
-        self.recent.get(&key).copied()
-    }
-
     /// Everything in memory, in order.
-    pub fn changes(&self) -> impl Iterator<Item = (Key, Option<Value>)> + '_ {
-        self.recent.iter().map(|(&key, &value)| (key, value))
+    pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
+        layers(self.recent.iter(), &self.frozen)
     }
 
     /// What lies in memory over the tree: keys in order, and whether each exists.
-    pub fn over_tree(&self, keys: Range<Key>) -> impl Iterator<Item = (Key, bool)> {
-        let recent = self.recent.range(keys);
-        recent.map(|(&key, value)| (key, value.is_some()))
+    pub fn over_tree(&self, keys: Range<Key>) -> impl Iterator<Item = (Key, bool)> + '_ {
+        let first = self.frozen.partition_point(|&(key, _)| key < keys.start);
+        let end = self.frozen.partition_point(|&(key, _)| key < keys.end);
+        let frozen = &self.frozen[first..end.max(first)];
+        layers(self.recent.range(keys), frozen).map(|(key, value)| (key, value.is_some()))
+    }
+
+    /// Changes that no checkpoint has begun to merge.
+    pub fn recent_len(&self) -> usize {
+        self.recent.len()
+    }
+
+    /// Changes that the checkpoint under way merges, sorted by key.
+    pub fn frozen(&self) -> &[Change] {
+        &self.frozen
+    }
+
+    /// A checkpoint begins: what changed until now is what it merges.
+    pub fn freeze(&mut self) {
+        debug_assert!(self.frozen.is_empty(), "one checkpoint at a time");
+        self.frozen = std::mem::take(&mut self.recent).into_iter().collect();
+    }
+
+    /// The checkpoint is durable: its tree has what was frozen.
+    pub fn thaw(&mut self, root: TreeRoot) {
+        self.root = root;
+        self.frozen = Vec::new();
+    }
+
+    /// What the layers in memory say of `key`: changed to a value, taken away, or nothing.
+    pub fn changed(&self, key: Key) -> Option<Option<Value>> {
+        if let Some(&value) = self.recent.get(&key) {
+            return Some(value);
+        }
+        let place = self.frozen.binary_search_by_key(&key, |&(key, _)| key);
+        place.ok().map(|place| self.frozen[place].1)
+    }
+
+    /// Whether `key` was given a value since the last checkpoint.
+    pub fn has_recent(&self, key: Key) -> bool {
+        self.changed(key).flatten().is_some()
     }
 
     /// The value of `key`.
     pub fn get(&self, media: &mut Media, key: Key) -> Result<Option<Value>, StoreError> {
-        if let Some(&value) = self.recent.get(&key) {
+        if let Some(value) = self.changed(key) {
             return Ok(value);
         }
-        let mut cursor = tree::Cursor::seek(media, self.kind, &self.root, key)?;
-        Ok(cursor
-            .next(media)?
+        let found = tree::first_from(media, self.kind, &self.root, key)?;
+        Ok(found
             .filter(|&(found, _)| found == key)
             .map(|(_, value)| value))
     }
@@ -85,7 +126,19 @@ impl Index {
         media: &mut Media,
         from: Key,
     ) -> Result<Option<(Key, Value)>, StoreError> {
-        Ok(self.scan(media, from, 1)?.pop())
+        let recent = self.recent.range(from..).next();
+        let recent = recent.map(|(&key, &value)| (key, value));
+        let place = self.frozen.partition_point(|&(key, _)| key < from);
+        let frozen = self.frozen.get(place).copied();
+        let stored = tree::first_from(media, self.kind, &self.root, from)?;
+        let stored = stored.map(|(key, value)| (key, Some(value)));
+        // Of equal keys the first, and that is the youngest layer's.
+        let heads = [recent, frozen, stored].into_iter().flatten();
+        match heads.min_by_key(|&(key, _)| key) {
+            Some((key, Some(value))) => Ok(Some((key, value))),
+            Some((_, None)) => self.entries(media, from)?.next(media),
+            None => Ok(None),
+        }
     }
 
     /// Up to `limit` entries at or after `from`, in order.
@@ -95,30 +148,107 @@ impl Index {
         from: Key,
         limit: usize,
     ) -> Result<Vec<(Key, Value)>, StoreError> {
+        let mut entries = self.entries(media, from)?;
         let mut found = Vec::new();
-        let mut recent = self.recent.range(from..).peekable();
-        let mut cursor = tree::Cursor::seek(media, self.kind, &self.root, from)?;
-        let mut old = cursor.next(media)?;
         while found.len() < limit {
-            match (old, recent.peek()) {
-                (Some((key, value)), None) => {
-                    found.push((key, value));
-                    old = cursor.next(media)?;
-                }
-                (Some((key, value)), Some(&(&new, _))) if key < new => {
-                    found.push((key, value));
-                    old = cursor.next(media)?;
-                }
-                (_, Some(&(&new, &value))) => {
-                    if old.is_some_and(|(key, _)| key == new) {
-                        old = cursor.next(media)?;
-                    }
-                    found.extend(value.map(|value| (new, value)));
-                    recent.next();
-                }
-                (None, None) => break,
+            match entries.next(media)? {
+                Some(entry) => found.push(entry),
+                None => break,
             }
         }
         Ok(found)
+    }
+
+    /// Walks the entries at or after `from`, in order.
+    pub fn entries(&self, media: &mut Media, from: Key) -> Result<Entries<'_>, StoreError> {
+        let mut tree = tree::Cursor::seek(media, self.kind, &self.root, from)?;
+        let stored = tree.next(media)?;
+        let first = self.frozen.partition_point(|&(key, _)| key < from);
+        Ok(Entries {
+            recent: self.recent.range(from..).peekable(),
+            frozen: &self.frozen[first..],
+            tree,
+            stored,
+        })
+    }
+
+    /// Reads the leaves that cover `keys` into the cache, those that are missing in parallel.
+    /// Errors are left to who looks a key up.
+    pub fn prefetch(&self, media: &mut Media, keys: &[Key]) {
+        let Some((pointer, mut level, _)) = self.root.root else {
+            return;
+        };
+        let mut nodes = vec![pointer];
+        while level > 0 {
+            let Ok(children) = tree::children_covering(media, self.kind, level, &nodes, keys)
+            else {
+                return;
+            };
+            level -= 1;
+            media.prefetch(children.iter().copied(), self.kind, level);
+            nodes = children;
+        }
+    }
+}
+
+/// Two sorted layers as one: of equal keys the younger layer's.
+fn layers<'a>(
+    young: impl Iterator<Item = (&'a Key, &'a Option<Value>)> + 'a,
+    old: &'a [Change],
+) -> impl Iterator<Item = Change> + 'a {
+    let mut young = young.map(|(&key, &value)| (key, value)).peekable();
+    let mut old = old.iter().copied().peekable();
+    iter::from_fn(move || match (young.peek(), old.peek()) {
+        (Some(&(younger, _)), Some(&(older, _))) if older < younger => old.next(),
+        (Some(&(younger, _)), Some(&(older, _))) => {
+            if older == younger {
+                old.next();
+            }
+            young.next()
+        }
+        (None, _) => old.next(),
+        (_, None) => young.next(),
+    })
+}
+
+/// A walk over the entries of an [`Index`]: three sorted layers as one.
+pub(crate) struct Entries<'a> {
+    recent: Peekable<btree_map::Range<'a, Key, Option<Value>>>,
+    frozen: &'a [Change],
+    tree: tree::Cursor,
+    /// The tree's entry that is next.
+    stored: Option<(Key, Value)>,
+}
+
+impl Entries<'_> {
+    /// The next entry; none at the end.
+    pub fn next(&mut self, media: &mut Media) -> Result<Option<(Key, Value)>, StoreError> {
+        loop {
+            let recent = self.recent.peek().map(|&(&key, &value)| (key, value));
+            let frozen = self.frozen.first().copied();
+            let stored = self.stored.map(|(key, value)| (key, Some(value)));
+            let heads = [recent, frozen, stored];
+            let Some(key) = heads.iter().flatten().map(|&(key, _)| key).min() else {
+                return Ok(None);
+            };
+            let of_key = |head: &Option<Change>| head.is_some_and(|(found, _)| found == key);
+            // The youngest layer that knows the key decides.
+            let value = heads
+                .iter()
+                .find(|head| of_key(head))
+                .and_then(|head| head.and_then(|(_, value)| value));
+            if of_key(&heads[0]) {
+                self.recent.next();
+            }
+            if of_key(&heads[1]) {
+                self.frozen = &self.frozen[1..];
+            }
+            if of_key(&heads[2]) {
+                self.stored = self.tree.next(media)?;
+            }
+            if let Some(value) = value {
+                return Ok(Some((key, value)));
+            }
+        }
     }
 }

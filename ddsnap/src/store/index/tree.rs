@@ -2,7 +2,7 @@
 //! Reading a tree: a cursor that walks entries in order, and a walk over the nodes themselves.
 
 use crate::format::block::{Block, Kind, Pointer};
-use crate::format::node::{Interior, Key, LeafReader, Value};
+use crate::format::node::{Interior, Key, LeafReader, Value, leaf_first_from};
 use crate::format::superblock::TreeRoot;
 use crate::store::error::StoreError;
 use crate::store::media::Media;
@@ -101,6 +101,30 @@ impl Cursor {
     }
 }
 
+/// The first entry at or after `from`: what [`Cursor`] finds, without the means to go on.
+pub(crate) fn first_from(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    from: Key,
+) -> Result<Option<(Key, Value)>, StoreError> {
+    let Some((mut pointer, level, _)) = root.root else {
+        return Ok(None);
+    };
+    for level in (1..=level).rev() {
+        let block = media.block(pointer, kind, level)?;
+        let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+        pointer = node.child(node.find(from)).pointer;
+    }
+    let block = media.block(pointer, kind, 0)?;
+    let found = leaf_first_from(&block, from).map_err(|source| media.damaged(pointer, source))?;
+    match found {
+        Some(found) => Ok(Some(found)),
+        // It is the first of a leaf further on, if there is one.
+        None => Cursor::seek(media, kind, root, from)?.next(media),
+    }
+}
+
 /// Calls `visit` with the place of every node; leaves are named by their parents, not read.
 pub(crate) fn walk(
     media: &mut Media,
@@ -127,4 +151,53 @@ pub(crate) fn walk(
         }
     }
     Ok(nodes)
+}
+
+/// The children, of nodes of one level, that cover `keys`; each once.
+pub(crate) fn children_covering(
+    media: &mut Media,
+    kind: Kind,
+    level: u8,
+    nodes: &[Pointer],
+    keys: &[Key],
+) -> Result<Vec<Pointer>, StoreError> {
+    let mut parents = Vec::with_capacity(nodes.len());
+    for &pointer in nodes {
+        let block = media.block(pointer, kind, level)?;
+        parents.push(Interior::new(block).map_err(|source| media.damaged(pointer, source))?);
+    }
+    parents.sort_by_key(|node| node.child(0).key);
+    let mut children = Vec::with_capacity(keys.len());
+    for &key in keys {
+        let index = parents.partition_point(|node| node.child(0).key <= key);
+        let node = &parents[index.saturating_sub(1)];
+        children.push(node.child(node.find(key)).pointer);
+    }
+    children.sort_by_key(|pointer| pointer.block.0);
+    children.dedup();
+    Ok(children)
+}
+
+/// The first key behind the node of level 1 that covers `key`; none if it is the last.
+pub(crate) fn end_of_branch(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    key: Key,
+) -> Result<Option<Key>, StoreError> {
+    let mut end = None;
+    let Some((mut pointer, mut level, _)) = root.root else {
+        return Ok(None);
+    };
+    while level > 1 {
+        let block = media.block(pointer, kind, level)?;
+        let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+        let index = node.find(key);
+        if index + 1 < node.len() {
+            end = Some(node.child(index + 1).key);
+        }
+        pointer = node.child(index).pointer;
+        level -= 1;
+    }
+    Ok(end)
 }

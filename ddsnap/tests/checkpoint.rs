@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Checkpoints of many slices between requests: whatever moment the power is cut, every copy-out that
+//! was acknowledged is found.
+
+mod harness;
+
+use ddsnap::device::memory::{Event, Machine, Rng, Survival};
+use ddsnap::store::{Done, Location, Op, Store};
+use ddsnap::units::{Chunk, SnapTag};
+use harness::volume::{Shape, Volume};
+use harness::{number_from_env, seed};
+
+/// Enough that a checkpoint has a few thousand changes, several branches of the tree and many slices.
+const SHAPE: Shape = Shape {
+    chunk_bytes: 512,
+    origin_chunks: 60_000,
+    data_bytes: 40 << 20,
+    meta_bytes: 0,
+    snapshots: 4,
+};
+
+/// What must be found: the snapshots, and of each chunk the newest one that has it saved.
+#[derive(Clone, Default)]
+struct Acknowledged {
+    tags: Vec<SnapTag>,
+    saved: Vec<(SnapTag, Chunk)>,
+}
+
+impl Acknowledged {
+    fn check(&self, store: &mut Store) -> Result<(), String> {
+        let tags: Vec<_> = store.snapshots().iter().map(|s| s.tag).collect();
+        if tags != self.tags {
+            return Err(format!("snapshots are {tags:?}, not {:?}", self.tags));
+        }
+        for &(tag, chunk) in &self.saved {
+            match store.locate(tag, chunk) {
+                Ok(Ok(Location::Store(_))) => {}
+                other => return Err(format!("snapshot {tag} chunk {chunk}: {other:?}")),
+            }
+        }
+        store.audit(true).map_err(|error| error.to_string())
+    }
+}
+
+#[test]
+fn a_checkpoint_between_requests_loses_nothing() {
+    let mut rng = Rng::new(seed());
+    let mut volume = Volume::new(SHAPE);
+    let mut known = Acknowledged::default();
+    let mut crashes = [0, 0];
+    for round in 0..number_from_env("DDSNAP_CHECKPOINT_ROUNDS", 800) {
+        if round % 150 == 0 {
+            let tag = SnapTag(known.tags.len() as u32);
+            volume.store.create(tag, 1).unwrap().unwrap();
+            known.tags.push(tag);
+        }
+        // Dense and scattered groups: slices of one branch, and of many.
+        let start = rng.below(SHAPE.origin_chunks - 100);
+        let scattered = rng.chance(70);
+        let chunks: Vec<Chunk> = (0..100)
+            .map(|i| {
+                Chunk(if scattered {
+                    rng.below(SHAPE.origin_chunks)
+                } else {
+                    start + i
+                })
+            })
+            .collect();
+        let ops: Vec<Op> = chunks.iter().map(|&chunk| Op::OriginWrite(chunk)).collect();
+        let answers = volume.store.commit(&ops).unwrap();
+        assert!(answers.iter().all(|answer| *answer == Ok(Done::Unique)));
+        let newest = *known.tags.last().unwrap();
+        known
+            .saved
+            .extend(chunks.iter().map(|&chunk| (newest, chunk)));
+        if rng.chance(20) {
+            volume.store.background_step(64).unwrap();
+        }
+        let under_way = volume.store.is_checkpoint_under_way();
+        if rng.chance(if under_way { 40 } else { 3 }) {
+            crashes[usize::from(under_way)] += 1;
+            let survival = match rng.below(3) {
+                0 => Survival::None,
+                1 => Survival::ProcessKilled,
+                _ => Survival::Sectors(50),
+            };
+            let machine = volume.machine.moment().cut(survival, &mut rng);
+            let (mut store, _) = SHAPE.open(&machine).unwrap();
+            known
+                .check(&mut store)
+                .unwrap_or_else(|problem| panic!("seed {} round {round}: {problem}", seed()));
+            if rng.chance(20) {
+                (volume.machine, volume.store) = (machine, store);
+            }
+        }
+    }
+    known.check(&mut volume.store).unwrap();
+    println!("crashes between checkpoints and within one: {crashes:?}");
+    assert!(crashes.iter().all(|&count| count > 3), "{crashes:?}");
+}
+
+/// The copy of the superblock that recovery read was the only good one of its generation, when the
+/// next checkpoint overwrote it first: torn there, the store was left with the older copy, whose
+/// blocks had been used again.
+#[test]
+fn a_crash_between_the_superblock_copies_and_one_in_the_checkpoint_after_it() {
+    let shape = Shape {
+        chunk_bytes: 4096,
+        origin_chunks: 400,
+        data_bytes: 4 << 20,
+        meta_bytes: 0,
+        snapshots: 2,
+    };
+    let mut rng = Rng::new(seed());
+    let mut volume = Volume::new(shape);
+    let mut known = Acknowledged::default();
+    volume.store.create(SnapTag(1), 1).unwrap().unwrap();
+    known.tags.push(SnapTag(1));
+    let mut chunk = 0;
+    let mut save = |store: &mut Store, known: &mut Acknowledged| {
+        let answers = store
+            .commit(&[Op::OriginWrite(Chunk(chunk % 400))])
+            .unwrap();
+        assert_eq!(answers, [Ok(Done::Unique)]);
+        known.saved.push((SnapTag(1), Chunk(chunk % 400)));
+        chunk += 7;
+    };
+    // Up to the end of a second checkpoint, so that there are replaced blocks.
+    let mut ends = 0;
+    let mut before = volume.machine.moment();
+    volume.machine.record();
+    while ends < 2 {
+        save(&mut volume.store, &mut known);
+        while volume.store.background_step(64).unwrap() {}
+        let events = volume.machine.recorded();
+        let flushes = |event: &&Event| matches!(event, Event::Flush { .. });
+        // A record takes one flush, a checkpoint three more.
+        if events.iter().filter(flushes).count() < 4 {
+            before = volume.machine.moment();
+            volume.machine.record();
+            continue;
+        }
+        ends += 1;
+        // The last copy-out is acknowledged only behind the flush of its record.
+        let mut known = known.clone();
+        known.saved.pop();
+        let mut moment = before.clone();
+        for event in &events {
+            moment.advance(event);
+            let machine = moment.cut(Survival::All, &mut rng);
+            again_in_the_next_checkpoint(&shape, &machine, &known, &mut rng);
+        }
+        before = volume.machine.moment();
+        volume.machine.record();
+    }
+}
+
+fn again_in_the_next_checkpoint(
+    shape: &Shape,
+    machine: &Machine,
+    known: &Acknowledged,
+    rng: &mut Rng,
+) {
+    let before = machine.moment();
+    machine.record();
+    let (mut store, _) = shape.open(machine).expect("open");
+    // A change to the snapshot makes each checkpoint write blocks, as does this one on closing.
+    store
+        .set_priority(SnapTag(1), 1)
+        .expect("priority")
+        .expect("known");
+    store.close().expect("close");
+    let mut moment = before;
+    for event in &machine.recorded() {
+        moment.advance(event);
+        for survival in [Survival::None, Survival::All, Survival::Sectors(50)] {
+            let machine = moment.cut(survival, rng);
+            let (mut store, _) = shape.open(&machine).expect("open again");
+            known
+                .check(&mut store)
+                .unwrap_or_else(|problem| panic!("seed {}: {problem}", seed()));
+        }
+    }
+}
