@@ -15,7 +15,8 @@ use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::control::{Reply, Request};
 use crate::units::{ChunkRun, ChunkShift, SnapTag};
 
-pub use crate::protocol::control::{ChannelState, Snapshot, SnapshotState, Status, Usage};
+pub use crate::protocol::control::{ChannelState, MANY, Row, Snapshot, SnapshotState, Status};
+pub use crate::protocol::space::Level;
 
 /// How long a call waits if nobody says otherwise: longer than the server's own limit for making a
 /// snapshot, so that its reason is seen and not this one.
@@ -89,6 +90,17 @@ impl ClientError {
     pub fn is_connect(&self) -> bool {
         matches!(self, ClientError::Connect { .. })
     }
+}
+
+/// What the status table shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// The store as a whole.
+    pub status: Status,
+    /// Each chunk once, by how many others share it: as [`Row::shared_with`].
+    pub totals: Vec<(u32, u64)>,
+    /// Oldest snapshot first.
+    pub rows: Vec<Row>,
 }
 
 /// Sizes asked for, in bytes; none: as it is.
@@ -250,30 +262,38 @@ impl Client {
         }
     }
 
-    /// The store's state.
+    /// The store's state, as far as it need not be counted.
     ///
     /// # Errors
     /// The connection's errors.
     pub fn status(&mut self) -> Result<Status> {
-        Ok(self.usage()?.0)
+        match self.call(Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            other => Err(self.unexpected(&other)),
+        }
     }
 
-    /// The store's state and the rows of its table, oldest snapshot first.
+    /// The store's state and what each snapshot uses of it. The server counts that, which takes seconds
+    /// for tens of millions of chunks; `progress` is told every second how many index entries were looked
+    /// at, and of about how many. The time limit is for each such word of the server.
     ///
     /// # Errors
-    /// The connection's errors.
-    pub fn usage(&mut self) -> Result<(Status, Vec<Usage>)> {
-        let status = match self.call(Request::Status)? {
-            Reply::Status(status) => status,
+    /// Refused with `EIO` (the index cannot be read); or the connection's errors.
+    pub fn usage(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Usage> {
+        let mut usage = match self.call_long(Request::Usage, progress)? {
+            Reply::Usage { status, totals } => Usage {
+                status,
+                totals,
+                rows: Vec::new(),
+            },
             other => return Err(self.unexpected(&other)),
         };
-        let mut all = Vec::new();
         loop {
             match self.receive()? {
-                Reply::Usage { last, rows } => {
-                    all.extend(rows);
+                Reply::Rows { last, rows } => {
+                    usage.rows.extend(rows);
                     if last {
-                        return Ok((status, all));
+                        return Ok(usage);
                     }
                 }
                 other => return Err(self.unexpected(&other)),

@@ -785,3 +785,47 @@ fn a_dump_is_in_the_log() {
         assert!(ran.stderr.contains(words), "{ran:?}");
     }
 }
+
+#[test]
+fn list_and_status_speak_json() {
+    let mut volume = Volume::with_agent();
+    volume.start_server();
+    let socket = volume.socket();
+    good(&["create", &socket, "4"]);
+    good(&["usecount", &socket, "4", "2"]);
+    good(&["create", &socket, "2"]);
+    let parse = |args: &[&str]| -> serde_json::Value { serde_json::from_str(&good(args)).unwrap() };
+    let list = parse(&["list", "--json", &socket]);
+    assert_eq!(list["schema"], "ddsnap-list-1");
+    let tags: Vec<_> = list["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| &s["tag"])
+        .collect();
+    assert_eq!(tags, [4, 2]);
+    assert_eq!(list["snapshots"][0]["usecount"]["persistent"], 2);
+    let status = parse(&["status", &socket, "--json"]);
+    assert_eq!(status["schema"], "ddsnap-status-1");
+    assert_eq!(status["store"]["origin_bytes"], 8 << 20);
+    assert_eq!(status["store"]["channel"], "absent");
+    assert_eq!(status["warning"], serde_json::Value::Null);
+    assert_eq!(status["snapshots"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        status["snapshots"][1]["created"],
+        list["snapshots"][1]["created"]
+    );
+    assert_eq!(status["totals"]["bytes"], 0);
+    let one = parse(&["status", "--json", &socket, "2"]);
+    assert_eq!(one["snapshots"].as_array().unwrap().len(), 1);
+    let none = ddsnap_with(&["status", "--json", &socket, "7"]);
+    assert_eq!((none.code, none.stdout.as_str()), (1, ""));
+    assert!(
+        none.stderr.contains("because snapshot doesn't exist"),
+        "{none:?}"
+    );
+    assert_eq!(
+        ddsnap_with(&["status", "--json", "--list", &socket]).code,
+        1
+    );
+}

@@ -70,7 +70,7 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
                 }
                 seen.push((info.tag.0, info.origin_chunks, bytes));
             }
-            let (status, sharing) = (view.status(), view.sharing().unwrap());
+            let (status, counts) = (view.status(), view.count().unwrap());
             assert!(machine.recorded().is_empty(), "the view wrote or flushed");
 
             let (mut store, truth) = shape.open(&machine).unwrap();
@@ -83,7 +83,7 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
                     .map(|(tag, n, _)| (*tag, *n))
                     .collect::<Vec<_>>()
             );
-            assert_eq!(sharing, store.sharing().unwrap());
+            assert_eq!(counts, store.count().unwrap());
             assert_eq!(
                 (status.free_chunks, status.origin_chunks),
                 (store.status().free_chunks, store.status().origin_chunks)

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use clap::Args;
 
+use super::json;
 use super::numbers::ctime;
 use super::output::print;
 use crate::client::{Client, Snapshot};
@@ -16,12 +17,20 @@ pub struct List {
     /// The server's control socket: a path, or @NAME for an abstract one.
     #[arg(value_name = "SOCK")]
     socket: String,
+    /// Print JSON, schema ddsnap-list-1.
+    #[arg(long)]
+    json: bool,
 }
 
 impl List {
     pub fn run(&self) -> Result<u8> {
         let snapshots = Client::connect(&self.socket)?.list()?;
-        print(&render(&snapshots, ctime))?;
+        let text = if self.json {
+            json::list(&snapshots)?
+        } else {
+            render(&snapshots, ctime)
+        };
+        print(&text)?;
         Ok(0)
     }
 }

@@ -13,6 +13,7 @@ mod delta;
 mod dump;
 mod extract;
 mod initialize;
+mod json;
 mod list;
 mod numbers;
 mod offline;

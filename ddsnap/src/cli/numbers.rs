@@ -40,6 +40,12 @@ pub fn ctime(seconds: i64) -> String {
     ctime_in(seconds, jiff::tz::TimeZone::system())
 }
 
+/// UTC as RFC 3339 has it: `2026-11-22T01:44:39Z`; none outside the years -9999 to 9999.
+#[must_use]
+pub fn rfc3339(seconds: i64) -> Option<String> {
+    Some(jiff::Timestamp::from_second(seconds).ok()?.to_string())
+}
+
 fn ctime_in(seconds: i64, zone: jiff::tz::TimeZone) -> String {
     match jiff::Timestamp::from_second(seconds) {
         Ok(time) => time
@@ -96,5 +102,7 @@ mod tests {
             "Sun Nov 22 01:44:39 2026"
         );
         assert_eq!(ctime_in(1, utc), "Thu Jan  1 00:00:01 1970");
+        assert_eq!(rfc3339(1).unwrap(), "1970-01-01T00:00:01Z");
+        assert_eq!(rfc3339(i64::MIN), None);
     }
 }

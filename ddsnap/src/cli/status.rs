@@ -9,8 +9,9 @@ use nix::errno::Errno;
 
 use super::numbers::{ctime, thousands};
 use super::output::print;
-use super::{refused, snap_tag};
-use crate::client::{Client, ClientError, Snapshot, SnapshotState, Status as StoreStatus, Usage};
+use super::progress::counting;
+use super::{json, refused, snap_tag};
+use crate::client::{Client, ClientError, Level, MANY, Snapshot, SnapshotState, Usage};
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
 
 /// Exit code of --state: the state cannot be told.
@@ -41,6 +42,9 @@ pub struct Status {
     /// (99 if the server cannot be reached).
     #[arg(long, group = "what")]
     state: bool,
+    /// Print JSON, schema ddsnap-status-1.
+    #[arg(long, group = "what")]
+    json: bool,
 }
 
 impl Status {
@@ -59,17 +63,31 @@ impl Status {
         if self.size {
             return self.size(&mut client);
         }
-        let (status, mut rows) = client.usage()?;
+        let bar = counting()?;
+        let result = client.usage(&mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        let mut usage = match result {
+            Err(error) => return refused("show status", Err(error)),
+            Ok(usage) => usage,
+        };
         if let Some(tag) = self.tag {
-            rows.retain(|row| row.snapshot.tag == tag);
-            if rows.is_empty() {
+            usage.rows.retain(|row| row.snapshot.tag == tag);
+            if usage.rows.is_empty() {
                 let reason = "snapshot doesn't exist".to_owned();
                 let errno = Errno::ENOENT as i32;
                 let refusal = ClientError::Refused { errno, reason };
                 return refused(&format!("show snapshot {tag}"), Err(refusal));
             }
         }
-        print(&render(&status, &rows, self.verbose, ctime))?;
+        let text = if self.json {
+            json::status(&usage)?
+        } else {
+            render(&usage, self.verbose, ctime)
+        };
+        print(&text)?;
         Ok(0)
     }
 
@@ -115,12 +133,8 @@ fn print_ids(snapshots: &[Snapshot]) -> Result<u8> {
 }
 
 /// The status table. Its columns are what scripts cut out.
-fn render(
-    status: &StoreStatus,
-    rows: &[Usage],
-    verbose: bool,
-    time: impl Fn(i64) -> String,
-) -> String {
+fn render(usage: &Usage, verbose: bool, time: impl Fn(i64) -> String) -> String {
+    let Usage { status, rows, .. } = usage;
     let mut text = String::new();
     let chunk_bytes = status.chunk.bytes();
     let (free, all) = (status.free_chunks, status.data_chunks);
@@ -149,7 +163,7 @@ fn render(
     let _ = writeln!(text, "Creation time: {}", time(status.created));
 
     let columns = if verbose {
-        Columns::EachDegree(most_shared(rows))
+        Columns::EachDegree(most_shared(usage))
     } else {
         Columns::Shared
     };
@@ -160,7 +174,7 @@ fn render(
     match columns {
         Columns::Shared => text.push_str("   Shared"),
         Columns::EachDegree(most) => {
-            (1..=most).for_each(|others| text.push_str(&cell(format!("{others}X"))));
+            (1..=most).for_each(|others| text.push_str(&cell(degree_name(others))));
         }
     }
     text.push('\n');
@@ -175,14 +189,14 @@ fn render(
             snapshot.priority
         );
         let squashed = snapshot.state == SnapshotState::Squashed;
-        for count in columns.counts(row) {
+        for count in columns.sums(&row.shared_with) {
             text.push_str(&if squashed { cell("!") } else { cell(count) });
         }
         text.push('\n');
     }
     let _ = write!(text, "{:<43}", "totals");
     columns
-        .totals(rows)
+        .sums(&usage.totals)
         .into_iter()
         .for_each(|total| text.push_str(&cell(total)));
     text.push('\n');
@@ -195,6 +209,9 @@ fn render(
     if !status.fault.is_empty() {
         let _ = writeln!(text, "Store failed: {}", status.fault);
     }
+    if let Some(warning) = Level::of(status).warning(status) {
+        let _ = writeln!(text, "Warning: {warning}");
+    }
     text
 }
 
@@ -203,12 +220,18 @@ fn cell(value: impl std::fmt::Display) -> String {
 }
 
 /// The most others that any chunk is shared with; at least 1, so that there is a column.
-fn most_shared(rows: &[Usage]) -> u32 {
-    let degrees = rows
-        .iter()
-        .flat_map(|row| &row.shared_with)
-        .map(|&(others, _)| others);
+fn most_shared(usage: &Usage) -> u32 {
+    let shares = usage.rows.iter().flat_map(|row| &row.shared_with);
+    let degrees = shares.chain(&usage.totals).map(|&(others, _)| others);
     degrees.max().unwrap_or(0).max(1)
+}
+
+fn degree_name(others: u32) -> String {
+    if others == MANY {
+        format!(">={others}X")
+    } else {
+        format!("{others}X")
+    }
 }
 
 /// What follows `Unshared` in the table.
@@ -221,70 +244,33 @@ enum Columns {
 }
 
 impl Columns {
-    /// A row's numbers: all chunks, unshared ones, and the columns behind.
-    fn counts(self, row: &Usage) -> Vec<u64> {
-        self.fold(std::slice::from_ref(row))
-            .into_iter()
-            .map(|shares| shares.references)
-            .collect()
-    }
-
-    /// The store's chunks behind the numbers: what is shared by n snapshots counts once.
-    fn totals(self, rows: &[Usage]) -> Vec<u64> {
-        self.fold(rows)
-            .into_iter()
-            .map(|shares| shares.chunks())
-            .collect()
-    }
-
-    fn fold(self, rows: &[Usage]) -> Vec<Shares> {
+    /// A line's numbers: all chunks, unshared ones, and the columns behind.
+    fn sums(self, shares: &[(u32, u64)]) -> Vec<u64> {
         let degrees = match self {
             Columns::Shared => 1,
             Columns::EachDegree(most) => most as usize,
         };
-        let mut columns = vec![Shares::default(); 2 + degrees];
-        for &(others, chunks) in rows.iter().flat_map(|row| &row.shared_with) {
-            columns[0].add(others, chunks);
+        let mut sums = vec![0; 2 + degrees];
+        for &(others, chunks) in shares {
             let column = match (others, self) {
                 (0, _) => 1,
                 (_, Columns::Shared) => 2,
                 (others, Columns::EachDegree(_)) => 1 + others as usize,
             };
-            columns[column].add(others, chunks);
+            sums[0] += chunks;
+            sums[column] += chunks;
         }
-        columns
-    }
-}
-
-/// References to chunks, and what they are worth in chunks.
-#[derive(Clone, Default)]
-struct Shares {
-    references: u64,
-    /// References by degree of sharing: others, references.
-    by_degree: std::collections::BTreeMap<u32, u64>,
-}
-
-impl Shares {
-    fn add(&mut self, others: u32, references: u64) {
-        self.references += references;
-        *self.by_degree.entry(others).or_default() += references;
-    }
-
-    fn chunks(&self) -> u64 {
-        self.by_degree
-            .iter()
-            .map(|(&others, references)| references / (u64::from(others) + 1))
-            .sum()
+        sums
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::ChannelState;
+    use crate::client::{ChannelState, Row, Status as StoreStatus};
     use crate::units::{ChunkShift, SnapSeq};
 
-    fn row(tag: u32, usecount: u32, squashed: bool, shared_with: &[(u32, u64)]) -> Usage {
+    fn row(tag: u32, usecount: u32, squashed: bool, shared_with: &[(u32, u64)]) -> Row {
         let state = if squashed {
             SnapshotState::Squashed
         } else {
@@ -300,10 +286,19 @@ mod tests {
             devices: 0,
             sectors: 16384,
         };
-        Usage {
+        Row {
             snapshot,
             shared_with: shared_with.to_vec(),
         }
+    }
+
+    fn table(status: StoreStatus, rows: &[Row], totals: &[(u32, u64)], verbose: bool) -> String {
+        let usage = Usage {
+            status,
+            totals: totals.to_vec(),
+            rows: rows.to_vec(),
+        };
+        render(&usage, verbose, time)
     }
 
     fn status() -> StoreStatus {
@@ -313,11 +308,13 @@ mod tests {
             free_chunks: 443,
             meta_blocks: 200,
             free_meta_blocks: 66,
+            reserved_meta_blocks: 41,
             separate_meta: false,
             origin_sectors: 16384,
             created: 39,
             deleting: 0,
             channel: ChannelState::Absent,
+            refusing: false,
             fault: String::new(),
         }
     }
@@ -347,7 +344,7 @@ Creation time: Sun Nov 22 01:44:39 2026
 totals                                             2        1        1
 Metadata usage: 548,864 bytes
 ";
-        assert_eq!(render(&status(), &rows, false, time), expected);
+        assert_eq!(table(status(), &rows, &[(0, 1), (1, 1)], false), expected);
     }
 
     #[test]
@@ -357,7 +354,7 @@ Metadata usage: 548,864 bytes
             row(1, 0, false, &[(1, 4), (2, 3)]),
             row(2, 0, false, &[(1, 4), (2, 3)]),
         ];
-        let text = render(&status(), &rows, true, time);
+        let text = table(status(), &rows, &[(0, 5), (1, 4), (2, 3)], true);
         let table: Vec<&str> = text.lines().skip(4).take(5).collect();
         assert_eq!(
             table,
@@ -377,7 +374,7 @@ Metadata usage: 548,864 bytes
             separate_meta: true,
             ..status()
         };
-        let text = render(&status, &[row(7, 2, true, &[])], false, time);
+        let text = table(status, &[row(7, 2, true, &[])], &[], false);
         let expected = "\
 Snapshot metadata block size = 4096; 66 of 200 chunks free
 Snapshot data store chunk size = 8192; 443 of 512 chunks free
@@ -398,9 +395,37 @@ Metadata usage: 548,864 bytes
             fault: "disk on fire".into(),
             ..status()
         };
-        let text = render(&status, &[], false, time);
+        let text = table(status, &[], &[], false);
         assert!(
             text.ends_with("bytes\nStore failed: disk on fire\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn sharing_with_many_has_one_column() {
+        let rows = [row(0, 0, false, &[(1, 1), (MANY, 7)])];
+        let text = table(status(), &rows, &[(1, 1), (MANY, 7)], true);
+        let heading = text.lines().nth(4).unwrap();
+        assert!(
+            heading.ends_with("      62X      63X    >=64X"),
+            "{heading}"
+        );
+        let totals = text.lines().nth(6).unwrap();
+        assert!(totals.ends_with("        0        7"), "{totals}");
+        assert_eq!(heading.len(), totals.len());
+    }
+
+    #[test]
+    fn a_store_that_is_nearly_full_warns_last() {
+        let nearly = StoreStatus {
+            free_chunks: 51,
+            ..status()
+        };
+        let text = table(nearly, &[], &[], false);
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("Warning: the snapshot store is nearly full: 9 % of its data chunks"),
             "{text}"
         );
     }

@@ -11,11 +11,12 @@ use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag};
 const CREATE_SNAPSHOT: u16 = 0x0010;
 const DELETE_SNAPSHOT: u16 = 0x0011;
 const LIST_SNAPSHOTS: u16 = 0x0012;
-const STATUS: u16 = 0x0013;
 const SNAPSHOT_STATE: u16 = 0x0014;
 const SNAPSHOT_SECTORS: u16 = 0x0015;
 const PRIORITY: u16 = 0x0016;
 const USECOUNT: u16 = 0x0017;
+const STATUS: u16 = 0x0020;
+const USAGE: u16 = 0x0021;
 const RESIZE: u16 = 0x0030;
 const CHANGELIST: u16 = 0x0040;
 const DUMP_TREE: u16 = 0x0050;
@@ -23,8 +24,8 @@ const DUMP_TREE: u16 = 0x0050;
 /// Set in the code of a reply, whose other bits are the request's.
 const REPLY: u16 = 0x8000;
 const ERROR: u16 = REPLY;
-/// The pages of table rows that follow a status.
-const USAGE: u16 = 0x8018;
+/// The pages of table rows that follow a usage.
+const ROWS: u16 = 0x8022;
 /// The pages that follow a changelist's head.
 const CHANGES: u16 = 0x8041;
 /// How far a long command is.
@@ -41,8 +42,11 @@ pub enum Request {
     Delete(SnapTag),
     /// All snapshots, oldest first. Answer: pages of [`Reply::Snapshots`].
     List,
-    /// The store's state. Answer: [`Reply::Status`], then pages of [`Reply::Usage`].
+    /// The store's state, as far as it need not be counted. Answer: [`Reply::Status`].
     Status,
+    /// The store's state and what each snapshot uses. Answer: [`Reply::Progress`] now and then,
+    /// [`Reply::Usage`], then pages of [`Reply::Rows`].
+    Usage,
     /// One snapshot's state. Answer: [`Reply::State`].
     State(SnapTag),
     /// Length of the origin or of a snapshot. Answer: [`Reply::Sectors`].
@@ -140,6 +144,8 @@ pub struct Status {
     pub meta_blocks: u64,
     /// Of these, free ones.
     pub free_meta_blocks: u64,
+    /// Of the free ones, those that only deleting may use.
+    pub reserved_meta_blocks: u64,
     /// Whether metadata lies on a device of its own.
     pub separate_meta: bool,
     /// Length of the origin in sectors.
@@ -150,18 +156,33 @@ pub struct Status {
     pub deleting: u64,
     /// The server's way to the kernel.
     pub channel: ChannelState,
+    /// A write was refused for want of room, and none has found room since.
+    pub refusing: bool,
     /// Why the store serves no I/O any more; empty while it does.
     pub fault: String,
 }
 
+impl Status {
+    /// Metadata blocks that are free for copies.
+    #[must_use]
+    pub fn copy_meta_blocks(&self) -> u64 {
+        self.free_meta_blocks
+            .saturating_sub(self.reserved_meta_blocks)
+    }
+}
+
 /// One row of the status table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Usage {
+pub struct Row {
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// `(n, chunks)`: it shares so many chunks with `n` other snapshots. Growing `n`, no zero chunks.
+    /// `(n, chunks)`: it shares so many chunks with `n` other snapshots, or with [`MANY`] or more if
+    /// `n` is [`MANY`]. Growing `n`, no zero chunks.
     pub shared_with: Vec<(u32, u64)>,
 }
+
+/// Sharing with so many others or more is one kind.
+pub const MANY: u32 = 64;
 
 /// What the server answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,14 +205,21 @@ pub enum Reply {
         /// Oldest first.
         snapshots: Vec<Snapshot>,
     },
-    /// The store's state; pages of rows follow.
+    /// The store's state.
     Status(Status),
-    /// A page of the status table.
+    /// The store's state; pages of rows follow.
     Usage {
+        /// As one moment has it.
+        status: Status,
+        /// As in a row, but of all snapshots, each chunk once.
+        totals: Vec<(u32, u64)>,
+    },
+    /// A page of the status table.
+    Rows {
         /// Whether this is the last page.
         last: bool,
         /// Oldest snapshot first.
-        rows: Vec<Usage>,
+        rows: Vec<Row>,
     },
     /// A snapshot's state.
     State(SnapshotState),
@@ -224,9 +252,9 @@ pub enum Reply {
     },
     /// A long command is being carried out; other messages follow.
     Progress {
-        /// Bytes done.
+        /// Bytes done; of a count, index entries.
         done: u64,
-        /// Bytes to do in all, as far as is known now.
+        /// The same to do in all, as far as is known now.
         total: u64,
     },
     /// The sizes in bytes after a resize.
@@ -258,6 +286,7 @@ impl Request {
             }
             Request::List => LIST_SNAPSHOTS,
             Request::Status => STATUS,
+            Request::Usage => USAGE,
             Request::State(tag) => {
                 body.u32(tag.0);
                 SNAPSHOT_STATE
@@ -308,6 +337,7 @@ impl Request {
             DELETE_SNAPSHOT => Request::Delete(SnapTag(body.u32()?)),
             LIST_SNAPSHOTS => Request::List,
             STATUS => Request::Status,
+            USAGE => Request::Usage,
             SNAPSHOT_STATE => Request::State(SnapTag(body.u32()?)),
             SNAPSHOT_SECTORS => {
                 let is_snapshot = body.flag("kind of device")?;
@@ -347,9 +377,9 @@ impl Reply {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Reply::Status(_) | Reply::Progress { .. } | Reply::Changelist { .. } => false,
+            Reply::Progress { .. } | Reply::Usage { .. } | Reply::Changelist { .. } => false,
             Reply::Changes { last, .. } => *last,
-            Reply::Snapshots { last, .. } | Reply::Usage { last, .. } => *last,
+            Reply::Snapshots { last, .. } | Reply::Rows { last, .. } => *last,
             _ => true,
         }
     }
@@ -364,28 +394,13 @@ impl Reply {
     }
 
     /// The pages that hold `rows`; at least one.
-    ///
-    /// A row has at most [`MAX_SHARES`] kinds of sharing, so that it fits a page; what it has beyond
-    /// is added to the last.
     #[must_use]
-    pub fn usage_pages(mut rows: Vec<Usage>) -> Vec<Reply> {
-        for row in &mut rows {
-            let beyond: u64 = row
-                .shared_with
-                .iter()
-                .skip(MAX_SHARES)
-                .map(|&(_, n)| n)
-                .sum();
-            row.shared_with.truncate(MAX_SHARES);
-            if let Some((_, chunks)) = row.shared_with.last_mut() {
-                *chunks += beyond;
-            }
-        }
+    pub fn row_pages(rows: Vec<Row>) -> Vec<Reply> {
         pages(rows, |row| {
             SNAPSHOT_BYTES + 4 + row.shared_with.len() * SHARE_BYTES
         })
         .into_iter()
-        .map(|(last, rows)| Reply::Usage { last, rows })
+        .map(|(last, rows)| Reply::Rows { last, rows })
         .collect()
     }
 
@@ -411,16 +426,18 @@ impl Reply {
                 put_status(&mut body, status);
                 REPLY | STATUS
             }
-            Reply::Usage { last, rows } => {
+            Reply::Usage { status, totals } => {
+                put_status(&mut body, status);
+                put_shares(&mut body, totals);
+                REPLY | USAGE
+            }
+            Reply::Rows { last, rows } => {
                 body.u8((*last).into()).u32(rows.len() as u32);
                 for row in rows {
                     put_snapshot(&mut body, &row.snapshot);
-                    body.u32(row.shared_with.len() as u32);
-                    for &(others, chunks) in &row.shared_with {
-                        body.u32(others).u64(chunks);
-                    }
+                    put_shares(&mut body, &row.shared_with);
                 }
-                USAGE
+                ROWS
             }
             Reply::State(state) => {
                 body.u8(state_byte(*state));
@@ -483,6 +500,7 @@ impl Reply {
         const DELETED: u16 = REPLY | DELETE_SNAPSHOT;
         const SNAPSHOTS: u16 = REPLY | LIST_SNAPSHOTS;
         const STATUS_OK: u16 = REPLY | STATUS;
+        const USAGE_OK: u16 = REPLY | USAGE;
         const STATE: u16 = REPLY | SNAPSHOT_STATE;
         const SECTORS: u16 = REPLY | SNAPSHOT_SECTORS;
         const PRIORITY_OK: u16 = REPLY | PRIORITY;
@@ -505,15 +523,19 @@ impl Reply {
                 Reply::Snapshots { last, snapshots }
             }
             STATUS_OK => Reply::Status(get_status(&mut body)?),
-            USAGE => {
+            USAGE_OK => Reply::Usage {
+                status: get_status(&mut body)?,
+                totals: get_shares(&mut body)?,
+            },
+            ROWS => {
                 let last = body.flag("last page")?;
                 let rows = get_all(&mut body, |body| {
-                    Ok(Usage {
+                    Ok(Row {
                         snapshot: get_snapshot(body)?,
-                        shared_with: get_all(body, |body| Ok((body.u32()?, body.u64()?)))?,
+                        shared_with: get_shares(body)?,
                     })
                 })?;
-                Reply::Usage { last, rows }
+                Reply::Rows { last, rows }
             }
             STATE => Reply::State(get_state(&mut body)?),
             SECTORS => Reply::Sectors(body.u64()?),
@@ -563,8 +585,6 @@ const SNAPSHOT_BYTES: usize = 38;
 const SHARE_BYTES: usize = 12;
 /// Runs of chunks that a page of a changelist has at most.
 pub const MAX_RUNS: usize = PAGE_BYTES / 16;
-/// Kinds of sharing that a row of the status table may have: its row fits a page, whatever it holds.
-pub const MAX_SHARES: usize = 5000;
 /// Bytes of a page that are left for entries, after `last` and the count.
 const PAGE_BYTES: usize = MAX_BODY_BYTES - 5;
 
@@ -593,6 +613,22 @@ fn get_all<'a, T>(
 ) -> Result<Vec<T>, CodecError> {
     let count = body.u32()?;
     (0..count).map(|_| get(body)).collect()
+}
+
+fn put_shares(body: &mut Writer, shares: &[(u32, u64)]) {
+    body.u32(shares.len() as u32);
+    for &(others, chunks) in shares {
+        body.u32(others).u64(chunks);
+    }
+}
+
+/// A sender that keeps to [`MANY`] makes rows that always fit a page.
+fn get_shares(body: &mut Reader<'_>) -> Result<Vec<(u32, u64)>, CodecError> {
+    let shares = get_all(body, |body| Ok((body.u32()?, body.u64()?)))?;
+    match shares.iter().find(|&&(others, _)| others > MANY) {
+        Some(&(others, _)) => Err(body.bad("number of sharing snapshots", others.into())),
+        None => Ok(shares),
+    }
 }
 
 fn put_snapshot(body: &mut Writer, snapshot: &Snapshot) {
@@ -646,9 +682,11 @@ fn put_status(body: &mut Writer, status: &Status) {
         .u64(status.free_chunks)
         .u64(status.meta_blocks)
         .u64(status.free_meta_blocks)
+        .u64(status.reserved_meta_blocks)
         .u64(status.origin_sectors)
         .i64(status.created)
         .u64(status.deleting)
+        .u8(status.refusing.into())
         .text(&status.fault);
 }
 
@@ -668,9 +706,11 @@ fn get_status(body: &mut Reader<'_>) -> Result<Status, CodecError> {
         free_chunks: body.u64()?,
         meta_blocks: body.u64()?,
         free_meta_blocks: body.u64()?,
+        reserved_meta_blocks: body.u64()?,
         origin_sectors: body.u64()?,
         created: body.i64()?,
         deleting: body.u64()?,
+        refusing: body.flag("refusing writes")?,
         fault: body.text()?,
     })
 }

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The commands of clients, as far as they need no barrier: those are in [`super::core`].
 
-use std::collections::HashMap;
-
 use tracing::info;
 
 use super::core::{ClientId, Core, Now, Output};
 use super::engine::{Answer, Engine};
 use super::refusal;
-use crate::protocol::control::{Reply, Request, Snapshot, SnapshotState, Status, Usage};
-use crate::store::{OpError, ResizeRequest, Sharing, SnapState, SnapshotInfo};
+use crate::protocol::control::{Reply, Request, Snapshot, SnapshotState};
+use crate::store::{OpError, ResizeRequest, SnapState, SnapshotInfo};
 use crate::units::{ChunkShift, SnapTag};
 
 impl<E: Engine> Core<E> {
@@ -22,10 +20,8 @@ impl<E: Engine> Core<E> {
             Request::List => out
                 .clients
                 .push((client, Reply::snapshot_pages(self.list()))),
-            Request::Status => {
-                let replies = self.status();
-                out.clients.push((client, replies));
-            }
+            Request::Status => out.client(client, Reply::Status(self.status())),
+            Request::Usage => self.usage(now, client, out),
             Request::State(tag) => out.client(client, self.state(tag)),
             Request::Sectors(tag) => out.client(
                 client,
@@ -70,7 +66,7 @@ impl<E: Engine> Core<E> {
             .collect()
     }
 
-    fn describe(&self, info: &SnapshotInfo, chunk: ChunkShift) -> Snapshot {
+    pub(super) fn describe(&self, info: &SnapshotInfo, chunk: ChunkShift) -> Snapshot {
         Snapshot {
             tag: info.tag,
             seq: info.seq,
@@ -80,53 +76,6 @@ impl<E: Engine> Core<E> {
             persistent_usecount: info.usecount.into(),
             devices: self.devices_of(info.tag),
             sectors: info.origin_chunks * chunk.sectors(),
-        }
-    }
-
-    fn status(&mut self) -> Vec<Reply> {
-        let status = self.engine.status();
-        let sharing = self.sharing();
-        let rows = self
-            .engine
-            .snapshots()
-            .iter()
-            .map(|info| {
-                let shared_with = sharing.get(&info.tag).map_or(Vec::new(), sparse);
-                Usage {
-                    snapshot: self.describe(info, status.chunk),
-                    shared_with,
-                }
-            })
-            .collect();
-        let status = Status {
-            chunk: status.chunk,
-            data_chunks: status.data_chunks,
-            free_chunks: status.free_chunks,
-            meta_blocks: status.meta_blocks,
-            free_meta_blocks: status.free_meta_blocks,
-            separate_meta: status.separate_meta,
-            origin_sectors: status.origin_chunks * status.chunk.sectors(),
-            created: status.created,
-            deleting: status.deleting,
-            channel: self.channel,
-            fault: self.fault.clone().unwrap_or_default(),
-        };
-        let mut replies = vec![Reply::Status(status)];
-        replies.extend(Reply::usage_pages(rows));
-        replies
-    }
-
-    /// The columns of the status table; without them if the store is broken, as the status says.
-    fn sharing(&mut self) -> HashMap<SnapTag, Sharing> {
-        if self.fault.is_some() {
-            return HashMap::new();
-        }
-        match self.engine.sharing() {
-            Ok(sharing) => sharing.into_iter().collect(),
-            Err(broken) => {
-                self.broken(&broken);
-                HashMap::new()
-            }
         }
     }
 
@@ -177,11 +126,4 @@ fn state_of(info: &SnapshotInfo) -> SnapshotState {
         SnapState::Live => SnapshotState::Live,
         SnapState::Squashed => SnapshotState::Squashed,
     }
-}
-
-fn sparse(sharing: &Sharing) -> Vec<(u32, u64)> {
-    (0..)
-        .zip(sharing.shared_by.iter().copied())
-        .filter(|&(_, chunks)| chunks > 0)
-        .collect()
 }

@@ -35,8 +35,10 @@ use super::dump::Dump;
 use super::engine::{Engine, EngineError};
 use super::jobs::Jobs;
 use super::refusal;
+use super::usage::Count;
 use crate::protocol::channel::{self, Answer, Ask, Place};
 use crate::protocol::control::{ChannelState, Reply, Request};
+use crate::protocol::space::Level;
 use crate::store::{Done, Location, Op, OpError, SnapState};
 use crate::units::{Chunk, SnapTag};
 
@@ -117,8 +119,11 @@ pub struct Core<E> {
     waiting: VecDeque<Waiting>,
     /// Why the engine does no more I/O.
     pub(super) fault: Option<String>,
-    /// The store has been full and this was logged.
-    full: bool,
+    /// A write was refused for want of room, and none has found room since.
+    pub(super) refusing: bool,
+    /// How full the log says the store is.
+    pub(super) level: Level,
+    pub(super) count: Count,
     background: bool,
     pub(super) jobs: Jobs,
     pub(super) dump: Option<Dump>,
@@ -140,7 +145,9 @@ impl<E: Engine> Core<E> {
             held_writes: Vec::new(),
             waiting: VecDeque::new(),
             fault: None,
-            full: false,
+            refusing: false,
+            level: Level::Plenty,
+            count: Count::default(),
             background: true,
             jobs: Jobs::default(),
             dump: None,
@@ -359,11 +366,17 @@ impl<E: Engine> Core<E> {
         }
         self.background = true;
         let ops: Vec<Op> = group.iter().map(|&(_, op)| op).collect();
+        let free = self.engine.status().free_chunks;
         match self.try_commit(&ops) {
             Some(results) => {
+                let full = results.contains(&Err(OpError::StoreFull));
+                if full || self.engine.status().free_chunks < free {
+                    self.refusing = full;
+                }
                 for (&(id, op), result) in group.iter().zip(results) {
                     out.channel(id, self.outcome(op, Some(result)));
                 }
+                self.watch_space();
             }
             // One unreadable sector fails a whole group: let it fail only those that need it.
             None if self.fault.is_none() && group.len() > 1 => {
@@ -392,7 +405,7 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    fn outcome(&mut self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {
+    fn outcome(&self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {
         let failed = match (op, result) {
             (Op::OriginWrite(_), Some(Ok(Done::Unique))) => {
                 return Answer::OriginWrite { status: 0 };
@@ -400,23 +413,13 @@ impl<E: Engine> Core<E> {
             (Op::SnapshotWrite(..), Some(Ok(Done::Private(chunk)))) => {
                 return Answer::SnapshotWrite(Place::Store(chunk.0));
             }
-            (_, Some(Err(refused))) => {
-                self.note_full(&refused);
-                refusal::io_errno(&refused)
-            }
+            (_, Some(Err(refused))) => refusal::io_errno(&refused),
             (_, Some(Ok(done))) => panic!("the engine answered {done:?} to {op:?}"),
             (_, None) => Errno::EIO as i32,
         };
         match op {
             Op::OriginWrite(_) => Answer::OriginWrite { status: failed },
             Op::SnapshotWrite(..) => Answer::SnapshotWrite(Place::Fails(failed)),
-        }
-    }
-
-    fn note_full(&mut self, refused: &OpError) {
-        if *refused == OpError::StoreFull && !self.full {
-            self.full = true;
-            error!("the snapshot store is full and no snapshot may be given up: writes fail");
         }
     }
 
@@ -530,7 +533,7 @@ impl<E: Engine> Core<E> {
             Ok(Ok(())) => {
                 info!("snapshot {tag} deleted");
                 self.background = true;
-                self.full = false;
+                self.refusing = false;
                 Reply::Deleted
             }
             Ok(Err(refused)) => refusal::reply(&refused),
@@ -543,6 +546,7 @@ impl<E: Engine> Core<E> {
         self.waiting.retain(|waiting| waiting.client != client);
         self.end_list(client);
         self.end_dump(client);
+        self.count.client_gone(client);
     }
 
     /// When [`tick`](Self::tick) is due.
@@ -599,21 +603,35 @@ impl<E: Engine> Core<E> {
     #[must_use]
     pub fn wants_background(&self) -> bool {
         // A job goes on even so: its client is to hear that it failed.
-        self.jobs.want_steps()
+        self.count.is_wanted()
+            || self.jobs.want_steps()
             || self.lists.want_steps()
             || self.dump.is_some()
-            || self.background && self.fault.is_none()
+            || self.wants_upkeep()
+    }
+
+    fn wants_upkeep(&self) -> bool {
+        self.background && self.fault.is_none()
     }
 
     /// Does a little of it.
     pub fn background(&mut self, now: Now, out: &mut Output) {
         self.list_step(now, out);
         self.dump_step(now, out);
-        if self.job_step(now, out) || !self.background || self.fault.is_some() {
-            return;
+        let others = self.jobs.want_steps() || self.wants_upkeep();
+        if self.count.takes_turn(others) {
+            self.count_step(now, out);
+        } else if !self.job_step(now, out) && self.wants_upkeep() {
+            self.upkeep();
         }
+    }
+
+    fn upkeep(&mut self) {
         match self.engine.background_step() {
-            Ok(more) => self.background = more,
+            Ok(more) => {
+                self.background = more;
+                self.watch_space();
+            }
             Err(broken) => {
                 self.broken(&broken);
                 // It would fail again at once. The next commit or command gives it another try.

@@ -10,8 +10,8 @@ use thiserror::Error;
 
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
-    StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sizes,
+    SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
 
@@ -80,11 +80,17 @@ pub trait Engine {
     /// The store as a whole.
     fn status(&self) -> StoreStatus;
 
-    /// For each snapshot how many chunks it shares with how many others.
+    /// Counts for a few milliseconds what snapshots use, and says whether more is left.
     ///
     /// # Errors
-    /// A device failed.
-    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError>;
+    /// A device failed: the count cannot go on.
+    fn count_step(&mut self, counting: &mut Counting) -> Result<bool, EngineError>;
+
+    /// About how many entries a count looks at.
+    fn entries_to_count(&self) -> u64;
+
+    /// What a count has found.
+    fn counted(&self, counting: &Counting) -> Counts;
 
     /// Begins the list of chunks that differ between two snapshots; without the first, of all chunks of
     /// the second.

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapState,
-    SnapshotInfo, StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing,
+    Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
@@ -34,6 +34,12 @@ pub struct Inside {
     next_seq: u64,
     next_place: u64,
     pub background_steps: u32,
+    /// Whether every step of background work leaves more.
+    pub has_background: bool,
+    /// Steps until a count has ended, less one.
+    pub count_steps: u32,
+    /// Data chunks that are free, if not 40.
+    pub free_chunks: Option<u64>,
     /// What steps of a list of changes find, in order.
     pub changes: VecDeque<Result<Vec<ChunkRun>, OpError>>,
     /// What steps of a resize give, in order.
@@ -211,9 +217,10 @@ impl Engine for Fake {
         StoreStatus {
             chunk: ChunkShift::from_bytes(4096).unwrap(),
             data_chunks: 50,
-            free_chunks: 40,
+            free_chunks: self.0.borrow().free_chunks.unwrap_or(40),
             meta_blocks: 30,
             free_meta_blocks: 20,
+            reserved_meta_blocks: 5,
             separate_meta: false,
             origin_chunks: ORIGIN_CHUNKS,
             created: 0,
@@ -221,9 +228,28 @@ impl Engine for Fake {
         }
     }
 
-    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
-        self.call("sharing".to_owned())?;
-        Ok(Vec::new())
+    fn count_step(&mut self, _counting: &mut Counting) -> Result<bool, EngineError> {
+        self.call("count".to_owned())?;
+        let mut inside = self.0.borrow_mut();
+        let more = inside.count_steps > 0;
+        inside.count_steps = inside.count_steps.saturating_sub(1);
+        Ok(more)
+    }
+
+    fn entries_to_count(&self) -> u64 {
+        7
+    }
+
+    /// Each snapshot has one chunk of its own.
+    fn counted(&self, _counting: &Counting) -> Counts {
+        let own = |chunks| Sharing {
+            shared_by: vec![chunks],
+        };
+        let snapshots = &self.0.borrow().snapshots;
+        Counts {
+            snapshots: snapshots.iter().map(|info| (info.tag, own(1))).collect(),
+            totals: own(snapshots.len() as u64),
+        }
     }
 
     fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
@@ -290,8 +316,9 @@ impl Engine for Fake {
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {
-        self.0.borrow_mut().background_steps += 1;
-        Ok(false)
+        let mut inside = self.0.borrow_mut();
+        inside.background_steps += 1;
+        Ok(inside.has_background)
     }
 
     fn close(self) -> Result<(), EngineError> {

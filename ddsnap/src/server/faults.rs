@@ -165,7 +165,7 @@ pub fn control_name(request: &Request) -> &'static str {
         Request::Create(_) => "CREATE_SNAPSHOT",
         Request::Delete(_) => "DELETE_SNAPSHOT",
         Request::List => "LIST_SNAPSHOTS",
-        Request::Status => "STATUS",
+        Request::Status | Request::Usage => "STATUS",
         Request::State(_) => "REQUEST_SNAPSHOT_STATE",
         Request::Sectors(_) => "REQUEST_SNAPSHOT_SECTORS",
         Request::Priority(..) => "PRIORITY",

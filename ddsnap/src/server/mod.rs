@@ -20,3 +20,4 @@ pub mod refusal;
 pub mod ring;
 pub mod start;
 pub mod store_engine;
+pub mod usage;

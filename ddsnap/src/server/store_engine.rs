@@ -2,19 +2,25 @@
 //! The real engine: [`Store`] behind the core's trait.
 
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing, Sizes, SnapshotInfo,
-    Store, StoreError, StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sizes,
+    SnapshotInfo, Store, StoreError, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
 
 /// Index entries looked at in one step of background work: well under a millisecond.
 const BACKGROUND_BUDGET: usize = 256;
+
+/// Index entries counted between two looks at the clock: a page or two of the tree.
+const COUNT_BUDGET: usize = 512;
+/// How long a step of counting takes, and about the longest that it holds up a request.
+const COUNT_TIME: Duration = Duration::from_millis(4);
 
 /// A store that logs what it gave up.
 pub struct StoreEngine(pub Store);
@@ -79,9 +85,23 @@ impl Engine for StoreEngine {
         self.0.status()
     }
 
-    fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, EngineError> {
-        let result = self.0.sharing();
+    fn count_step(&mut self, counting: &mut Counting) -> Result<bool, EngineError> {
+        let end = Instant::now() + COUNT_TIME;
+        let result = loop {
+            match self.0.count_step(counting, COUNT_BUDGET) {
+                Ok(true) if Instant::now() < end => {}
+                other => break other,
+            }
+        };
         self.answer(result)
+    }
+
+    fn entries_to_count(&self) -> u64 {
+        self.0.entries_to_count()
+    }
+
+    fn counted(&self, counting: &Counting) -> Counts {
+        self.0.counted(counting)
     }
 
     fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {

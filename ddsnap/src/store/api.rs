@@ -62,11 +62,25 @@ pub struct SnapshotInfo {
     pub origin_chunks: u64,
 }
 
+/// Chunks shared with so many other snapshots or more are counted together: what is kept of a count
+/// is then bounded by the number of snapshots alone.
+pub const MANY: usize = 64;
+
 /// How many store chunks a snapshot refers to, by how many snapshots share each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharing {
-    /// `shared_by[n]` chunks are used by this snapshot and `n` others (index 0: its own alone).
+    /// `shared_by[n]` chunks are used by this snapshot and `n` others (index 0: its own alone; index
+    /// [`MANY`]: so many others or more). No zeros at the end.
     pub shared_by: Vec<u64>,
+}
+
+/// What all snapshots use of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Each snapshot's chunks, oldest snapshot first.
+    pub snapshots: Vec<(SnapTag, Sharing)>,
+    /// Each chunk once.
+    pub totals: Sharing,
 }
 
 /// The store as a whole, as `status` shows it.
@@ -82,6 +96,8 @@ pub struct StoreStatus {
     pub meta_blocks: u64,
     /// Of these, free ones.
     pub free_meta_blocks: u64,
+    /// Of the free ones, those that only deleting and sweeping may use.
+    pub reserved_meta_blocks: u64,
     /// Whether metadata lies on a device of its own.
     pub separate_meta: bool,
     /// Length of the origin, in chunks.

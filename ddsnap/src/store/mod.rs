@@ -12,6 +12,7 @@ pub mod check;
 mod checkpoint;
 mod commands;
 mod commit;
+mod counting;
 pub mod diff;
 pub mod dump;
 mod error;
@@ -35,9 +36,10 @@ mod sweep;
 mod view;
 
 pub use api::{
-    Done, Location, Op, OpError, Part, ResizeError, ResizeRequest, RevertError, Reverting, Sharing,
-    Sizes, SnapState, SnapshotInfo, StoreStatus,
+    Counts, Done, Location, MANY, Op, OpError, Part, ResizeError, ResizeRequest, RevertError,
+    Reverting, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
+pub use counting::Counting;
 pub use diff::Changes;
 pub use error::StoreError;
 pub use media::Devices;

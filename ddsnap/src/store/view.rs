@@ -7,7 +7,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::api::{OpError, Sharing, SnapshotInfo, StoreStatus};
+use super::api::{Counts, OpError, SnapshotInfo, StoreStatus};
 use super::dump::{DumpEntry, DumpPlace};
 use super::error::StoreError;
 use super::lookup::Found;
@@ -108,12 +108,12 @@ impl View {
         self.0.uuid()
     }
 
-    /// How many chunks each snapshot uses and with how many others it shares them, oldest first.
+    /// How many chunks each snapshot uses and with how many others it shares them.
     ///
     /// # Errors
     /// The index cannot be read.
-    pub fn sharing(&mut self) -> Result<Vec<(SnapTag, Sharing)>, StoreError> {
-        self.0.sharing()
+    pub fn count(&mut self) -> Result<Counts, StoreError> {
+        self.0.count()
     }
 
     /// Reads as many of a snapshot's chunks as `into` has room for, from `first` on, in one batch, and

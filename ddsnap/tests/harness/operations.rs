@@ -167,8 +167,9 @@ fn sharing_is_right(volume: &mut Volume, shape: &Shape) -> Result<(), String> {
     }
     let sharing: BTreeMap<_, _> = volume
         .store
-        .sharing()
-        .expect("sharing")
+        .count()
+        .expect("count")
+        .snapshots
         .into_iter()
         .collect();
     for &tag in &live {

@@ -12,8 +12,9 @@ use crate::control::{self, Event, Request};
 use crate::process;
 use crate::status::{View, run_status};
 
-/// Longest wait for a server's table.
-const TABLE_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for a server's table: tens of millions of chunks take a slow disk minutes to count. A
+/// server that is silent for a minute is given up earlier, by `ddsnap status` itself.
+const TABLE_DEADLINE: Duration = Duration::from_secs(900);
 
 /// The arguments.
 pub fn command() -> Command {

@@ -34,11 +34,13 @@ fn status() -> Status {
         free_chunks: 2,
         meta_blocks: 3,
         free_meta_blocks: 4,
+        reserved_meta_blocks: 5,
         separate_meta: true,
-        origin_sectors: 5,
-        created: 6,
-        deleting: 7,
+        origin_sectors: 6,
+        created: 7,
+        deleting: 8,
         channel: ChannelState::Attached,
+        refusing: true,
         fault: "x".into(),
     }
 }
@@ -50,7 +52,8 @@ fn requests_are_these_bytes() {
         (Request::Create(tag), 0x10, &[1, 2, 3, 4]),
         (Request::Delete(tag), 0x11, &[1, 2, 3, 4]),
         (Request::List, 0x12, &[]),
-        (Request::Status, 0x13, &[]),
+        (Request::Status, 0x20, &[]),
+        (Request::Usage, 0x21, &[]),
         (Request::State(tag), 0x14, &[1, 2, 3, 4]),
         (Request::Sectors(None), 0x15, &[0, 0, 0, 0, 0]),
         (Request::Sectors(Some(tag)), 0x15, &[1, 1, 2, 3, 4]),
@@ -117,7 +120,7 @@ fn replies_are_these_bytes() {
         last: true,
         snapshots: vec![snapshot()],
     };
-    let rows = vec![Usage {
+    let rows = vec![Row {
         snapshot: snapshot(),
         shared_with: vec![(0, 3), (2, 1)],
     }];
@@ -129,18 +132,25 @@ fn replies_are_these_bytes() {
     rows_body.extend_from_slice(&[0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
     rows_body.extend_from_slice(&[2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     let mut status_body = vec![14, 1, 2];
-    for number in 1..=7_u64 {
+    for number in 1..=8_u64 {
         status_body.extend_from_slice(&number.to_le_bytes());
     }
-    status_body.extend_from_slice(&[1, 0, b'x']);
+    status_body.extend_from_slice(&[1, 1, 0, b'x']);
+    let mut usage_body = status_body.clone();
+    usage_body.extend_from_slice(&[1, 0, 0, 0, 64, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+    let usage = Reply::Usage {
+        status: status(),
+        totals: vec![(64, 9)],
+    };
 
     let golden: &[(Reply, u16, Vec<u8>)] = &[
         (refused, 0x8000, vec![17, 0, 0, 0, 2, 0, b'n', b'o']),
         (Reply::Created, 0x8010, vec![]),
         (Reply::Deleted, 0x8011, vec![]),
         (list, 0x8012, list_body),
-        (Reply::Status(status()), 0x8013, status_body),
-        (Reply::Usage { last: false, rows }, 0x8018, rows_body),
+        (Reply::Status(status()), 0x8020, status_body),
+        (usage, 0x8021, usage_body),
+        (Reply::Rows { last: false, rows }, 0x8022, rows_body),
         (Reply::State(SnapshotState::Squashed), 0x8014, vec![1]),
         (Reply::Sectors(258), 0x8015, vec![2, 1, 0, 0, 0, 0, 0, 0]),
         (Reply::Priority(-1), 0x8016, vec![0xff]),
@@ -245,27 +255,35 @@ fn thousands_of_snapshots_come_in_pages_and_in_order() {
 }
 
 #[test]
-fn the_widest_rows_still_fit_a_frame() {
-    let shared_with: Vec<(u32, u64)> = (0..9000).map(|n| (n, 1)).collect();
-    let rows = vec![
-        Usage {
-            snapshot: snapshot(),
-            shared_with
-        };
-        3
-    ];
-    let pages = Reply::usage_pages(rows);
-    assert_eq!(pages.len(), 3);
+fn the_widest_rows_fit_their_pages() {
+    let shared_with: Vec<(u32, u64)> = (0..=MANY).map(|n| (n, 1)).collect();
+    let row = Row {
+        snapshot: snapshot(),
+        shared_with,
+    };
+    let pages = Reply::row_pages(vec![row.clone(); 1000]);
+    let mut found = Vec::new();
     for page in &pages {
-        let Reply::Usage { rows, .. } = page else {
-            panic!("{page:?}")
-        };
-        assert_eq!(
-            rows[0].shared_with.iter().map(|&(_, n)| n).sum::<u64>(),
-            9000
-        );
-        assert!(page.to_frame().body.len() <= MAX_BODY_BYTES);
+        let frame = page.to_frame();
+        assert!(frame.body.len() <= MAX_BODY_BYTES);
+        match Reply::from_frame(&frame).unwrap() {
+            Reply::Rows { rows, .. } => found.extend(rows),
+            other => panic!("{other:?}"),
+        }
     }
+    assert_eq!(found, vec![row; 1000]);
+}
+
+#[test]
+fn sharing_with_more_than_the_most_is_refused() {
+    let reply = Reply::Usage {
+        status: status(),
+        totals: vec![(MANY + 1, 1)],
+    };
+    assert!(matches!(
+        Reply::from_frame(&reply.to_frame()),
+        Err(CodecError::Field { value: 65, .. })
+    ));
 }
 
 #[test]
@@ -304,8 +322,10 @@ fn random_bodies_never_panic() {
         seed
     };
     let codes: Vec<u16> = (0x10..0x18)
+        .chain(0x20..0x22)
         .chain(0x8000..0x8001)
-        .chain(0x8010..0x8019)
+        .chain(0x8010..0x8018)
+        .chain(0x8020..0x8023)
         .collect();
     for _ in 0..200_000 {
         let code = codes[next() as usize % codes.len()];

@@ -487,8 +487,11 @@ fn a_store_that_failed_fails_io_and_still_tells_how_it_is() {
         "a latched store is asked nothing"
     );
     assert!(!core.wants_background());
-    match &command(&mut core, Request::Status).clients[0].1[..] {
-        [Reply::Status(status), Reply::Usage { last: true, rows }] => {
+    match &command(&mut core, Request::Usage).clients[0].1[..] {
+        [
+            Reply::Usage { status, .. },
+            Reply::Rows { last: true, rows },
+        ] => {
             assert_eq!(status.fault, "disk on fire");
             assert_eq!(rows.len(), 1);
         }
