@@ -43,7 +43,8 @@ enum ddsnap_place {
  * @id: the request's id while it is unsent or sent
  * @op: enum ddsnap_request_op
  * @place: enum ddsnap_place
- * @dev: the asking device; NULL for BARRIER_REACHED
+ * @dev: the asking device, or the one that has stopped; NULL for
+ *	BARRIER_REACHED
  * @chunk: the chunk asked about (I/O only)
  * @list: on the list @place names
  * @by_id: in volume->by_id while sent
@@ -90,7 +91,8 @@ struct ddsnap_call {
 enum ddsnap_io_state {
 	IO_PLAIN,		/* nothing to do at its end */
 	IO_ORIGIN_WRITE,	/* counted in volume->origin_writes */
-	IO_TRACKED_READ,	/* in volume->tracked */
+	IO_SNAPSHOT,		/* counted in device->in_flight */
+	IO_TRACKED_READ,	/* the same, and in volume->tracked */
 };
 
 /**
@@ -165,7 +167,13 @@ struct ddsnap_device {
 	bool connected;			/* the server attached now has */
 	bool refused;			/* the server attached now has not */
 	bool failing;			/* no server for too long */
+	bool stopped;			/* for good; read without lock too */
+	bool tell_stopped;		/* the server awaits DEVICE_STOPPED */
 	u8 suspending;			/* enum ddsnap_suspending */
+	struct ddsnap_question stop;	/* DEVICE_STOPPED */
+
+	/* A snapshot's bios on their way down. Grows under volume->lock only. */
+	atomic_t in_flight;
 
 	/*
 	 * One bit a chunk: set means that the chunk may be written without
@@ -253,6 +261,10 @@ void __ddsnap_queue_call(struct ddsnap_volume *v, struct ddsnap_call *call,
 void __ddsnap_drop_call(struct ddsnap_volume *v, struct ddsnap_call *call);
 int __must_check ddsnap_device_join(struct ddsnap_device *dev, char **error);
 void ddsnap_device_leave(struct ddsnap_device *dev, bool wait);
+int __must_check ddsnap_device_stop(struct ddsnap_volume *v, u64 number);
+void ddsnap_snapshot_io_end(struct ddsnap_device *dev);
+void __ddsnap_forget_stop(struct ddsnap_device *dev);
+struct ddsnap_device *__ddsnap_find_device(struct ddsnap_volume *v, u64 number);
 void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush);
 void ddsnap_device_resume(struct ddsnap_device *dev);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Devices come and go: IDENTIFY, GONE and the calls that carry them; and
- * devices are suspended.
+ * devices are stopped and suspended.
  */
 #include "ddsnap.h"
 
@@ -53,19 +53,26 @@ void __ddsnap_drop_call(struct ddsnap_volume *v, struct ddsnap_call *call)
  *----------------------------------------------------------------
  */
 
-/* Also in the ABI of /dev/ddsnap: unique among the devices of the volume. */
-static u32 __new_device_number(struct ddsnap_volume *v)
+struct ddsnap_device *__ddsnap_find_device(struct ddsnap_volume *v, u64 number)
 {
 	struct ddsnap_device *dev;
-	bool taken;
 
 	lockdep_assert_held(&v->lock);
 
+	list_for_each_entry(dev, &v->devices, list)
+		if (dev->call->device == number)
+			return dev;
+	return NULL;
+}
+
+/* Also in the ABI of /dev/ddsnap: unique among the devices of the volume. */
+static u32 __new_device_number(struct ddsnap_volume *v)
+{
+	lockdep_assert_held(&v->lock);
+
 	do {
-		taken = !++v->next_device;
-		list_for_each_entry(dev, &v->devices, list)
-			taken |= dev->call->device == v->next_device;
-	} while (taken);
+		v->next_device++;
+	} while (!v->next_device || __ddsnap_find_device(v, v->next_device));
 	return v->next_device;
 }
 
@@ -143,6 +150,9 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 	call->snapshot = dev->snapshot;
 	call->sectors = dev->sectors;
 	dev->call = call;
+	INIT_LIST_HEAD(&dev->stop.list);
+	dev->stop.op = DDSNAP_DEVICE_STOPPED;
+	dev->stop.dev = dev;
 
 	noio = ddsnap_volumes_lock();
 	spin_lock_irq(&v->lock);
@@ -193,6 +203,7 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 
 	spin_lock_irq(&v->lock);
 	list_del(&dev->list);
+	__ddsnap_forget_stop(dev);
 	/* dm core has waited for its I/O: nothing should be found. */
 	dev->refused = true;
 	__ddsnap_sweep(v, &ended);
@@ -221,6 +232,103 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 		       v->key, GONE_WAIT_SECONDS);
 	kref_put(&call->kref, ddsnap_call_free);
 }
+
+/*----------------------------------------------------------------
+ * Stopping
+ *----------------------------------------------------------------
+ */
+
+/* True if DEVICE_STOPPED was queued. */
+static bool __check_stopped(struct ddsnap_device *dev)
+{
+	lockdep_assert_held(&dev->volume->lock);
+
+	if (!dev->tell_stopped || atomic_read(&dev->in_flight))
+		return false;
+
+	dev->tell_stopped = false;
+	if (dev->stop.place == PLACE_NOWHERE)
+		__ddsnap_make_unsent(dev->volume, &dev->stop,
+				     &dev->volume->unsent);
+	return true;
+}
+
+/* Nobody waits for DEVICE_STOPPED any more. The device stays stopped. */
+void __ddsnap_forget_stop(struct ddsnap_device *dev)
+{
+	lockdep_assert_held(&dev->volume->lock);
+
+	dev->tell_stopped = false;
+	if (dev->stop.place != PLACE_NOWHERE)
+		__ddsnap_unlist(dev->volume, &dev->stop);
+}
+
+/**
+ * ddsnap_snapshot_io_end - a bio counted in device->in_flight has ended
+ * @dev: the device
+ */
+void ddsnap_snapshot_io_end(struct ddsnap_device *dev)
+{
+	struct ddsnap_volume *v = dev->volume;
+	unsigned long flags;
+	bool told;
+
+	/* Fully ordered; pairs with smp_mb() in ddsnap_device_stop(). */
+	if (!atomic_dec_and_test(&dev->in_flight) || !READ_ONCE(dev->stopped))
+		return;
+
+	spin_lock_irqsave(&v->lock, flags);
+	told = __check_stopped(dev);
+	spin_unlock_irqrestore(&v->lock, flags);
+	if (told)
+		ddsnap_wake_server(v);
+}
+
+/**
+ * ddsnap_device_stop - the server wants no more I/O of a snapshot's device
+ * @v: the volume
+ * @number: the device's
+ *
+ * A device that is not there has left, or is just leaving: GONE tells.
+ *
+ * Return: 0; -EPROTO for the origin.
+ */
+int ddsnap_device_stop(struct ddsnap_volume *v, u64 number)
+{
+	struct bio_list ended = BIO_EMPTY_LIST;
+	struct ddsnap_device *dev;
+	u64 snapshot = DDSNAP_ORIGIN;
+	bool first = false;
+
+	spin_lock_irq(&v->lock);
+	dev = __ddsnap_find_device(v, number);
+	if (dev && dev->snapshot == DDSNAP_ORIGIN) {
+		spin_unlock_irq(&v->lock);
+		return -EPROTO;
+	}
+	if (dev) {
+		snapshot = dev->snapshot;
+		first = !dev->stopped;
+		WRITE_ONCE(dev->stopped, true);
+		dev->tell_stopped = true;
+		smp_mb(); /* pairs with the end of ddsnap_snapshot_io_end() */
+		__ddsnap_sweep(v, &ended);
+		__check_stopped(dev);
+	}
+	spin_unlock_irq(&v->lock);
+
+	ddsnap_end_bios(&ended);
+	ddsnap_wake_server(v);
+	if (first)
+		DMWARN("%s: the snapshot server has stopped snapshot %llu: its I/O fails",
+		       v->key, snapshot);
+	return 0;
+}
+
+/*----------------------------------------------------------------
+ * Suspending
+ *----------------------------------------------------------------
+ */
 
 /**
  * ddsnap_device_suspend - presuspend

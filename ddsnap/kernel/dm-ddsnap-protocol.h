@@ -18,8 +18,11 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* History: 1 - first version. */
-#define DDSNAP_PROTOCOL_VERSION	1
+/*
+ * History: 1 - first version.
+ * 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags.
+ */
+#define DDSNAP_PROTOCOL_VERSION	2
 
 /* Bytes of a volume's key (the agent socket's name), with its NUL. */
 #define DDSNAP_KEY_SIZE		108
@@ -57,12 +60,13 @@ struct ddsnap_attach {
 
 /*
  * Requests, target to server. Each is answered by one reply with the same id
- * and op, but BARRIER_REACHED, which is itself an answer.
+ * and op, but BARRIER_REACHED and DEVICE_STOPPED, which are answers themselves.
  */
 enum ddsnap_request_op {
 	/* A device came up: snapshot and sectors say which and how large.
 	 * Status ENOENT: no such snapshot; EINVAL: wrong size, value has the
-	 * right one in sectors; EIO: the snapshot is squashed.
+	 * right one in sectors; EIO: the snapshot is squashed. With
+	 * DDSNAP_REQUEST_RETURNING an earlier server has accepted the device.
 	 */
 	DDSNAP_IDENTIFY		= 1,
 	/* A device went away. The reply means its use count has dropped. */
@@ -82,7 +86,12 @@ enum ddsnap_request_op {
 	DDSNAP_SNAPSHOT_WRITE	= 5,
 	/* No origin write is in flight any more. id is the barrier's. */
 	DDSNAP_BARRIER_REACHED	= 6,
+	/* The device is stopped and none of its I/O is in flight. id is 0. */
+	DDSNAP_DEVICE_STOPPED	= 7,
 };
+
+/* ddsnap_request.flags */
+#define DDSNAP_REQUEST_RETURNING	(1U << 0)	/* IDENTIFY */
 
 /**
  * struct ddsnap_request - what the server reads
@@ -92,6 +101,7 @@ enum ddsnap_request_op {
  * @snapshot: its snapshot tag (0 to 2^32-1), or DDSNAP_ORIGIN
  * @chunk: chunk number on the origin or snapshot (the I/O operations)
  * @sectors: length of the device in 512-byte sectors (IDENTIFY)
+ * @flags: DDSNAP_REQUEST_*
  * @reserved: zero
  */
 struct ddsnap_request {
@@ -101,7 +111,8 @@ struct ddsnap_request {
 	__le64 snapshot;
 	__le64 chunk;
 	__le64 sectors;
-	__u8   reserved[24];
+	__le32 flags;
+	__u8   reserved[20];
 };
 
 /*
@@ -112,10 +123,16 @@ struct ddsnap_request {
  * writing it until BARRIER_END the server answers no ORIGIN_WRITE.
  * BARRIER_END: go on; with DDSNAP_REPLY_CREATED a snapshot was made, so forget
  * which chunks are unique first. May be sent before BARRIER_REACHED to give up.
+ * DEVICE_STOP: fail all further I/O of a snapshot's device, for as long as the
+ * device exists, whichever server is attached; when none of its I/O is in flight
+ * any more, send DEVICE_STOPPED. value is the device's number. Of a device that
+ * has been stopped before it asks for another DEVICE_STOPPED; to a device that
+ * is gone it does nothing. A question the server has read still wants a reply.
  */
 enum ddsnap_command_op {
 	DDSNAP_BARRIER_BEGIN	= 0x100,
 	DDSNAP_BARRIER_END	= 0x101,
+	DDSNAP_DEVICE_STOP	= 0x102,
 };
 
 /* ddsnap_reply.flags */
@@ -124,13 +141,15 @@ enum ddsnap_command_op {
 
 /**
  * struct ddsnap_reply - what the server writes
- * @id: the request's id, or a number the server gives a barrier
+ * @id: the request's id, or a number the server gives a barrier; 0 for
+ *      DEVICE_STOP
  * @op: the request's op, or enum ddsnap_command_op
  * @status: 0, or a positive errno the I/O or the device's creation fails with
  * @flags: DDSNAP_REPLY_*
  * @reserved: zero
  * @value: store chunk, counted in chunks from sector 0 of the snapshot store
- *         device; or sectors, for IDENTIFY with EINVAL
+ *         device; or sectors, for IDENTIFY with EINVAL; or a device number, for
+ *         DEVICE_STOP
  *
  * A write(2) takes whole records in order and returns the bytes taken. A
  * record for an id or op nobody waits for, or with unknown bits, fails the

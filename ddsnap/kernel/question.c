@@ -139,7 +139,7 @@ static int __verdict(const struct ddsnap_device *dev)
 {
 	lockdep_assert_held(&dev->volume->lock);
 
-	if (dev->refused)
+	if (dev->refused || dev->stopped)
 		return DM_MAPIO_KILL;
 	if (dev->volume->channel)
 		return 0;
@@ -364,6 +364,9 @@ static void fill_request(const struct ddsnap_question *q,
 		request->chunk = cpu_to_le64(q->chunk);
 	} else if (q->op == DDSNAP_BARRIER_REACHED) {
 		request->snapshot = cpu_to_le64(DDSNAP_ORIGIN);
+	} else if (q->op == DDSNAP_DEVICE_STOPPED) {
+		request->device = cpu_to_le32(q->dev->call->device);
+		request->snapshot = cpu_to_le64(q->dev->snapshot);
 	} else {
 		const struct ddsnap_call *call =
 			container_of(q, const struct ddsnap_call, q);
@@ -371,6 +374,8 @@ static void fill_request(const struct ddsnap_question *q,
 		request->device = cpu_to_le32(call->device);
 		request->snapshot = cpu_to_le64(call->snapshot);
 		request->sectors = cpu_to_le64(call->sectors);
+		if (q->op == DDSNAP_IDENTIFY && q->dev && q->dev->identified)
+			request->flags = cpu_to_le32(DDSNAP_REQUEST_RETURNING);
 	}
 }
 
@@ -399,6 +404,8 @@ unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
 			WRITE_ONCE(v->gate, GATE_TOLD);
 			continue;
 		}
+		if (q->op == DDSNAP_DEVICE_STOPPED)
+			continue;
 		q->place = PLACE_SENT;
 		list_add_tail(&q->list, &v->sent);
 		hash_add(v->by_id, &q->by_id, q->id);
@@ -423,6 +430,7 @@ void ddsnap_volume_untake(struct ddsnap_volume *v,
 	while (count--) {
 		u64 id = le64_to_cpu(requests[count].id);
 		u32 op = le32_to_cpu(requests[count].op);
+		struct ddsnap_device *dev;
 		struct ddsnap_question *q;
 
 		if (op == DDSNAP_BARRIER_REACHED) {
@@ -430,6 +438,12 @@ void ddsnap_volume_untake(struct ddsnap_volume *v,
 				continue;
 			WRITE_ONCE(v->gate, GATE_DRAINED);
 			q = &v->reached;
+		} else if (op == DDSNAP_DEVICE_STOPPED) {
+			dev = __ddsnap_find_device(v,
+						   le32_to_cpu(requests[count].device));
+			if (!dev || dev->stop.place != PLACE_NOWHERE)
+				continue;
+			q = &dev->stop;
 		} else {
 			q = __ddsnap_find_sent(v, id, op);
 			if (!q)

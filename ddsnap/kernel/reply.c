@@ -6,6 +6,17 @@
 
 #include <linux/errno.h>
 
+/*
+ * Of a device that was stopped nothing may go down any more, whatever the
+ * server has answered before it stopped it.
+ */
+static bool __may_go_on(const struct ddsnap_question *q, u32 status)
+{
+	lockdep_assert_held(&q->dev->volume->lock);
+
+	return !status && !q->dev->stopped;
+}
+
 static int call_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 		      u64 value)
 {
@@ -85,6 +96,7 @@ static bool __snapshot_mapped(struct ddsnap_volume *v,
 		struct ddsnap_io *io = ddsnap_io(bio);
 		sector_t sector = bio->bi_iter.bi_sector;
 
+		atomic_inc(&dev->in_flight);
 		if (from_origin) {
 			io->tracked_chunk = chunk;
 			hash_add(v->tracked, &io->tracked, chunk);
@@ -93,7 +105,7 @@ static bool __snapshot_mapped(struct ddsnap_volume *v,
 			sector -= ddsnap_chunk_to_sector(dev, chunk);
 			sector += ddsnap_chunk_to_sector(dev, value);
 			bio->bi_iter.bi_sector = sector;
-			__ddsnap_ready(v, bio, to, IO_PLAIN);
+			__ddsnap_ready(v, bio, to, IO_SNAPSHOT);
 		}
 	}
 	return true;
@@ -121,7 +133,7 @@ static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 	}
 	chunk = q->chunk;
 
-	if (status) {
+	if (!__may_go_on(q, status)) {
 		__ddsnap_cancel(v, q, status_to_blk(status), &ended);
 	} else if (op != DDSNAP_ORIGIN_WRITE) {
 		in_range = __snapshot_mapped(v, q, from_origin, value, &ended);
@@ -185,6 +197,8 @@ int ddsnap_volume_reply(struct ddsnap_volume *v,
 	case DDSNAP_BARRIER_END:
 		return status ? -EPROTO :
 		       ddsnap_barrier_end(v, id, flags & DDSNAP_REPLY_CREATED);
+	case DDSNAP_DEVICE_STOP:
+		return status || id ? -EPROTO : ddsnap_device_stop(v, value);
 	default:
 		return -EPROTO;
 	}

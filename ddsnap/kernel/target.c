@@ -89,6 +89,33 @@
  * is, so no read goes to the origin for it until the next snapshot clears the
  * bit, behind the gate.
  *
+ * Stopping a device
+ * -----------------
+ * When the store is full the server squashes a snapshot although a device shows
+ * it: the snapshot's store chunks go to others. They must not go before the last
+ * I/O to them has ended, or a snapshot's read would show another's data, and its
+ * write would destroy them. So DEVICE_STOP closes the device for good, and
+ * DEVICE_STOPPED says that nothing of it is in flight. in_flight counts a bio
+ * from the moment a reply sends it on its way, under volume->lock and only while
+ * the device is not stopped, to its end:
+ *
+ *	the end of a bio		DEVICE_STOP
+ *	in_flight-- (full barrier)	stopped = true
+ *	if stopped and it was the	full barrier
+ *	  last: look			look: DEVICE_STOPPED if in_flight is 0
+ *
+ * As with the gate, at least one of the two sees what the other has stored, and
+ * both look under volume->lock. What waits for an answer is not in flight: it
+ * fails at once if no server has read it, and else with the reply, whatever that
+ * says. So a location named before DEVICE_STOP is never used after it. Reads
+ * from the origin are counted too: the device is quiet when all is over.
+ *
+ * A device that was stopped stays so. The next server learns from
+ * DDSNAP_REQUEST_RETURNING that a device may have I/O in flight, stops those of
+ * squashed snapshots (again) and waits for DEVICE_STOPPED; until then, and until
+ * it knows all devices, it frees no chunk of a squashed snapshot. A device that
+ * leaves has no I/O, dm core has seen to that: GONE says as much.
+ *
  * The loss of the server
  * ----------------------
  * Closing the file is the loss. Nothing the server said is lost with it: an
@@ -209,6 +236,8 @@ static int ddsnap_map(struct dm_target *ti, struct bio *bio)
 
 	/* dm core sends flushes without data: what is cached is below us. */
 	if (!bio_sectors(bio)) {
+		if (READ_ONCE(dev->stopped))
+			return DM_MAPIO_KILL;
 		bio_set_dev(bio, is_origin(dev) ? dev->origin->bdev :
 						  dev->store->bdev);
 		return DM_MAPIO_REMAPPED;
@@ -246,6 +275,9 @@ static int ddsnap_end_io(struct dm_target *ti, struct bio *bio,
 		break;
 	case IO_TRACKED_READ:
 		ddsnap_read_untrack(dev->volume, io);
+		fallthrough;
+	case IO_SNAPSHOT:
+		ddsnap_snapshot_io_end(dev);
 		break;
 	}
 	return DM_ENDIO_DONE;

@@ -141,6 +141,9 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 		q->place = PLACE_UNSENT;
 		list_add(&q->list, &v->unsent);
 	}
+	/* The next one stops stopped devices again, to hear about them. */
+	list_for_each_entry(dev, &v->devices, list)
+		__ddsnap_forget_stop(dev);
 	/*
 	 * Calls concern this server alone: the next one gets an IDENTIFY for
 	 * each device, and has never heard of those that are gone.

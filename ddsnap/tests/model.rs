@@ -4,7 +4,8 @@
 
 mod harness;
 
-use ddsnap::store::{OpError, SnapState};
+use ddsnap::device::memory::{Rng, Survival};
+use ddsnap::store::{OpError, OpenOptions, SnapState, Store};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::check::check;
 use harness::operations::OperationsRun;
@@ -105,7 +106,7 @@ fn one_shared_chunk_takes_one_chunk() {
 }
 
 #[test]
-fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_not() {
+fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_quiet() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 200,
@@ -130,7 +131,7 @@ fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_not() {
             .unwrap()[0];
         refused |= answer == Err(OpError::StoreFull);
     }
-    assert_eq!(volume.store.waiting_for_disconnect(), [SnapTag(1)]);
+    assert_eq!(volume.store.draining(), [SnapTag(1)]);
     assert!(
         !refused,
         "with the only snapshot squashed every chunk is unique"
@@ -140,9 +141,40 @@ fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_not() {
         all(&volume) > 0,
         "chunks were freed under a connected device"
     );
-    volume.store.set_in_use(SnapTag(1), false);
+    // Another server does not know whether the device has I/O under way.
+    let killed = volume
+        .machine
+        .moment()
+        .cut(Survival::ProcessKilled, &mut Rng::new(1));
+    let options = OpenOptions {
+        cache_bytes: 1 << 16,
+    };
+    let (mut next, _) = Store::open(shape.devices(&killed), &options).unwrap();
+    assert_eq!(next.draining(), [SnapTag(1)]);
+    while next.background_step(100).unwrap() {}
+    assert_eq!(
+        next.delete(SnapTag(1)).unwrap(),
+        Err(OpError::InUse(SnapTag(1)))
+    );
+    let used = |store: &Store| store.status().data_chunks - store.status().free_chunks;
+    assert!(
+        used(&next) > 0,
+        "chunks were freed before devices are known"
+    );
+    next.set_quiet(SnapTag(1));
+    while next.background_step(100).unwrap() {}
+    assert_eq!(used(&next), 0);
+    assert_eq!(next.delete(SnapTag(1)).unwrap(), Ok(()));
+    drop(next);
+
+    volume.store.set_quiet(SnapTag(1));
     while volume.store.background_step(100).unwrap() {}
     assert_eq!(all(&volume), 0);
+    assert_eq!(
+        volume.store.delete(SnapTag(1)).unwrap(),
+        Err(OpError::InUse(SnapTag(1))),
+        "quiet is not gone"
+    );
     assert_eq!(
         volume.store.snapshot(SnapTag(1)).unwrap().state,
         SnapState::Squashed

@@ -217,6 +217,7 @@ fn snapshots_read_what_was_there_when_they_were_made() {
         device: 1,
         snapshot,
         sectors: SECTORS,
+        returning: false,
     };
     server.ask(identify(None));
     server.create(10);
@@ -298,5 +299,76 @@ fn a_burst_of_writes_is_answered_whole_and_in_groups() {
     // Whatever was asked how often, each chunk was copied once.
     let rows = server.client().usage(&mut |_, _| {}).unwrap().rows;
     assert_eq!(rows[0].shared_with, [(0, CHUNKS)]);
+    server.stop();
+}
+
+/// Every snapshot has a device, so the store fills up; then the oldest is squashed, and its chunks go
+/// to others only when its device has stopped.
+#[test]
+fn a_full_store_stops_a_device_and_the_write_succeeds() {
+    const ORIGIN_WRITE: u32 = 3;
+    const DEVICE_STOP: u32 = 0x102;
+    let files = Files::new();
+    let mut server = Server::start(&files);
+    // Which version of all chunks each snapshot shows.
+    let mut versions = 0;
+    'filling: loop {
+        versions += 1;
+        let tag = u32::from(versions);
+        server.create(tag);
+        server.ask(Ask::Identify {
+            device: 100 + tag,
+            snapshot: Some(SnapTag(tag)),
+            sectors: SECTORS,
+            returning: false,
+        });
+        for chunk in 0..CHUNKS {
+            server.next_id += 1;
+            let id = server.next_id;
+            let ask = Ask::OriginWrite(Chunk(chunk));
+            let request = Request { id, ask }.encode();
+            server.kernel.write_all(&request).unwrap();
+            match server.read() {
+                (found, ORIGIN_WRITE, 0, ..) => assert_eq!(found, id),
+                (0, DEVICE_STOP, 0, 0, 101) => break 'filling,
+                other => panic!("{other:?} to a write of chunk {chunk} after snapshot {tag}"),
+            }
+            let origin = File::options()
+                .write(true)
+                .open(files.path("origin"))
+                .unwrap();
+            origin
+                .write_all_at(&pattern(chunk, versions), chunk * CHUNK as u64)
+                .unwrap();
+        }
+    }
+    assert!(
+        versions > 3,
+        "the store was full after {versions} snapshots"
+    );
+    // The device may still be reading and writing there.
+    let place =
+        |server: &mut Server, tag: u32| server.ask(Ask::SnapshotRead(SnapTag(tag), Chunk(0)));
+    let status = server.client().status().unwrap();
+    assert_eq!(status.free_chunks, 0);
+    let stopped = Request {
+        id: 0,
+        ask: Ask::DeviceStopped { device: 101 },
+    };
+    server.kernel.write_all(&stopped.encode()).unwrap();
+    let (id, op, status, ..) = server.read();
+    assert_eq!((id, op, status), (server.next_id, ORIGIN_WRITE, 0));
+
+    for tag in 2..u32::from(versions) {
+        let (_, store) = place(&mut server, tag);
+        let shown = u8::try_from(tag - 1).unwrap();
+        assert_eq!(files.chunk_of("store", store), pattern(0, shown), "{tag}");
+    }
+    let state = server.client().list().unwrap();
+    let squashed = state
+        .iter()
+        .filter(|snapshot| snapshot.state == ddsnap::protocol::control::SnapshotState::Squashed);
+    let tags: Vec<SnapTag> = squashed.map(|snapshot| snapshot.tag).collect();
+    assert_eq!(tags, [SnapTag(1)]);
     server.stop();
 }

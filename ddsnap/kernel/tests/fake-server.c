@@ -74,6 +74,8 @@ static char *buffer;
 
 static uint64_t asked[8];		/* requests read, by op */
 static long identified;			/* IDENTIFY accepted less GONE */
+static uint64_t returning;		/* IDENTIFY of devices that were up before */
+static uint32_t newest_device;		/* of a snapshot, from IDENTIFY */
 
 /* Faults asked for. */
 static bool silent;			/* answer nothing */
@@ -339,9 +341,22 @@ static void read_requests(void)
 	if (r <= 0 || r % sizeof(*q))
 		die("read of the channel gives %zd: %m", r);
 	for (size_t n = r / sizeof(*q); n; n--, q++) {
-		if (q->op < DDSNAP_IDENTIFY || q->op > DDSNAP_BARRIER_REACHED)
+		if (q->op < DDSNAP_IDENTIFY || q->op > DDSNAP_DEVICE_STOPPED)
 			die("unknown request %u", q->op);
 		asked[q->op]++;
+		if (q->flags & ~(q->op == DDSNAP_IDENTIFY ?
+				 DDSNAP_REQUEST_RETURNING : 0))
+			die("flags %#x in request %u", q->flags, q->op);
+		if (q->op == DDSNAP_DEVICE_STOPPED) {
+			if (q->id || !q->device || q->snapshot == DDSNAP_ORIGIN)
+				die("DEVICE_STOPPED of no snapshot's device");
+			continue;
+		}
+		if (q->op == DDSNAP_IDENTIFY) {
+			returning += q->flags & DDSNAP_REQUEST_RETURNING;
+			if (q->snapshot != DDSNAP_ORIGIN)
+				newest_device = q->device;
+		}
 		if (q->op != DDSNAP_BARRIER_REACHED) {
 			queue[queued++] = *q;
 			continue;
@@ -473,14 +488,27 @@ static const char *do_stats(const char *arg, char *text, size_t size)
 {
 	(void)arg;
 	snprintf(text, size,
-		 "ok identify=%llu gone=%llu origin_write=%llu snapshot_read=%llu snapshot_write=%llu copies=%llu devices=%ld queued=%zu",
+		 "ok identify=%llu gone=%llu origin_write=%llu snapshot_read=%llu snapshot_write=%llu copies=%llu devices=%ld queued=%zu returning=%llu stopped=%llu",
 		 (long long)asked[DDSNAP_IDENTIFY],
 		 (long long)asked[DDSNAP_GONE],
 		 (long long)asked[DDSNAP_ORIGIN_WRITE],
 		 (long long)asked[DDSNAP_SNAPSHOT_READ],
 		 (long long)asked[DDSNAP_SNAPSHOT_WRITE],
-		 (long long)state->copies, identified, queued);
+		 (long long)state->copies, identified, queued,
+		 (long long)returning,
+		 (long long)asked[DDSNAP_DEVICE_STOPPED]);
 	return text;
+}
+
+/* A device, or the snapshot's that was identified last. */
+static const char *do_stop(const char *arg, char *text, size_t size)
+{
+	struct ddsnap_reply r = {
+		.op = DDSNAP_DEVICE_STOP,
+		.value = *arg ? strtoull(arg, NULL, 0) : newest_device,
+	};
+
+	return errno_text(tell(&r, 1), text, size);
 }
 
 static const char *do_silent(const char *arg, char *text, size_t size)
@@ -533,6 +561,14 @@ static const char *do_rubbish(const char *arg, char *text, size_t size)
 		r.op = DDSNAP_BARRIER_REACHED;
 	else if (!strcmp(arg, "end"))
 		r.op = DDSNAP_BARRIER_END;
+	else if (!strcmp(arg, "stop-id"))
+		r = (struct ddsnap_reply){ .id = 1, .op = DDSNAP_DEVICE_STOP,
+					   .value = 1U << 30 };
+	else if (!strcmp(arg, "stop-status"))
+		r = (struct ddsnap_reply){ .op = DDSNAP_DEVICE_STOP,
+					   .status = EIO, .value = 1U << 30 };
+	else if (!strcmp(arg, "op-device-stopped"))
+		r.op = DDSNAP_DEVICE_STOPPED;
 	else if (!strcmp(arg, "two"))
 		return errno_text(tell(two, 2), text, size);
 	else if (!strcmp(arg, "short-write"))
@@ -630,6 +666,7 @@ static const struct {
 	{ "reached", do_reached },
 	{ "commit", do_commit },		/* TAG: record only */
 	{ "end", do_end },			/* nothing was created */
+	{ "stop", do_stop },			/* [DEVICE]: DEVICE_STOP */
 	{ "stats", do_stats },
 	{ "silent", do_silent },		/* on, gone, off */
 	{ "delay", do_delay },			/* MICROSECONDS before answers */

@@ -55,8 +55,8 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 
 # start_server [new]
 start_server() {
-	# The layer of stoppable() is not between the server and the origin.
-	"$here/fake-server" serve $key $store $origin_loop "$tmp/state" \
+	# The layer of stoppable() is not between the server and the devices.
+	"$here/fake-server" serve $key $store_loop $origin_loop "$tmp/state" \
 		"$ctl_socket" $shift "$@" 2>>"$tmp/server.err" &
 	server=$!
 	within 20 ctl ping || fail "fake-server does not come up: $(tail -1 "$tmp/server.err")"
@@ -157,12 +157,18 @@ clean_up() {
 	fi
 }
 
-# The origin gets a layer that can be stopped: what was sent down then stays in
-# flight until go. That shows orders without a race against the clock.
+# The origin or the store gets a layer that can be stopped: what was sent down
+# then stays in flight until go. That shows orders without a race against the
+# clock.
 stoppable() {
 	dmsetup create layer --table "0 $sectors linear $origin_loop 0" ||
 		fail "no layer under the origin" || return
 	origin=/dev/mapper/layer
+}
+stoppable_store() {
+	dmsetup create layer --table "0 $((store_mib * 2048)) linear $store_loop 0" ||
+		fail "no layer under the store" || return
+	store=/dev/mapper/layer
 }
 stop() { dmsetup suspend --noflush --nolockfs layer || fail "layer not stopped"; }
 go() { dmsetup resume layer || fail "layer not resumed"; }
@@ -779,7 +785,7 @@ t_rubbish() {
 	make_origin || return
 	make_snapshot 0 || return
 	local kind
-	for kind in id op op-barrier-reached end two fault-write:EFAULT short-write:EINVAL short-read:EINVAL; do
+	for kind in id op op-barrier-reached op-device-stopped end stop-id stop-status two fault-write:EFAULT short-write:EINVAL short-read:EINVAL; do
 		[ "$(ctl rubbish ${kind%:*})" = "err $(echo "$kind:EPROTO" | cut -d: -f2)" ] ||
 			fail "$kind: $(ctl rubbish ${kind%:*})" || return
 	done
@@ -848,6 +854,146 @@ t_errors() {
 	log_has "beyond its end" || fail "no word about it" || return
 	ctl beyond off >/dev/null
 	holds /dev/mapper/snap0 1 0
+}
+
+# read_fails SECONDS: snapshot 0 cannot be read, and it does not take longer
+read_fails() {
+	local start
+	start=$(milliseconds)
+	expect_error "a stopped device was read" \
+		dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
+	[ $(($(milliseconds) - start)) -lt $(($1 * 1000)) ] || fail "the error took too long"
+}
+
+t_stop() {
+	start_server new && make_origin && make_snapshot 0 || return
+	put $org 1 a || fail "write" || return
+	holds /dev/mapper/snap0 1 0 || return
+	local asked
+	asked=$(stat snapshot_read)
+	ctl stop >/dev/null || fail "not taken" || return
+	within 5 has stopped 1 || fail "not said" || return
+	read_fails 5 || return
+	expect_error "a stopped device was written" put /dev/mapper/snap0 1 b || return
+	expect_error "a stopped device was flushed" timeout 20 sync /dev/mapper/snap0 || return
+	[ "$(stat snapshot_read)" = "$asked" ] || fail "questions of a stopped device" || return
+	log_has "has stopped snapshot 0" || fail "no word about it" || return
+	# Again: said again, logged once.
+	ctl stop >/dev/null || fail "not taken twice" || return
+	within 5 has stopped 2 || fail "not said twice" || return
+	[ "$(log_count 'has stopped snapshot 0')" = 1 ] || fail "logged twice" || return
+	# The others go on, and the device goes as ever.
+	put $org 1 b && put $org 2 b || fail "write of the origin" || return
+	make_snapshot 2 || return
+	holds /dev/mapper/snap2 1 b || return
+	timeout 20 dmsetup remove --retry snap0 || fail "remove" || return
+	[ "$(stat gone)" = 1 ] || fail "GONE was not sent" || return
+	# One that is not there is no mistake, the origin is.
+	ctl stop 999 >/dev/null || fail "a stop of no device was refused" || return
+	[ "$(stat stopped)" = 2 ] || fail "said of no device" || return
+	[ "$(ctl stop 1)" = "err EPROTO" ] || fail "the origin was stopped: $(ctl stop 1)"
+}
+
+# DEVICE_STOPPED comes after the end of what is in flight to the store.
+t_stop_drains() {
+	stoppable_store && start_server new && make_origin && make_snapshot 0 || return
+	put $org 6 a || fail "write" || return
+	local read before
+	before=$(stat snapshot_read)
+	stop || return
+	get /dev/mapper/snap0 6 >"$tmp/read" &
+	read=$!
+	within 20 has snapshot_read $((before + 1)) || fail "no question" || return
+	within 20 snapshot_waits 0 || fail "not answered" || return
+	ctl stop >/dev/null || fail "not taken" || return
+	# New I/O fails at once, though the old is still in flight.
+	read_fails 5 || return
+	still $read || fail "the read ended" || return
+	[ "$(stat stopped)" = 0 ] || fail "said with a read in flight" || return
+	# The server is lost: the next one knows of no read, and has to ask.
+	kill_server
+	start_server || return
+	[ "$(stat returning)" = 2 ] || fail "$(stat returning) devices return, 2 wanted" || return
+	read_fails 5 || return
+	ctl stop >/dev/null || fail "not taken" || return
+	still $read || fail "the read ended" || return
+	[ "$(stat stopped)" = 0 ] || fail "said with a read in flight" || return
+	go || return
+	within 20 has stopped 1 || fail "not said" || return
+	wait $read
+	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
+	read_fails 5
+}
+
+snapshot_waits() { [ "$(sed -n 's/^waiting: //p' /proc/driver/ddsnap/snap0)" = "$1" ]; }
+
+# So it does with a read from the origin.
+t_stop_drains_origin() {
+	stoppable && start_server new && make_origin && make_snapshot 0 || return
+	local read before
+	before=$(stat snapshot_read)
+	stop || return
+	get /dev/mapper/snap0 6 >"$tmp/read" &
+	read=$!
+	within 20 has snapshot_read $((before + 1)) || fail "no question" || return
+	within 20 snapshot_waits 0 || fail "not answered" || return
+	ctl stop >/dev/null || fail "not taken" || return
+	still $read || fail "the read ended" || return
+	[ "$(stat stopped)" = 0 ] || fail "said with a read in flight" || return
+	go || return
+	within 20 has stopped 1 || fail "not said"
+	wait $read
+}
+
+# What the server has read and not answered fails, whatever it answers later;
+# what waits for a server fails too.
+t_stop_questions() {
+	start_server new && make_origin && make_snapshot 0 || return
+	put $org 6 a || fail "write" || return
+	ctl silent on >/dev/null
+	get /dev/mapper/snap0 6 >"$tmp/read" 2>/dev/null &
+	local read=$!
+	within 5 has queued 1 || fail "no question" || return
+	ctl stop >/dev/null || fail "not taken" || return
+	within 5 has stopped 1 || fail "a question counts as in flight" || return
+	ctl silent off >/dev/null
+	within 20 ended $read || fail "the read does not end" || return
+	[ -z "$(cat "$tmp/read")" ] || fail "the read saw $(cat "$tmp/read")" || return
+	# Without a server a stopped device does not wait for one.
+	kill_server
+	read_fails 5 || return
+	start_server || return
+	read_fails 5 || return
+	timeout 20 dmsetup suspend snap0 && timeout 20 dmsetup resume snap0 || fail "suspend" || return
+	read_fails 5
+}
+
+# Stopped and removed while it is read, again and again.
+t_stop_under_load() {
+	start_server new && make_origin || return
+	load 100 || return
+	bounded_snapshot 2 || return
+	ctl create 0 >/dev/null || fail "no snapshot" || return
+	local i reader before
+	for i in 1 2 3 4 5 6; do
+		create_device snap0 0 || fail "no device" || return
+		(while dd if=/dev/mapper/snap0 of=/dev/null bs=64k iflag=direct status=none 2>/dev/null; do :; done) &
+		reader=$!
+		sleep 0.$((RANDOM % 9))
+		before=$(stat stopped)
+		ctl stop >/dev/null || fail "not taken" || return
+		if [ $((i % 2)) = 0 ]; then
+			kill_server
+			start_server || return
+			before=0
+			ctl stop >/dev/null || fail "not taken" || return
+		fi
+		within 20 has stopped $((before + 1)) || fail "not said" || return
+		within 20 ended $reader || fail "the reader goes on" || return
+		timeout 20 dmsetup remove --retry snap0 || fail "remove" || return
+	done
+	end_of_load || return
+	check_all 2
 }
 
 # Devices come and go while servers come and go.

@@ -12,8 +12,8 @@ use crate::units::{Chunk, ChunkShift, SnapTag};
 
 /// The device to open.
 pub const DEVICE: &str = "/dev/ddsnap";
-/// History: 1 - first version.
-pub const VERSION: u32 = 1;
+/// History: 1 - first version. 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags.
+pub const VERSION: u32 = 2;
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 64;
 /// Bytes of a reply or command.
@@ -33,8 +33,13 @@ const ORIGIN_WRITE: u32 = 3;
 const SNAPSHOT_READ: u32 = 4;
 const SNAPSHOT_WRITE: u32 = 5;
 const BARRIER_REACHED: u32 = 6;
+const DEVICE_STOPPED: u32 = 7;
 const BARRIER_BEGIN: u32 = 0x100;
 const BARRIER_END: u32 = 0x101;
+const DEVICE_STOP: u32 = 0x102;
+
+/// The one flag of a request.
+const RETURNING: u32 = 1 << 0;
 
 const FROM_ORIGIN: u32 = 1 << 0;
 const CREATED: u32 = 1 << 1;
@@ -70,7 +75,8 @@ pub enum ChannelError {
 /// What the kernel asks, or says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Unique among the unanswered requests; a barrier's number in [`Ask::BarrierReached`].
+    /// Unique among the unanswered requests; a barrier's number in [`Ask::BarrierReached`]; 0 in
+    /// [`Ask::DeviceStopped`].
     pub id: u64,
     /// What it is about.
     pub ask: Ask,
@@ -87,6 +93,9 @@ pub enum Ask {
         snapshot: Option<SnapTag>,
         /// Its length.
         sectors: u64,
+        /// Whether an earlier server, or this one over an earlier channel, has accepted it: it may
+        /// have I/O in flight.
+        returning: bool,
     },
     /// A device went away.
     Gone {
@@ -101,6 +110,11 @@ pub enum Ask {
     SnapshotWrite(SnapTag, Chunk),
     /// No origin write is in flight any more.
     BarrierReached,
+    /// The device is stopped and none of its I/O is in flight.
+    DeviceStopped {
+        /// Its number.
+        device: u32,
+    },
 }
 
 impl Request {
@@ -115,6 +129,7 @@ impl Request {
         let snapshot = u64_at(record, 16);
         let chunk = Chunk(u64_at(record, 24));
         let sectors = u64_at(record, 32);
+        let flags = u32_at(record, 40);
         let bad = |field, value| ChannelError::Field {
             id,
             op,
@@ -126,6 +141,10 @@ impl Request {
                 .map(SnapTag)
                 .map_err(|_| bad("snapshot tag", snapshot))
         };
+        let allowed = if op == IDENTIFY { RETURNING } else { 0 };
+        if flags & !allowed != 0 {
+            return Err(bad("flags", flags.into()));
+        }
         let ask = match op {
             IDENTIFY => {
                 let snapshot = if snapshot == ORIGIN {
@@ -137,6 +156,7 @@ impl Request {
                     device,
                     snapshot,
                     sectors,
+                    returning: flags & RETURNING != 0,
                 }
             }
             GONE => Ask::Gone { device },
@@ -147,6 +167,7 @@ impl Request {
             SNAPSHOT_READ => Ask::SnapshotRead(tag()?, chunk),
             SNAPSHOT_WRITE => Ask::SnapshotWrite(tag()?, chunk),
             BARRIER_REACHED => Ask::BarrierReached,
+            DEVICE_STOPPED => Ask::DeviceStopped { device },
             _ => return Err(ChannelError::Operation { id, op }),
         };
         Ok(Request { id, ask })
@@ -178,6 +199,7 @@ impl Request {
                 device,
                 snapshot,
                 sectors,
+                ..
             } => (
                 IDENTIFY,
                 device,
@@ -190,6 +212,13 @@ impl Request {
             Ask::SnapshotRead(tag, chunk) => (SNAPSHOT_READ, 0, tag.0.into(), chunk.0, 0),
             Ask::SnapshotWrite(tag, chunk) => (SNAPSHOT_WRITE, 0, tag.0.into(), chunk.0, 0),
             Ask::BarrierReached => (BARRIER_REACHED, 0, 0, 0, 0),
+            Ask::DeviceStopped { device } => (DEVICE_STOPPED, device, 0, 0, 0),
+        };
+        let flags = match self.ask {
+            Ask::Identify {
+                returning: true, ..
+            } => RETURNING,
+            _ => 0,
         };
         let mut record = [0; REQUEST_BYTES];
         record[0..8].copy_from_slice(&self.id.to_le_bytes());
@@ -198,6 +227,7 @@ impl Request {
         record[16..24].copy_from_slice(&snapshot.to_le_bytes());
         record[24..32].copy_from_slice(&chunk.to_le_bytes());
         record[32..40].copy_from_slice(&sectors.to_le_bytes());
+        record[40..44].copy_from_slice(&flags.to_le_bytes());
         record
     }
 }
@@ -205,7 +235,7 @@ impl Request {
 /// What the server answers, or commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The request's number, or the one the server gave a barrier.
+    /// The request's number, or the one the server gave a barrier; 0 in [`Answer::DeviceStop`].
     pub id: u64,
     /// What it says.
     pub answer: Answer,
@@ -239,6 +269,11 @@ pub enum Answer {
         /// A snapshot was made: forget which chunks are unique first.
         created: bool,
     },
+    /// Fail all further I/O of this device, and tell when none is in flight.
+    DeviceStop {
+        /// Its number.
+        device: u32,
+    },
 }
 
 /// Where a chunk of a snapshot is.
@@ -266,6 +301,7 @@ impl Reply {
             Answer::BarrierEnd { created } => {
                 (BARRIER_END, 0, if created { CREATED } else { 0 }, 0)
             }
+            Answer::DeviceStop { device } => (DEVICE_STOP, 0, 0, device.into()),
         };
         let mut record = [0; REPLY_BYTES];
         record[0..8].copy_from_slice(&self.id.to_le_bytes());
@@ -325,6 +361,11 @@ mod tests {
         record
     }
 
+    fn flagged(mut record: [u8; 64], flags: u8) -> [u8; 64] {
+        record[40] = flags;
+        record
+    }
+
     #[test]
     fn requests_are_these_bytes() {
         let five = [5, 0, 0, 0, 0, 0, 0, 0];
@@ -335,6 +376,7 @@ mod tests {
                     device: 3,
                     snapshot: None,
                     sectors: 9,
+                    returning: false,
                 },
                 request(1, 3, ALL_ONES, 0, 9),
             ),
@@ -343,14 +385,19 @@ mod tests {
                     device: 3,
                     snapshot: Some(tag),
                     sectors: 9,
+                    returning: true,
                 },
-                request(1, 3, five, 0, 9),
+                flagged(request(1, 3, five, 0, 9), 1),
             ),
             (Ask::Gone { device: 3 }, request(2, 3, [0; 8], 0, 0)),
             (Ask::OriginWrite(Chunk(7)), request(3, 0, ALL_ONES, 7, 0)),
             (Ask::SnapshotRead(tag, Chunk(7)), request(4, 0, five, 7, 0)),
             (Ask::SnapshotWrite(tag, Chunk(7)), request(5, 0, five, 7, 0)),
             (Ask::BarrierReached, request(6, 0, [0; 8], 0, 0)),
+            (
+                Ask::DeviceStopped { device: 3 },
+                request(7, 3, [0; 8], 0, 0),
+            ),
         ];
         for (ask, record) in golden {
             let request = Request { id: NUMBER, ask };
@@ -372,9 +419,16 @@ mod tests {
     #[test]
     fn requests_out_of_range_are_refused_by_name() {
         assert_eq!(
-            Request::decode(&request(7, 0, [0; 8], 0, 0)),
-            Err(ChannelError::Operation { id: NUMBER, op: 7 })
+            Request::decode(&request(8, 0, [0; 8], 0, 0)),
+            Err(ChannelError::Operation { id: NUMBER, op: 8 })
         );
+        for (op, flags) in [(1, 2), (2, 1), (4, 1), (7, 1)] {
+            let found = Request::decode(&flagged(request(op, 0, [0; 8], 0, 0), flags));
+            assert!(
+                matches!(found, Err(ChannelError::Field { field: "flags", .. })),
+                "{op}: {found:?}"
+            );
+        }
         let big = [0, 0, 0, 0, 1, 0, 0, 0];
         for op in [1, 4, 5] {
             let found = Request::decode(&request(op, 0, big, 0, 0));
@@ -423,6 +477,7 @@ mod tests {
             (Answer::BarrierBegin, [0, 1], 0, 0, 0),
             (Answer::BarrierEnd { created: false }, [1, 1], 0, 0, 0),
             (Answer::BarrierEnd { created: true }, [1, 1], 0, 2, 0),
+            (Answer::DeviceStop { device: 9 }, [2, 1], 0, 0, 9),
         ];
         for (answer, op, status, flags, value) in golden {
             let mut record = [0; 32];
@@ -439,7 +494,7 @@ mod tests {
     fn the_attach_argument_is_these_bytes() {
         let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
         let mut expected = [0; 128];
-        expected[0] = 1;
+        expected[0] = 2;
         expected[4] = 14;
         expected[8..12].copy_from_slice(b"@vol");
         assert_eq!(found, expected);

@@ -23,13 +23,25 @@
 //! barrier at once when it has no device, so one is used whenever the channel is attached: there is
 //! no moment in which a device could be overlooked. Without `/dev/ddsnap` there are no devices. While
 //! the channel is lost devices may write to chunks they know to be unique, so nothing is created.
+//!
+//! # Squashed snapshots
+//!
+//! To make room the engine squashes a snapshot that a device shows, but keeps its chunks: I/O of the
+//! device may be on its way to them. The device is told to stop, and when it says that nothing is in
+//! flight, the engine may free them (`devices`). Writes that found the store full wait for that
+//! instead of failing (`writes`). Before all devices are known, no squashed snapshot is quiet.
 
-use std::collections::{HashMap, VecDeque};
+mod devices;
+mod writes;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use self::devices::Device;
+use self::writes::Write;
 use super::changelist::Lists;
 use super::dump::Dump;
 use super::engine::{Engine, EngineError};
@@ -39,11 +51,13 @@ use super::usage::Count;
 use crate::protocol::channel::{self, Answer, Ask, Place};
 use crate::protocol::control::{ChannelState, Reply, Request};
 use crate::protocol::space::Level;
-use crate::store::{Done, Location, Op, OpError, SnapState};
+use crate::store::{Location, Op, OpError};
 use crate::units::{Chunk, SnapTag};
 
 /// How long a command waits for the writes in flight, or for the channel to come back.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a write that finds the store full waits for the chunks of squashed snapshots.
+pub const ROOM_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A client's number, never used twice by one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,15 +91,6 @@ impl Output {
     }
 }
 
-/// A device that the kernel has identified.
-#[derive(Clone, Copy, Debug)]
-struct Device {
-    /// `None`: the origin.
-    snapshot: Option<SnapTag>,
-    /// Whether it has been identified since the channel was attached.
-    seen: bool,
-}
-
 /// A snapshot in the making.
 #[derive(Clone, Copy, Debug)]
 struct Barrier {
@@ -109,13 +114,17 @@ pub struct Core<E> {
     pub(super) channel: ChannelState,
     /// The devices that existed when the channel was attached have not all been identified yet.
     greeting: bool,
-    devices: HashMap<u32, Device>,
+    devices: BTreeMap<u32, Device>,
     /// How many devices show each snapshot, and lists of changes that are being made need it; no zeros.
     shown: HashMap<SnapTag, u32>,
     barrier: Option<Barrier>,
     next_barrier: u64,
     /// Origin writes asked for during a barrier. The kernel holds new ones back, so these are few.
-    held_writes: Vec<(u64, Chunk)>,
+    held_writes: Vec<Write>,
+    /// Writes that found the store full while a squashed snapshot's chunks were about to come free.
+    no_room: Vec<Write>,
+    /// Those are worth another try.
+    room_changed: bool,
     waiting: VecDeque<Waiting>,
     /// Why the engine does no more I/O.
     pub(super) fault: Option<String>,
@@ -138,11 +147,13 @@ impl<E: Engine> Core<E> {
             engine,
             channel: ChannelState::Absent,
             greeting: false,
-            devices: HashMap::new(),
+            devices: BTreeMap::new(),
             shown: HashMap::new(),
             barrier: None,
             next_barrier: 1,
             held_writes: Vec::new(),
+            no_room: Vec::new(),
+            room_changed: false,
             waiting: VecDeque::new(),
             fault: None,
             refusing: false,
@@ -187,6 +198,7 @@ impl<E: Engine> Core<E> {
             .collect();
         gone.into_iter()
             .for_each(|device| self.forget_device(device));
+        self.look_for_quiet();
         self.start_waiting(now, out);
     }
 
@@ -195,6 +207,7 @@ impl<E: Engine> Core<E> {
         self.channel = ChannelState::Lost;
         self.greeting = false;
         self.held_writes.clear();
+        self.no_room.clear();
         if let Some(barrier) = self.barrier.take() {
             // Nothing was created. The command keeps its place and its deadline.
             self.waiting.push_front(Waiting {
@@ -213,6 +226,7 @@ impl<E: Engine> Core<E> {
         devices
             .into_iter()
             .for_each(|device| self.forget_device(device));
+        self.look_for_quiet();
         self.start_waiting(now, out);
     }
 
@@ -226,123 +240,35 @@ impl<E: Engine> Core<E> {
             }
         }
         let mut group = Vec::new();
+        let deadline = now.monotonic + ROOM_DEADLINE;
         for request in batch {
             let id = request.id;
+            let write = |op| Write { id, op, deadline };
             match request.ask {
                 Ask::SnapshotRead(..) => {}
                 Ask::Identify {
                     device,
                     snapshot,
                     sectors,
+                    returning,
                 } => {
-                    let answer = self.identify(device, snapshot, sectors);
+                    let answer = self.identify(device, snapshot, sectors, returning);
                     out.channel(id, answer);
+                    self.stop_device(device, out);
                 }
                 Ask::Gone { device } => {
                     self.forget_device(device);
                     out.channel(id, Answer::Gone);
                 }
-                Ask::OriginWrite(chunk) => self.held_writes.push((id, chunk)),
-                Ask::SnapshotWrite(tag, chunk) => group.push((id, Op::SnapshotWrite(tag, chunk))),
+                Ask::OriginWrite(chunk) => self.held_writes.push(write(Op::OriginWrite(chunk))),
+                Ask::SnapshotWrite(tag, chunk) => group.push(write(Op::SnapshotWrite(tag, chunk))),
                 Ask::BarrierReached => self.barrier_reached(now, id, out),
+                Ask::DeviceStopped { device } => self.device_stopped(device),
             }
         }
-        if self.barrier.is_none() {
-            let writes = std::mem::take(&mut self.held_writes);
-            group.extend(
-                writes
-                    .into_iter()
-                    .map(|(id, chunk)| (id, Op::OriginWrite(chunk))),
-            );
-        }
-        self.commit(&group, out);
+        self.commit_with_held(now, group, out);
         // A create may have waited for the barrier that ended in this batch.
         self.start_waiting(now, out);
-    }
-
-    fn identify(&mut self, device: u32, snapshot: Option<SnapTag>, sectors: u64) -> Answer {
-        let refuse = |errno: Errno, sectors| Answer::Identify {
-            status: errno as i32,
-            sectors,
-        };
-        let right = match self.sectors(snapshot) {
-            Err(_) => {
-                warn!(
-                    "device {device}: there is no snapshot {}",
-                    snapshot.unwrap_or_default()
-                );
-                return refuse(Errno::ENOENT, 0);
-            }
-            Ok(right) => right,
-        };
-        // Across a restart a device of the origin may have another length than the origin: one of them was
-        // resized, the other not yet. Its chunks mean the same.
-        let known = snapshot.is_none() && self.greeting;
-        if sectors != right && !known {
-            warn!("device {device}: it has {sectors} sectors, it should have {right}");
-            return refuse(Errno::EINVAL, right);
-        }
-        if let Some(tag) = snapshot {
-            if self
-                .engine
-                .snapshot(tag)
-                .is_some_and(|info| info.state == SnapState::Squashed)
-            {
-                warn!("device {device}: snapshot {tag} is squashed");
-                return refuse(Errno::EIO, 0);
-            }
-        }
-        debug!("device {device} shows {}", name_of(snapshot));
-        // First the new, then the old: a device seen again must not look unused in between.
-        if let Some(tag) = snapshot {
-            self.now_shown(tag);
-        }
-        let before = self.devices.insert(
-            device,
-            Device {
-                snapshot,
-                seen: true,
-            },
-        );
-        self.no_longer_shown(before.and_then(|device| device.snapshot));
-        Answer::Identify {
-            status: 0,
-            sectors: 0,
-        }
-    }
-
-    fn forget_device(&mut self, device: u32) {
-        let Some(Device { snapshot, .. }) = self.devices.remove(&device) else {
-            return;
-        };
-        debug!(
-            "device {device}, which showed {}, is gone",
-            name_of(snapshot)
-        );
-        self.no_longer_shown(snapshot);
-    }
-
-    /// A snapshot has one user more: it is not deleted meanwhile.
-    pub(super) fn now_shown(&mut self, tag: SnapTag) {
-        *self.shown.entry(tag).or_default() += 1;
-        self.engine.set_in_use(tag, true);
-    }
-
-    pub(super) fn no_longer_shown(&mut self, snapshot: Option<SnapTag>) {
-        let Some(tag) = snapshot else { return };
-        let Some(count) = self.shown.get_mut(&tag) else {
-            return;
-        };
-        *count -= 1;
-        if *count == 0 {
-            self.shown.remove(&tag);
-            self.engine.set_in_use(tag, false);
-        }
-    }
-
-    /// Devices that show a snapshot, and lists that need it: the transient part of its use count.
-    pub(super) fn devices_of(&self, tag: SnapTag) -> u32 {
-        self.shown.get(&tag).copied().unwrap_or_default()
     }
 
     fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Place {
@@ -357,69 +283,6 @@ impl<E: Engine> Core<E> {
                 self.broken(&broken);
                 Place::Fails(Errno::EIO as i32)
             }
-        }
-    }
-
-    fn commit(&mut self, group: &[(u64, Op)], out: &mut Output) {
-        if group.is_empty() {
-            return;
-        }
-        self.background = true;
-        let ops: Vec<Op> = group.iter().map(|&(_, op)| op).collect();
-        let free = self.engine.status().free_chunks;
-        match self.try_commit(&ops) {
-            Some(results) => {
-                let full = results.contains(&Err(OpError::StoreFull));
-                if full || self.engine.status().free_chunks < free {
-                    self.refusing = full;
-                }
-                for (&(id, op), result) in group.iter().zip(results) {
-                    out.channel(id, self.outcome(op, Some(result)));
-                }
-                self.watch_space();
-            }
-            // One unreadable sector fails a whole group: let it fail only those that need it.
-            None if self.fault.is_none() && group.len() > 1 => {
-                group
-                    .iter()
-                    .for_each(|one| self.commit(std::slice::from_ref(one), out));
-            }
-            None => {
-                for &(id, op) in group {
-                    out.channel(id, self.outcome(op, None));
-                }
-            }
-        }
-    }
-
-    fn try_commit(&mut self, ops: &[Op]) -> Option<Vec<Result<Done, OpError>>> {
-        if self.fault.is_some() {
-            return None;
-        }
-        match self.engine.commit(ops) {
-            Ok(results) => Some(results),
-            Err(broken) => {
-                self.broken(&broken);
-                None
-            }
-        }
-    }
-
-    fn outcome(&self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {
-        let failed = match (op, result) {
-            (Op::OriginWrite(_), Some(Ok(Done::Unique))) => {
-                return Answer::OriginWrite { status: 0 };
-            }
-            (Op::SnapshotWrite(..), Some(Ok(Done::Private(chunk)))) => {
-                return Answer::SnapshotWrite(Place::Store(chunk.0));
-            }
-            (_, Some(Err(refused))) => refusal::io_errno(&refused),
-            (_, Some(Ok(done))) => panic!("the engine answered {done:?} to {op:?}"),
-            (_, None) => Errno::EIO as i32,
-        };
-        match op {
-            Op::OriginWrite(_) => Answer::OriginWrite { status: failed },
-            Op::SnapshotWrite(..) => Answer::SnapshotWrite(Place::Fails(failed)),
         }
     }
 
@@ -486,6 +349,9 @@ impl<E: Engine> Core<E> {
                 _ => self.waiting.push_back(waiting),
             }
         }
+        if self.room_changed {
+            self.commit_with_held(now, Vec::new(), out);
+        }
     }
 
     fn begin_barrier(&mut self, tag: SnapTag, waiting: Waiting, out: &mut Output) {
@@ -534,6 +400,7 @@ impl<E: Engine> Core<E> {
                 info!("snapshot {tag} deleted");
                 self.background = true;
                 self.refusing = false;
+                self.room_changed = true;
                 Reply::Deleted
             }
             Ok(Err(refused)) => refusal::reply(&refused),
@@ -553,7 +420,10 @@ impl<E: Engine> Core<E> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let barrier = self.barrier.iter().map(|barrier| barrier.deadline);
+        let no_room = self.no_room.iter().map(|write| write.deadline);
         barrier
+            // In a barrier no origin write is answered: they have time until it ends.
+            .chain(no_room.filter(|_| self.barrier.is_none()))
             .chain(self.waiting.iter().map(|waiting| waiting.deadline))
             .min()
     }
@@ -575,13 +445,12 @@ impl<E: Engine> Core<E> {
                 barrier.client,
                 refusal::with_errno(Errno::ETIMEDOUT, reason),
             );
-            let writes = std::mem::take(&mut self.held_writes);
-            let group: Vec<(u64, Op)> = writes
-                .into_iter()
-                .map(|(id, chunk)| (id, Op::OriginWrite(chunk)))
-                .collect();
-            self.commit(&group, out);
+            self.commit_with_held(now, Vec::new(), out);
         }
+        self.room_changed |= self
+            .no_room
+            .iter()
+            .any(|write| write.deadline <= now.monotonic);
         for waiting in std::mem::take(&mut self.waiting) {
             if waiting.deadline > now.monotonic {
                 self.waiting.push_back(waiting);
@@ -621,7 +490,9 @@ impl<E: Engine> Core<E> {
         let others = self.jobs.want_steps() || self.wants_upkeep();
         if self.count.takes_turn(others) {
             self.count_step(now, out);
-        } else if !self.job_step(now, out) && self.wants_upkeep() {
+        } else if self.job_step(now, out) {
+            self.stop_squashed(out); // Its copies may have taken the last room.
+        } else if self.wants_upkeep() {
             self.upkeep();
         }
     }
@@ -648,6 +519,7 @@ impl<E: Engine> Core<E> {
         } else if self.fault.is_none() {
             error!("the snapshot store failed; I/O that needs it fails until a restart: {broken}");
             self.fault = Some(broken.message.clone());
+            self.room_changed = true; // There will be none: what waits for it is to fail now.
         }
     }
 
@@ -667,10 +539,6 @@ impl<E: Engine> Core<E> {
     pub fn into_engine(self) -> (E, Option<String>) {
         (self.engine, self.fault)
     }
-}
-
-fn name_of(snapshot: Option<SnapTag>) -> String {
-    snapshot.map_or("the origin".to_owned(), |tag| format!("snapshot {tag}"))
 }
 
 #[cfg(test)]

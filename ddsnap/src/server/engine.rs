@@ -71,6 +71,14 @@ pub trait Engine {
     /// full. Not durable: devices come back with their server.
     fn set_in_use(&mut self, tag: SnapTag, in_use: bool);
 
+    /// Squashed snapshots whose chunks stay until [`set_quiet`](Self::set_quiet), because I/O of a
+    /// device may be under way into them. An operation that finds the store full while there are any
+    /// is worth another try when there is one less.
+    fn draining(&self) -> Vec<SnapTag>;
+
+    /// Says that no I/O is under way into a squashed snapshot's chunks, and none will be.
+    fn set_quiet(&mut self, tag: SnapTag);
+
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;
 

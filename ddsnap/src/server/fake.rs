@@ -29,6 +29,11 @@ pub struct Inside {
     pub bad_chunk: Option<Chunk>,
     pub snapshots: Vec<SnapshotInfo>,
     pub in_use: Vec<SnapTag>,
+    /// Copies there is room for; `None`: as many as you like.
+    pub room: Option<u64>,
+    /// Copies there is room for in the place of a squashed snapshot.
+    pub room_of_squashed: u64,
+    pub draining: Vec<SnapTag>,
     /// Exceptions: chunk and sequence.
     exceptions: BTreeMap<(u64, u64), StoreChunk>,
     next_seq: u64,
@@ -78,6 +83,19 @@ impl Fake {
         inside.failure.clone().map_or(Ok(()), Err)
     }
 
+    /// A server that was started over the same store: nothing is known of devices.
+    pub fn reopened(&self) -> Fake {
+        let mut inside = self.0.borrow_mut();
+        inside.in_use.clear();
+        inside.draining = inside
+            .snapshots
+            .iter()
+            .filter(|info| info.state == SnapState::Squashed)
+            .map(|info| info.tag)
+            .collect();
+        self.clone()
+    }
+
     fn find(&self, tag: SnapTag) -> Result<SnapshotInfo, OpError> {
         self.snapshot(tag).ok_or(OpError::NoSuchSnapshot(tag))
     }
@@ -90,6 +108,35 @@ impl Fake {
         let mut inside = self.0.borrow_mut();
         let found = inside.snapshots.iter_mut().find(|info| info.tag == tag);
         change(found.ok_or(OpError::NoSuchSnapshot(tag))?)
+    }
+}
+
+impl Inside {
+    /// Takes room for a copy. If there is none, squashes the snapshot in use that is wanted least,
+    /// one at a time, as the engine does.
+    fn take_room(&mut self) -> Result<(), OpError> {
+        match &mut self.room {
+            None => return Ok(()),
+            Some(0) => {}
+            Some(room) => {
+                *room -= 1;
+                return Ok(());
+            }
+        }
+        if self.draining.is_empty() {
+            let in_use = &self.in_use;
+            let victim = self
+                .snapshots
+                .iter_mut()
+                .filter(|info| info.state == SnapState::Live && info.priority < i8::MAX)
+                .filter(|info| in_use.contains(&info.tag))
+                .min_by_key(|info| (info.priority, info.seq));
+            if let Some(victim) = victim {
+                victim.state = SnapState::Squashed;
+                self.draining.push(victim.tag);
+            }
+        }
+        Err(OpError::StoreFull)
     }
 }
 
@@ -107,7 +154,9 @@ impl Engine for Fake {
                 message: "unreadable".to_owned(),
             });
         }
-        let newest = inside.snapshots.last().map(|info| info.seq.0);
+        let live = |info: &&SnapshotInfo| info.state == SnapState::Live;
+        let newest = inside.snapshots.iter().rev().find(live);
+        let newest = newest.map(|info| info.seq.0);
         let mut results = Vec::new();
         for &op in group {
             inside.next_place += 1;
@@ -117,12 +166,17 @@ impl Engine for Fake {
                     Err(OpError::OutOfRange(chunk))
                 }
                 Op::OriginWrite(chunk) => {
-                    if let Some(seq) = newest {
-                        inside.exceptions.entry((chunk.0, seq)).or_insert(place);
-                    }
-                    Ok(Done::Unique)
+                    let taken = match newest {
+                        Some(seq) if !inside.exceptions.contains_key(&(chunk.0, seq)) => {
+                            inside.take_room().map(|()| {
+                                inside.exceptions.insert((chunk.0, seq), place);
+                            })
+                        }
+                        _ => Ok(()),
+                    };
+                    taken.map(|()| Done::Unique)
                 }
-                Op::SnapshotWrite(..) => Ok(Done::Private(place)),
+                Op::SnapshotWrite(..) => inside.take_room().map(|()| Done::Private(place)),
             });
         }
         Ok(results)
@@ -131,6 +185,9 @@ impl Engine for Fake {
     fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Answer<Location> {
         self.call(format!("locate {tag} {chunk}"))?;
         let seq = match self.find(tag) {
+            Ok(info) if info.state == SnapState::Squashed => {
+                return Ok(Err(OpError::Squashed(tag)));
+            }
             Ok(info) => info.seq.0,
             Err(refused) => return Ok(Err(refused)),
         };
@@ -198,6 +255,18 @@ impl Engine for Fake {
         if in_use {
             inside.in_use.push(tag);
         }
+    }
+
+    fn draining(&self) -> Vec<SnapTag> {
+        self.0.borrow().draining.clone()
+    }
+
+    fn set_quiet(&mut self, tag: SnapTag) {
+        let mut inside = self.0.borrow_mut();
+        inside.calls.push(format!("quiet {tag}"));
+        inside.draining.retain(|&other| other != tag);
+        let more = inside.room_of_squashed;
+        inside.room = inside.room.map(|room| room + more);
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {

@@ -38,13 +38,14 @@ struct Armed {
 }
 
 /// Every name `DDSNAP_TRIGGER` may have.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: &[&str] = &[
     "any",
     "IDENTIFY",
     "GONE",
     "QUERY_WRITE",
     "QUERY_SNAPSHOT_READ",
     "BARRIER_REACHED",
+    "DEVICE_STOPPED",
     "CREATE_SNAPSHOT",
     "DELETE_SNAPSHOT",
     "LIST_SNAPSHOTS",
@@ -155,6 +156,7 @@ pub fn channel_name(ask: &Ask) -> &'static str {
         Ask::OriginWrite(_) | Ask::SnapshotWrite(..) => "QUERY_WRITE",
         Ask::SnapshotRead(..) => "QUERY_SNAPSHOT_READ",
         Ask::BarrierReached => "BARRIER_REACHED",
+        Ask::DeviceStopped { .. } => "DEVICE_STOPPED",
     }
 }
 

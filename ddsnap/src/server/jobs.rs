@@ -105,6 +105,7 @@ impl<E: Engine> Core<E> {
                     "sizes in bytes are now: origin {}, store {}, metadata {}",
                     sizes.origin, sizes.store, sizes.meta
                 );
+                self.more_room(now, out);
                 resized(sizes, String::new())
             }
             Ok(Err(refused)) => {

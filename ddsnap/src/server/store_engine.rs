@@ -73,6 +73,14 @@ impl Engine for StoreEngine {
         self.0.set_in_use(tag, in_use);
     }
 
+    fn draining(&self) -> Vec<SnapTag> {
+        self.0.draining()
+    }
+
+    fn set_quiet(&mut self, tag: SnapTag) {
+        self.0.set_quiet(tag);
+    }
+
     fn snapshots(&self) -> Vec<SnapshotInfo> {
         self.0.snapshots()
     }

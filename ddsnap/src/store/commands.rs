@@ -123,13 +123,33 @@ impl Store {
     /// Says whether a device of the snapshot is connected. Lasts until the store is closed.
     ///
     /// A connected snapshot is not deleted. When room is needed it may be squashed, after all that are not
-    /// in use; its chunks then stay until it is not connected any more.
+    /// in use; its chunks then stay until [`set_quiet`](Self::set_quiet).
     pub fn set_in_use(&mut self, tag: SnapTag, connected: bool) {
         if let Ok(snapshot) = self.snapshot_of(tag) {
             self.state.snapshots.set_connected(snapshot.seq, connected);
-            if !connected && snapshot.state != crate::format::snaptable::State::Live {
-                self.sweep.want();
-            }
+        }
+    }
+
+    /// Squashed snapshots whose chunks stay because I/O of a device may be under way into them: those
+    /// that were connected when they were squashed, and after opening all.
+    ///
+    /// Ops refused with [`OpError::StoreFull`] while there are any are to be tried again when there
+    /// is one less.
+    #[must_use]
+    pub fn draining(&self) -> Vec<SnapTag> {
+        let snapshots = &self.state.snapshots;
+        snapshots
+            .draining()
+            .filter_map(|seq| Some(snapshots.get(seq)?.tag))
+            .collect()
+    }
+
+    /// Says that no I/O of any device is under way into the chunks of a squashed snapshot, and none
+    /// will be: they may be freed. The device may still be connected.
+    pub fn set_quiet(&mut self, tag: SnapTag) {
+        if let Ok(snapshot) = self.snapshot_of(tag) {
+            self.state.snapshots.set_quiet(snapshot.seq);
+            self.sweep.want();
         }
     }
 

@@ -71,7 +71,8 @@ impl Store {
             };
             // One squashed snapshot's chunks come free as soon as its device is quiet: to squash
             // another meanwhile would cost one snapshot after the other for the same need.
-            if self.state.snapshots.in_use(&victim) && !self.waiting_for_disconnect().is_empty() {
+            let snapshots = &self.state.snapshots;
+            if snapshots.in_use(&victim) && snapshots.draining().next().is_some() {
                 return Ok(Room {
                     copies,
                     changed: false,
@@ -172,18 +173,5 @@ impl Store {
     /// squashed (in use) or deleted.
     pub fn take_given_up(&mut self) -> Vec<(SnapTag, bool)> {
         std::mem::take(&mut self.given_up)
-    }
-
-    /// Squashed snapshots whose device is still connected. Their chunks stay until the caller made
-    /// sure that no I/O of the device is under way and said so with
-    /// [`set_in_use`](Self::set_in_use)`(tag, false)`. Ops refused with [`OpError::StoreFull`]
-    /// while there are any are to be tried again then.
-    #[must_use]
-    pub fn waiting_for_disconnect(&self) -> Vec<SnapTag> {
-        let snapshots = &self.state.snapshots;
-        let waiting = snapshots
-            .iter()
-            .filter(|s| s.state == State::Squashed && snapshots.is_connected(s.seq));
-        waiting.map(|s| s.tag).collect()
     }
 }

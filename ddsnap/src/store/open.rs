@@ -120,6 +120,7 @@ impl Store {
             (ring, dropped) = (replayed.ring, replayed.dropped);
         }
         state.origin_chunks = origin_device_chunks;
+        state.snapshots.drain_all_squashed();
         let mut sweep = Sweep::default();
         if state
             .snapshots

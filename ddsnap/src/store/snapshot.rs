@@ -20,6 +20,8 @@ pub(crate) struct Snapshots {
     live: BTreeSet<u64>,
     /// Snapshots with a connected device; lasts as long as the server.
     connected: BTreeSet<u64>,
+    /// Squashed snapshots whose data stays: I/O of their devices may be under way into it.
+    draining: BTreeSet<u64>,
     /// Blocks of the table on disk.
     blocks: Vec<MetaBlock>,
     /// Whether anything changed since the table was last written.
@@ -51,6 +53,9 @@ impl Snapshots {
         if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
             snapshot.state = state;
             self.live.remove(&seq.0);
+            if state == State::Squashed && self.connected.contains(&seq.0) {
+                self.draining.insert(seq.0);
+            }
             if state == State::Deleted && self.by_tag.get(&snapshot.tag.0) == Some(&seq.0) {
                 self.by_tag.remove(&snapshot.tag.0);
             }
@@ -75,6 +80,7 @@ impl Snapshots {
     pub fn forget(&mut self, seq: SnapSeq) {
         self.by_seq.remove(&seq.0);
         self.connected.remove(&seq.0);
+        self.draining.remove(&seq.0);
         self.dirty = true;
     }
 
@@ -90,9 +96,31 @@ impl Snapshots {
         self.connected.contains(&seq.0)
     }
 
-    /// Persistent use count or a connected device.
+    /// After opening nobody knows what devices there are: all squashed snapshots keep what they have.
+    pub fn drain_all_squashed(&mut self) {
+        let squashed = self
+            .by_seq
+            .values()
+            .filter(|s| s.state == State::Squashed)
+            .map(|s| s.seq.0);
+        self.draining.extend(squashed);
+    }
+
+    /// No I/O is under way into the snapshot's data.
+    pub fn set_quiet(&mut self, seq: SnapSeq) {
+        self.draining.remove(&seq.0);
+    }
+
+    /// Squashed snapshots whose data stays, ascending.
+    pub fn draining(&self) -> impl Iterator<Item = SnapSeq> + '_ {
+        self.draining.iter().map(|&seq| SnapSeq(seq))
+    }
+
+    /// Persistent use count, a connected device, or one that may have I/O under way.
     pub fn in_use(&self, snapshot: &Snapshot) -> bool {
-        snapshot.usecount > 0 || self.is_connected(snapshot.seq)
+        snapshot.usecount > 0
+            || self.is_connected(snapshot.seq)
+            || self.draining.contains(&snapshot.seq.0)
     }
 
     /// All entries, oldest first.
@@ -132,7 +160,7 @@ impl Snapshots {
 
     /// Whether data of this sequence must stay: it is live, or its device may still be using it.
     pub fn needs_data(&self, seq: u64) -> bool {
-        self.live.contains(&seq) || self.connected.contains(&seq)
+        self.live.contains(&seq) || self.draining.contains(&seq)
     }
 
     /// Whether any sequence in `(after, upto]` needs its data.
@@ -142,7 +170,7 @@ impl Snapshots {
             return false;
         }
         let range = (Excluded(after), Included(upto));
-        self.live.range(range).next().is_some() || self.connected.range(range).next().is_some()
+        self.live.range(range).next().is_some() || self.draining.range(range).next().is_some()
     }
 
     /// Blocks the table takes with `more` further entries.

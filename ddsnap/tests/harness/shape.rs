@@ -58,12 +58,17 @@ impl Shape {
 
     pub fn open(&self, machine: &Machine) -> Result<(Store, Opened), StoreError> {
         // A small cache, so that blocks are read back from the device.
-        Store::open(
+        let (mut store, opened) = Store::open(
             self.devices(machine),
             &OpenOptions {
                 cache_bytes: 16 * 4096,
             },
-        )
+        )?;
+        // There are no devices.
+        for tag in store.draining() {
+            store.set_quiet(tag);
+        }
+        Ok((store, opened))
     }
 }
 

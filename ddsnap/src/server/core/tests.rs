@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The core against a fake engine: order of replies, barriers, losses, refusals.
 
+mod squashed;
+
 use super::*;
 use crate::protocol::channel::Request as Asked;
 use crate::server::fake::{Fake, ORIGIN_SECTORS};
-use crate::store::{ResizeError, Sizes};
+use crate::store::{ResizeError, Sizes, SnapState};
 
 const CLIENT: ClientId = ClientId(1);
 
@@ -34,6 +36,7 @@ fn identify(id: u64, device: u32, snapshot: Option<u32>, sectors: u64) -> Asked 
             device,
             snapshot: snapshot.map(SnapTag),
             sectors,
+            returning: false,
         },
     )
 }
@@ -684,9 +687,19 @@ fn a_device_of_the_origin_keeps_its_length_over_a_restart() {
     let mut core = Core::new(fake.clone());
     let mut out = Output::default();
     core.attached(at(0), true, &mut out);
-    let short = identify(1, 1, None, ORIGIN_SECTORS - 8);
+    let short = |returning| {
+        ask(
+            1,
+            Ask::Identify {
+                device: 1,
+                snapshot: None,
+                sectors: ORIGIN_SECTORS - 8,
+                returning,
+            },
+        )
+    };
     assert_eq!(
-        send(&mut core, &[short]).channel,
+        send(&mut core, &[short(true)]).channel,
         [reply(
             1,
             Answer::Identify {
@@ -695,9 +708,8 @@ fn a_device_of_the_origin_keeps_its_length_over_a_restart() {
             }
         )]
     );
-    core.greeted(at(0), &mut out);
     assert_eq!(
-        send(&mut core, &[short]).channel,
+        send(&mut core, &[short(false)]).channel,
         [reply(
             1,
             Answer::Identify {

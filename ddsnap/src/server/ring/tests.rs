@@ -117,6 +117,7 @@ fn requests_are_answered_and_a_snapshot_is_made_in_a_barrier() {
         device: 1,
         snapshot: None,
         sectors: ORIGIN_SECTORS,
+        returning: false,
     };
     ask(&mut kernel, 1, origin);
     expect(
