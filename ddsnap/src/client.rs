@@ -15,7 +15,9 @@ use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::control::{Reply, Request};
 use crate::units::{ChunkRun, ChunkShift, SnapTag};
 
-pub use crate::protocol::control::{ChannelState, MANY, Row, Snapshot, SnapshotState, Status};
+pub use crate::protocol::control::{
+    BadChunk, ChannelState, MANY, Row, Snapshot, SnapshotState, Status,
+};
 pub use crate::protocol::space::Level;
 
 /// How long a call waits if nobody says otherwise: longer than the server's own limit for making a
@@ -420,6 +422,44 @@ impl Client {
         match self.call_long(Request::DumpTree { first, last }, &mut |_, _| {})? {
             Reply::Dumped { entries } => Ok(entries),
             other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Gives the origin the content of a snapshot; durable on return. Gives back how many chunks could not
+    /// be read and are as they were. `progress` as in [`resize`](Self::resize). If the connection ends
+    /// before, the revert goes on, unless the snapshot was still being checked.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT`, `EBUSY` (a snapshot has a device, another long command is under way),
+    /// `EINVAL` (the snapshot is longer than the origin), `ENOSPC` or `EIO`; or the connection's errors.
+    pub fn revert(&mut self, tag: SnapTag, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+        match self.call_long(Request::Revert(tag), progress)? {
+            Reply::Reverted { skipped } => Ok(skipped),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has the server read all that snapshots have in the store, at `rate` bytes a second (0: as fast as it
+    /// goes). Gives back how many bytes it read and how many bad chunks it found. Ends if the
+    /// connection does.
+    ///
+    /// # Errors
+    /// Refused with `EBUSY` (another scrub is under way) or `EIO` (the index cannot be read); or the
+    /// connection's errors.
+    pub fn scrub(
+        &mut self,
+        rate: u64,
+        progress: &mut dyn FnMut(u64, u64),
+        found: &mut dyn FnMut(BadChunk),
+    ) -> Result<(u64, u64)> {
+        self.send(Request::Scrub(rate))?;
+        loop {
+            match self.receive()? {
+                Reply::Progress { done, total } => progress(done, total),
+                Reply::BadChunks(chunks) => chunks.into_iter().for_each(&mut *found),
+                Reply::Scrubbed { bytes, bad } => return Ok((bytes, bad)),
+                other => return Err(self.unexpected(&other)),
+            }
         }
     }
 

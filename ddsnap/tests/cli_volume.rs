@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Commands that change or prove a whole volume while its server runs, on plain files: `resize`.
+//! Commands that change or prove a whole volume while its server runs, on plain files: `resize`, `revert`,
+//! `scrub`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use ddsnap::device::BlockDevice;
 use ddsnap::device::uring::Access;
 use ddsnap::server::start::open_device;
-use ddsnap::store::{Devices, InitOptions, Op, OpenOptions, Store};
+use ddsnap::store::{Devices, InitOptions, Location, Op, OpenOptions, Reverting, Store};
 use ddsnap::units::{Chunk, ChunkShift, SnapTag};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -136,6 +137,25 @@ impl Volume {
         store.close().unwrap();
         volume.start();
         volume
+    }
+
+    /// Destroys what the store has saved of a chunk; no server runs. Gives the chunk of the store.
+    fn damage(&self, tag: u32, chunk: u64) -> u64 {
+        let options = OpenOptions {
+            cache_bytes: 1 << 20,
+        };
+        let (mut store, _) = Store::open(self.devices(), &options).unwrap();
+        let place = match store.locate(SnapTag(tag), Chunk(chunk)).unwrap() {
+            Ok(Location::Store(place)) => place.0,
+            other => panic!("{other:?}"),
+        };
+        store.close().unwrap();
+        let file = File::options()
+            .write(true)
+            .open(self.path("store"))
+            .unwrap();
+        file.write_all_at(&[0xee; 100], place * CHUNK).unwrap();
+        place
     }
 
     fn start(&mut self) {
@@ -318,4 +338,166 @@ fn sizes_that_cannot_be_had_give_a_sentence_and_255() {
         assert_eq!(ddsnap(args).code, 1, "{args:?}");
     }
     assert_eq!(ddsnap(&["resize", "@no-such-server", "-o", "1m"]).code, 99);
+}
+
+/// The origin's chunks, as versions.
+fn versions(volume: &Volume) -> Vec<u8> {
+    let bytes = fs::read(volume.path("origin")).unwrap();
+    let chunks = (0..).zip(bytes.chunks(CHUNK as usize));
+    chunks
+        .map(|(chunk, bytes)| {
+            let version = bytes[8];
+            assert_eq!(bytes, content(chunk, version), "chunk {chunk}");
+            version
+        })
+        .collect()
+}
+
+/// All at version 0 but these.
+fn all_but(other: &[(u64, u8)]) -> Vec<u8> {
+    let mut versions = vec![0; CHUNKS as usize];
+    other
+        .iter()
+        .for_each(|&(chunk, version)| versions[chunk as usize] = version);
+    versions
+}
+
+#[test]
+fn a_volume_goes_back_and_forth_between_its_snapshots() {
+    let mut volume = Volume::with_snapshots(false, &[(1, &[3, 4, 200]), (2, &[4, 5])]);
+    let sock = volume.sock();
+    let present = all_but(&[(3, 1), (4, 2), (5, 2), (200, 1)]);
+    assert_eq!(versions(&volume), present);
+    let ran = ddsnap(&["create", &sock, "9"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for (tag, wanted) in [
+        ("1", all_but(&[])),
+        ("2", all_but(&[(3, 1), (4, 1), (200, 1)])),
+        ("9", present.clone()),
+        ("1", all_but(&[])),
+    ] {
+        let ran = ddsnap(&["revert", &sock, tag]);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (0, "", ""),
+            "{tag}"
+        );
+        assert_eq!(versions(&volume), wanted, "{tag}");
+    }
+    // It lasts, and so do all of the snapshots.
+    volume.stop_server(Signal::SIGKILL);
+    volume.start_server();
+    assert_eq!(versions(&volume), all_but(&[]));
+    let ran = ddsnap(&["revert", &sock, "9"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(versions(&volume), present);
+}
+
+#[test]
+fn a_revert_that_was_begun_goes_on_when_the_server_starts() {
+    let mut volume = Volume::with_snapshots(false, &[(1, &[3, 4, 200]), (2, &[4, 5])]);
+    volume.stop_server(Signal::SIGTERM);
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+    };
+    let (mut store, _) = Store::open(volume.devices(), &options).unwrap();
+    store.revert_begin(SnapTag(1)).unwrap().unwrap();
+    while store.revert_step(1).unwrap().unwrap() != Reverting::Checked {}
+    store.revert_start().unwrap().unwrap();
+    assert_eq!(store.revert_step(1).unwrap(), Ok(Reverting::More));
+    // The power goes.
+    drop(store);
+    assert_ne!(versions(&volume), all_but(&[]));
+    volume.start_server();
+    let end = Instant::now() + PATIENCE;
+    while !volume
+        .log()
+        .contains("the origin has the content of snapshot 1")
+    {
+        assert!(Instant::now() < end, "{}", volume.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(volume.log().contains("the revert to snapshot 1 goes on"));
+    assert_eq!(versions(&volume), all_but(&[]));
+}
+
+#[test]
+fn a_revert_that_cannot_be_done_is_refused() {
+    let mut volume = Volume::with_snapshots(false, &[(1, &[3, 200]), (2, &[4])]);
+    let sock = volume.sock();
+    let before = versions(&volume);
+    let ran = ddsnap(&["revert", &sock, "7"]);
+    let why = "could not revert to snapshot 7 because snapshot doesn't exist (No such file or directory)\n";
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (1, "", why)
+    );
+    assert_eq!(ddsnap(&["revert", "@no-such-server", "1"]).code, 99);
+    // Of the snapshot something is lost: nothing is written.
+    volume.stop_server(Signal::SIGTERM);
+    volume.damage(1, 200);
+    volume.start_server();
+    let ran = ddsnap(&["revert", &sock, "1"]);
+    assert_eq!(ran.code, 1);
+    let why = "could not revert to snapshot 1 because chunk 200 of snapshot 1 cannot be read: ";
+    assert!(ran.stderr.starts_with(why), "{ran:?}");
+    assert_eq!(versions(&volume), before);
+    // The other snapshot is sound.
+    assert_eq!(ddsnap(&["revert", &sock, "2"]).code, 0);
+    assert_eq!(versions(&volume), all_but(&[(3, 1), (200, 1)]));
+}
+
+#[test]
+fn a_scrub_names_what_is_bad() {
+    let mut volume = Volume::with_snapshots(false, &[(1, &[3]), (2, &[3, 4]), (5, &[])]);
+    let sock = volume.sock();
+    let ran = ddsnap(&["scrub", &sock]);
+    let sound = format!("{} bytes read, 0 bad chunks\n", 3 * CHUNK);
+    assert_eq!((ran.code, ran.stdout, ran.stderr.as_str()), (0, sound, ""));
+    volume.stop_server(Signal::SIGTERM);
+    let place = volume.damage(1, 4);
+    volume.start_server();
+    let ran = ddsnap(&["scrub", &sock, "--rate", "0"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let named = format!("store chunk {place}, chunk 4 of snapshots 1 2: has checksum 0x");
+    assert!(lines[0].starts_with(&named), "{ran:?}");
+    assert_eq!(
+        lines[1..],
+        [format!("{} bytes read, 1 bad chunks", 3 * CHUNK)]
+    );
+    assert!(volume.log().contains(lines[0]));
+    let ran = ddsnap(&["scrub", &sock, "--json"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["schema"], "ddsnap-scrub-1");
+    assert_eq!(json["bytes_read"], 3 * CHUNK);
+    let bad = &json["bad"][0];
+    assert_eq!(bad["store_chunk"], place);
+    assert_eq!(bad["origin_chunk"], 4);
+    assert_eq!(bad["snapshots"], serde_json::json!([1, 2]));
+    assert_eq!(bad["fault"], "checksum");
+    assert_ne!(bad["checksum_found"], bad["checksum_expected"]);
+}
+
+#[test]
+fn a_scrub_is_no_faster_than_asked_for() {
+    let volume = Volume::with_snapshots(
+        false,
+        &[(
+            1,
+            &[
+                0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160,
+            ],
+        )],
+    );
+    let start = Instant::now();
+    // A step of 16 chunks, a pause of a second for them, and the last chunk.
+    let ran = ddsnap(&["scrub", &volume.sock(), "--rate", "128k"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        start.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
 }

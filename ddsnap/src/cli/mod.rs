@@ -21,6 +21,8 @@ mod output;
 mod priority;
 mod progress;
 mod resize;
+mod revert;
+mod scrub;
 mod server;
 mod status;
 mod usecount;
@@ -78,6 +80,8 @@ enum Command {
     Usecount(usecount::Usecount),
     Delta(delta::Delta),
     Resize(resize::Resize),
+    Revert(revert::Revert),
+    Scrub(scrub::Scrub),
     Extract(extract::Extract),
     Check(check::Check),
     Dump(dump::Dump),
@@ -127,6 +131,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Usecount(command) => command.run(),
         Command::Delta(command) => command.run(),
         Command::Resize(command) => command.run(),
+        Command::Revert(command) => command.run(),
+        Command::Scrub(command) => command.run(),
         Command::Extract(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Dump(command) => command.run(),

@@ -5,8 +5,10 @@
 //! then it may send the next. A refusal is a [`Reply::Error`]. Lists that may be longer than a frame
 //! are sent in pages; all pages of one answer show the same moment.
 
+use std::fmt;
+
 use super::codec::{CodecError, Frame, MAX_BODY_BYTES, Reader, Writer};
-use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag};
+use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
 const CREATE_SNAPSHOT: u16 = 0x0010;
 const DELETE_SNAPSHOT: u16 = 0x0011;
@@ -20,6 +22,8 @@ const USAGE: u16 = 0x0021;
 const RESIZE: u16 = 0x0030;
 const CHANGELIST: u16 = 0x0040;
 const DUMP_TREE: u16 = 0x0050;
+const REVERT: u16 = 0x0031;
+const SCRUB: u16 = 0x0032;
 
 /// Set in the code of a reply, whose other bits are the request's.
 const REPLY: u16 = 0x8000;
@@ -28,6 +32,8 @@ const ERROR: u16 = REPLY;
 const ROWS: u16 = 0x8022;
 /// The pages that follow a changelist's head.
 const CHANGES: u16 = 0x8041;
+/// What a scrub has found.
+const BAD_CHUNKS: u16 = 0x8033;
 /// How far a long command is.
 const PROGRESS: u16 = 0x803f;
 /// In a resize: this size stays as it is.
@@ -80,6 +86,46 @@ pub enum Request {
         /// Of the metadata's device.
         meta: Option<u64>,
     },
+    /// Give the origin the content of a snapshot. Answer: [`Reply::Progress`] now and then, then
+    /// [`Reply::Reverted`].
+    Revert(SnapTag),
+    /// Read all that snapshots have in the store, at so many bytes a second (0: as fast as it goes).
+    /// Answer: [`Reply::Progress`] and [`Reply::BadChunks`] now and then, then [`Reply::Scrubbed`].
+    Scrub(u64),
+}
+
+/// A chunk of the store whose data is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadChunk {
+    /// Where it lies.
+    pub place: StoreChunk,
+    /// Which chunk of the volume it holds.
+    pub chunk: Chunk,
+    /// The checksum found and the one wanted; none: it cannot be read.
+    pub checksums: Option<(u32, u32)>,
+    /// The snapshots that lost it, oldest first.
+    pub snapshots: Vec<SnapTag>,
+}
+
+impl fmt::Display for BadChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BadChunk { place, chunk, .. } = self;
+        write!(f, "store chunk {place}, chunk {chunk} of ")?;
+        match &self.snapshots[..] {
+            [] => f.write_str("no snapshot")?,
+            [one] => write!(f, "snapshot {one}")?,
+            [first, rest @ ..] => {
+                write!(f, "snapshots {first}")?;
+                rest.iter().try_for_each(|tag| write!(f, " {tag}"))?;
+            }
+        }
+        match self.checksums {
+            None => f.write_str(": cannot be read"),
+            Some((found, wanted)) => {
+                write!(f, ": has checksum {found:#010x}, expected {wanted:#010x}")
+            }
+        }
+    }
 }
 
 /// One snapshot in a list.
@@ -268,6 +314,20 @@ pub enum Reply {
         /// Why nothing was changed; empty if it was.
         refused: String,
     },
+    /// The origin has the snapshot's content.
+    Reverted {
+        /// But for so many chunks, which could not be read and are as they were.
+        skipped: u64,
+    },
+    /// What a scrub has found since the last such message; other messages follow.
+    BadChunks(Vec<BadChunk>),
+    /// A scrub has ended.
+    Scrubbed {
+        /// Bytes it read.
+        bytes: u64,
+        /// Bad chunks it found.
+        bad: u64,
+    },
 }
 
 impl Request {
@@ -322,6 +382,14 @@ impl Request {
                 }
                 RESIZE
             }
+            Request::Revert(tag) => {
+                body.u32(tag.0);
+                REVERT
+            }
+            Request::Scrub(rate) => {
+                body.u64(rate);
+                SCRUB
+            }
         };
         body.frame(code)
     }
@@ -366,6 +434,8 @@ impl Request {
                     meta: size()?,
                 }
             }
+            REVERT => Request::Revert(SnapTag(body.u32()?)),
+            SCRUB => Request::Scrub(body.u64()?),
             other => return Err(CodecError::Code(other)),
         };
         body.end(request)
@@ -377,7 +447,10 @@ impl Reply {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Reply::Progress { .. } | Reply::Usage { .. } | Reply::Changelist { .. } => false,
+            Reply::Progress { .. }
+            | Reply::Usage { .. }
+            | Reply::Changelist { .. }
+            | Reply::BadChunks(_) => false,
             Reply::Changes { last, .. } => *last,
             Reply::Snapshots { last, .. } | Reply::Rows { last, .. } => *last,
             _ => true,
@@ -402,6 +475,15 @@ impl Reply {
         .into_iter()
         .map(|(last, rows)| Reply::Rows { last, rows })
         .collect()
+    }
+
+    /// The messages that hold `chunks`.
+    #[must_use]
+    pub fn bad_pages(chunks: Vec<BadChunk>) -> Vec<Reply> {
+        pages(chunks, |bad| BAD_CHUNK_BYTES + 4 * bad.snapshots.len())
+            .into_iter()
+            .map(|(_, chunks)| Reply::BadChunks(chunks))
+            .collect()
     }
 
     /// The message as a frame.
@@ -487,6 +569,19 @@ impl Reply {
                 body.u64(*origin).u64(*store).u64(*meta).text(refused);
                 REPLY | RESIZE
             }
+            Reply::Reverted { skipped } => {
+                body.u64(*skipped);
+                REPLY | REVERT
+            }
+            Reply::BadChunks(chunks) => {
+                body.u32(chunks.len() as u32);
+                chunks.iter().for_each(|bad| put_bad_chunk(&mut body, bad));
+                BAD_CHUNKS
+            }
+            Reply::Scrubbed { bytes, bad } => {
+                body.u64(*bytes).u64(*bad);
+                REPLY | SCRUB
+            }
         };
         body.frame(code)
     }
@@ -508,6 +603,8 @@ impl Reply {
         const RESIZED: u16 = REPLY | RESIZE;
         const CHANGELIST_HEAD: u16 = REPLY | CHANGELIST;
         const DUMPED: u16 = REPLY | DUMP_TREE;
+        const REVERTED: u16 = REPLY | REVERT;
+        const SCRUBBED: u16 = REPLY | SCRUB;
 
         let mut body = Reader::new(frame);
         let reply = match frame.code {
@@ -573,6 +670,14 @@ impl Reply {
                 meta: body.u64()?,
                 refused: body.text()?,
             },
+            REVERTED => Reply::Reverted {
+                skipped: body.u64()?,
+            },
+            BAD_CHUNKS => Reply::BadChunks(get_all(&mut body, get_bad_chunk)?),
+            SCRUBBED => Reply::Scrubbed {
+                bytes: body.u64()?,
+                bad: body.u64()?,
+            },
             other => return Err(CodecError::Code(other)),
         };
         body.end(reply)
@@ -581,6 +686,8 @@ impl Reply {
 
 /// Bytes of a snapshot in a page.
 const SNAPSHOT_BYTES: usize = 38;
+/// Bytes of a bad chunk in a message, without its snapshots.
+const BAD_CHUNK_BYTES: usize = 29;
 /// Bytes of one `(others, chunks)` pair in a page.
 const SHARE_BYTES: usize = 12;
 /// Runs of chunks that a page of a changelist has at most.
@@ -652,6 +759,31 @@ fn get_snapshot(body: &mut Reader<'_>) -> Result<Snapshot, CodecError> {
         persistent_usecount: body.u32()?,
         devices: body.u32()?,
         sectors: body.u64()?,
+    })
+}
+
+fn put_bad_chunk(body: &mut Writer, bad: &BadChunk) {
+    let (found, wanted) = bad.checksums.unwrap_or_default();
+    body.u64(bad.place.0)
+        .u64(bad.chunk.0)
+        .u8(bad.checksums.is_some().into())
+        .u32(found)
+        .u32(wanted)
+        .u32(bad.snapshots.len() as u32);
+    bad.snapshots.iter().for_each(|tag| {
+        body.u32(tag.0);
+    });
+}
+
+fn get_bad_chunk(body: &mut Reader<'_>) -> Result<BadChunk, CodecError> {
+    let (place, chunk) = (StoreChunk(body.u64()?), Chunk(body.u64()?));
+    let readable = body.flag("readable")?;
+    let checksums = (body.u32()?, body.u32()?);
+    Ok(BadChunk {
+        place,
+        chunk,
+        checksums: readable.then_some(checksums),
+        snapshots: get_all(body, |body| Ok(SnapTag(body.u32()?)))?,
     })
 }
 

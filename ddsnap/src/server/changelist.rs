@@ -152,6 +152,7 @@ impl<E: Engine> Core<E> {
     /// The client has taken all it was sent of an answer that has more.
     pub fn client_took(&mut self, client: ClientId) {
         self.lists.taken(client);
+        self.jobs_client_took(client);
     }
 
     /// The client has gone: it needs no list.

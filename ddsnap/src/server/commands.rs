@@ -14,7 +14,7 @@ impl<E: Engine> Core<E> {
     /// A client's request. Its answer may come later: each client asks one thing at a time.
     pub fn command(&mut self, now: Now, client: ClientId, request: Request, out: &mut Output) {
         match request {
-            Request::Create(_) | Request::Delete(_) => {
+            Request::Create(_) | Request::Delete(_) | Request::Revert(_) => {
                 self.when_settled(now, client, request, out);
             }
             Request::List => out
@@ -50,6 +50,7 @@ impl<E: Engine> Core<E> {
                 };
                 self.start_resize(now, client, &request, out);
             }
+            Request::Scrub(rate) => self.start_scrub(now, client, rate, out),
             Request::UseCount(tag, delta) => {
                 let reply = self.adjust_usecount(tag, delta);
                 out.client(client, reply);

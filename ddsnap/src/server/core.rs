@@ -91,13 +91,21 @@ impl Output {
     }
 }
 
-/// A snapshot in the making.
+/// A barrier that has begun.
 #[derive(Clone, Copy, Debug)]
 struct Barrier {
     id: u64,
-    tag: SnapTag,
-    client: ClientId,
+    purpose: Purpose,
     deadline: Duration,
+}
+
+/// What is done when no origin write is in flight.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// A snapshot is made.
+    Create { tag: SnapTag, client: ClientId },
+    /// A step of a revert.
+    Revert,
 }
 
 /// A command that cannot be carried out now.
@@ -143,6 +151,7 @@ impl<E: Engine> Core<E> {
     /// A server over an open store, its channel absent.
     #[must_use]
     pub fn new(engine: E) -> Self {
+        let jobs = Jobs::new(engine.reverting());
         Core {
             engine,
             channel: ChannelState::Absent,
@@ -160,7 +169,7 @@ impl<E: Engine> Core<E> {
             level: Level::Plenty,
             count: Count::default(),
             background: true,
-            jobs: Jobs::default(),
+            jobs,
             dump: None,
             lists: Lists::default(),
         }
@@ -208,12 +217,16 @@ impl<E: Engine> Core<E> {
         self.greeting = false;
         self.held_writes.clear();
         self.no_room.clear();
-        if let Some(barrier) = self.barrier.take() {
+        self.revert_lost();
+        let barrier = self.barrier.take();
+        if let Some((Purpose::Create { tag, client }, deadline)) =
+            barrier.map(|barrier| (barrier.purpose, barrier.deadline))
+        {
             // Nothing was created. The command keeps its place and its deadline.
             self.waiting.push_front(Waiting {
-                request: Request::Create(barrier.tag),
-                client: barrier.client,
-                deadline: barrier.deadline,
+                request: Request::Create(tag),
+                client,
+                deadline,
             });
         }
     }
@@ -246,6 +259,7 @@ impl<E: Engine> Core<E> {
             let write = |op| Write { id, op, deadline };
             match request.ask {
                 Ask::SnapshotRead(..) => {}
+                Ask::Identify { .. } if self.hold_identify(*request) => {}
                 Ask::Identify {
                     device,
                     snapshot,
@@ -330,6 +344,10 @@ impl<E: Engine> Core<E> {
                         refusal::reply(&OpError::SnapshotExists(tag)),
                     );
                 }
+                Request::Create(_) if self.jobs.revert.writing().is_some() => {
+                    let tag = self.jobs.revert.writing().unwrap_or_default();
+                    out.client(waiting.client, refusal::reply(&OpError::Reverting(tag)));
+                }
                 Request::Create(tag) if self.channel == ChannelState::Absent => {
                     let reply = self.create(now, tag);
                     out.client(waiting.client, reply);
@@ -337,7 +355,10 @@ impl<E: Engine> Core<E> {
                 Request::Create(tag)
                     if self.channel == ChannelState::Attached && self.barrier.is_none() =>
                 {
-                    self.begin_barrier(tag, waiting, out);
+                    let Waiting {
+                        client, deadline, ..
+                    } = waiting;
+                    self.begin_barrier(Purpose::Create { tag, client }, deadline, out);
                 }
                 Request::Delete(tag) if self.devices_of(tag) > 0 => {
                     out.client(waiting.client, refusal::reply(&OpError::InUse(tag)));
@@ -345,6 +366,9 @@ impl<E: Engine> Core<E> {
                 Request::Delete(tag) if self.channel != ChannelState::Lost && !self.greeting => {
                     let reply = self.delete(tag);
                     out.client(waiting.client, reply);
+                }
+                Request::Revert(tag) if self.channel != ChannelState::Lost && !self.greeting => {
+                    self.start_revert(now, waiting.client, tag, out);
                 }
                 _ => self.waiting.push_back(waiting),
             }
@@ -354,32 +378,49 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    fn begin_barrier(&mut self, tag: SnapTag, waiting: Waiting, out: &mut Output) {
+    fn begin_barrier(&mut self, purpose: Purpose, deadline: Duration, out: &mut Output) {
         let id = self.next_barrier;
         self.next_barrier += 1;
-        let Waiting {
-            client, deadline, ..
-        } = waiting;
         self.barrier = Some(Barrier {
             id,
-            tag,
-            client,
+            purpose,
             deadline,
         });
         out.channel(id, Answer::BarrierBegin);
     }
 
+    /// Begins the barrier for a step of a revert.
+    pub(super) fn begin_step_barrier(&mut self, now: Now, out: &mut Output) {
+        self.begin_barrier(Purpose::Revert, now.monotonic + COMMAND_DEADLINE, out);
+    }
+
+    /// Whether origin writes are being held back.
+    pub(super) fn in_barrier(&self) -> bool {
+        self.barrier.is_some()
+    }
+
     fn barrier_reached(&mut self, now: Now, id: u64, out: &mut Output) {
-        // One that came too late: its end has been sent.
-        let Some(barrier) = self.barrier.take_if(|barrier| barrier.id == id) else {
-            return;
+        let Some(barrier) = self.barrier.filter(|barrier| barrier.id == id) else {
+            return; // One that came too late: its end has been sent.
         };
-        let reply = self.create(now, barrier.tag);
-        // If the store latched, the snapshot may exist: then forgetting which chunks are unique is
-        // the safe way. Origin writes that ask fail from now on.
-        let created = reply == Reply::Created || self.fault.is_some();
-        out.channel(id, Answer::BarrierEnd { created });
-        out.client(barrier.client, reply);
+        match barrier.purpose {
+            Purpose::Create { tag, client } => {
+                let reply = self.create(now, tag);
+                // If the store latched, the snapshot may exist: then forgetting which chunks are unique is
+                // the safe way. Origin writes that ask fail from now on.
+                let created = reply == Reply::Created || self.fault.is_some();
+                self.barrier = None;
+                out.channel(id, Answer::BarrierEnd { created });
+                out.client(client, reply);
+            }
+            Purpose::Revert => {
+                self.revert_write_step(now, out);
+                self.barrier = None;
+                out.channel(id, Answer::BarrierEnd { created: false });
+                self.stop_squashed(out);
+                self.release_devices(now, out);
+            }
+        }
     }
 
     fn create(&mut self, now: Now, tag: SnapTag) -> Reply {
@@ -410,6 +451,7 @@ impl<E: Engine> Core<E> {
 
     /// A client has gone. What it asked for and was not begun is not done.
     pub fn client_gone(&mut self, client: ClientId) {
+        self.jobs_client_gone(client);
         self.waiting.retain(|waiting| waiting.client != client);
         self.end_list(client);
         self.end_dump(client);
@@ -425,26 +467,27 @@ impl<E: Engine> Core<E> {
             // In a barrier no origin write is answered: they have time until it ends.
             .chain(no_room.filter(|_| self.barrier.is_none()))
             .chain(self.waiting.iter().map(|waiting| waiting.deadline))
+            .chain(self.jobs.deadlines())
             .min()
     }
 
     /// Gives up what has waited too long.
     pub fn tick(&mut self, now: Now, out: &mut Output) {
+        self.jobs_tick(now, out);
         let seconds = COMMAND_DEADLINE.as_secs();
         if let Some(barrier) = self
             .barrier
             .take_if(|barrier| barrier.deadline <= now.monotonic)
         {
-            warn!(
-                "snapshot {}: writes in flight did not end within {seconds} s",
-                barrier.tag
-            );
             out.channel(barrier.id, Answer::BarrierEnd { created: false });
             let reason = format!("writes to the origin in flight did not end within {seconds} s");
-            out.client(
-                barrier.client,
-                refusal::with_errno(Errno::ETIMEDOUT, reason),
-            );
+            match barrier.purpose {
+                Purpose::Create { tag, client } => {
+                    warn!("snapshot {tag}: {reason}");
+                    out.client(client, refusal::with_errno(Errno::ETIMEDOUT, reason));
+                }
+                Purpose::Revert => warn!("the revert waits: {reason}"),
+            }
             self.commit_with_held(now, Vec::new(), out);
         }
         self.room_changed |= self
@@ -473,7 +516,7 @@ impl<E: Engine> Core<E> {
     pub fn wants_background(&self) -> bool {
         // A job goes on even so: its client is to hear that it failed.
         self.count.is_wanted()
-            || self.jobs.want_steps()
+            || self.jobs_want_steps()
             || self.lists.want_steps()
             || self.dump.is_some()
             || self.wants_upkeep()
@@ -487,13 +530,15 @@ impl<E: Engine> Core<E> {
     pub fn background(&mut self, now: Now, out: &mut Output) {
         self.list_step(now, out);
         self.dump_step(now, out);
-        let others = self.jobs.want_steps() || self.wants_upkeep();
+        let others = self.jobs_want_steps() || self.wants_upkeep();
         if self.count.takes_turn(others) {
             self.count_step(now, out);
-        } else if self.job_step(now, out) {
+        } else {
+            self.jobs_step(now, out);
             self.stop_squashed(out); // Its copies may have taken the last room.
-        } else if self.wants_upkeep() {
-            self.upkeep();
+            if self.wants_upkeep() {
+                self.upkeep();
+            }
         }
     }
 

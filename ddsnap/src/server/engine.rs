@@ -10,8 +10,8 @@ use thiserror::Error;
 
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sizes,
-    SnapshotInfo, StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
 
@@ -150,6 +150,43 @@ pub trait Engine {
 
     /// The sizes as they are, in bytes.
     fn sizes(&self) -> Sizes;
+
+    /// Begins to check whether the origin can be reverted to a snapshot.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn revert_begin(&mut self, tag: SnapTag) -> Result<Result<(), RevertError>, EngineError>;
+
+    /// Does a step of it, on so many chunks: of the check, or of the revert once it was started.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn revert_step(&mut self, chunks: usize)
+    -> Result<Result<Reverting, RevertError>, EngineError>;
+
+    /// Starts the revert that was checked: from now on it goes on to its end.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn revert_start(&mut self) -> Result<Result<(), RevertError>, EngineError>;
+
+    /// Gives up a check.
+    fn revert_cancel(&mut self);
+
+    /// The snapshot of a revert that was started.
+    fn reverting(&self) -> Option<SnapTag>;
+
+    /// Bytes of a check or revert that are done, and of how many.
+    fn revert_progress(&self) -> (u64, u64);
+
+    /// A scrub at its beginning.
+    fn scrub_begin(&self) -> Scrub;
+
+    /// Proves so many further chunks.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    fn scrub_step(&mut self, scrub: &mut Scrub, chunks: usize) -> Result<Scrubbed, EngineError>;
 
     /// Does a little of the work that can wait, and says whether more is left.
     ///

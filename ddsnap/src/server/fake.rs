@@ -9,8 +9,8 @@ use std::rc::Rc;
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sharing,
-    Sizes, SnapState, SnapshotInfo, StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    RevertError, Reverting, Scrub, Scrubbed, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
 
@@ -51,6 +51,13 @@ pub struct Inside {
     pub resize_steps: VecDeque<Result<Option<Sizes>, ResizeError>>,
     /// What steps of a dump give, in order.
     pub dump: VecDeque<Vec<DumpEntry>>,
+    /// What steps of a revert give, in order.
+    pub revert_steps: VecDeque<Result<Reverting, RevertError>>,
+    /// The revert that was started.
+    pub reverting: Option<SnapTag>,
+    pub checking: Option<SnapTag>,
+    /// What steps of a scrub give, in order; it is finished when there are no more.
+    pub scrub_steps: VecDeque<Scrubbed>,
     pub closed: bool,
 }
 
@@ -382,6 +389,64 @@ impl Engine for Fake {
             store: 1 << 20,
             meta: 1 << 20,
         }
+    }
+
+    fn revert_begin(&mut self, tag: SnapTag) -> Result<Result<(), RevertError>, EngineError> {
+        self.call(format!("revert {tag}"))?;
+        self.0.borrow_mut().checking = Some(tag);
+        Ok(self
+            .find(tag)
+            .map(|_| ())
+            .map_err(|_| RevertError::NoSuchSnapshot(tag)))
+    }
+
+    fn revert_step(
+        &mut self,
+        _chunks: usize,
+    ) -> Result<Result<Reverting, RevertError>, EngineError> {
+        self.call("revert step".to_owned())?;
+        let step = self.0.borrow_mut().revert_steps.pop_front();
+        let step = step.expect("no step was foreseen");
+        if matches!(step, Ok(Reverting::Done { .. })) {
+            self.0.borrow_mut().reverting = None;
+        }
+        Ok(step)
+    }
+
+    fn revert_start(&mut self) -> Result<Result<(), RevertError>, EngineError> {
+        self.call("revert start".to_owned())?;
+        let mut inside = self.0.borrow_mut();
+        inside.reverting = inside.checking.take();
+        Ok(Ok(()))
+    }
+
+    fn revert_cancel(&mut self) {
+        let mut inside = self.0.borrow_mut();
+        if inside.checking.take().is_some() {
+            inside.calls.push("revert cancel".to_owned());
+        }
+    }
+
+    fn reverting(&self) -> Option<SnapTag> {
+        self.0.borrow().reverting
+    }
+
+    fn revert_progress(&self) -> (u64, u64) {
+        (3, 4)
+    }
+
+    fn scrub_begin(&self) -> Scrub {
+        Scrub::of_bytes(1 << 20)
+    }
+
+    fn scrub_step(&mut self, scrub: &mut Scrub, _chunks: usize) -> Result<Scrubbed, EngineError> {
+        self.call("scrub step".to_owned())?;
+        let mut inside = self.0.borrow_mut();
+        let found = inside.scrub_steps.pop_front().expect("a step was foreseen");
+        if inside.scrub_steps.is_empty() {
+            scrub.finish();
+        }
+        Ok(found)
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {

@@ -56,6 +56,8 @@ pub const NAMES: &[&str] = &[
     "USECOUNT",
     "RESIZE",
     "DUMP_TREE_RANGE",
+    "REVERT",
+    "SCRUB",
     "START_SERVER",
     "SHUTDOWN_SERVER",
 ];
@@ -175,6 +177,8 @@ pub fn control_name(request: &Request) -> &'static str {
         Request::Changelist { .. } => "STREAM_CHANGELIST",
         Request::Resize { .. } => "RESIZE",
         Request::DumpTree { .. } => "DUMP_TREE_RANGE",
+        Request::Revert(_) => "REVERT",
+        Request::Scrub(_) => "SCRUB",
     }
 }
 

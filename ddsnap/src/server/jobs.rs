@@ -10,8 +10,11 @@ use tracing::{info, warn};
 use super::core::{ClientId, Core, Now, Output};
 use super::engine::Engine;
 use super::refusal;
+use super::revert::Revert;
+use super::scrub::ScrubJob;
 use crate::protocol::control::Reply;
 use crate::store::{ResizeError, ResizeRequest, Sizes};
+use crate::units::SnapTag;
 
 /// How often a client is told that its command is still under way.
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -20,6 +23,8 @@ pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     resize: Option<Waiter>,
+    pub revert: Revert,
+    pub scrub: Option<ScrubJob>,
 }
 
 /// A client that waits for a long command.
@@ -47,16 +52,64 @@ impl Waiter {
 }
 
 impl Jobs {
-    /// Whether any of them can go on now.
-    pub fn want_steps(&self) -> bool {
+    /// None but a revert found when the store was opened.
+    pub fn new(reverting: Option<SnapTag>) -> Jobs {
+        Jobs {
+            revert: Revert::found(reverting),
+            ..Jobs::default()
+        }
+    }
+
+    pub fn is_resizing(&self) -> bool {
         self.resize.is_some()
+    }
+
+    /// When [`Core::jobs_tick`] is due.
+    pub fn deadlines(&self) -> impl Iterator<Item = Duration> + '_ {
+        let resize = self.resize.iter().map(|waiter| waiter.tell_at);
+        let scrub = self.scrub.iter().flat_map(ScrubJob::deadlines);
+        resize.chain(self.revert.deadlines()).chain(scrub)
     }
 }
 
 impl<E: Engine> Core<E> {
-    /// Does a step of a long command, if there is one; says whether it did.
-    pub(super) fn job_step(&mut self, now: Now, out: &mut Output) -> bool {
-        self.resize_step(now, out)
+    /// Whether a long command can go on now.
+    pub(super) fn jobs_want_steps(&self) -> bool {
+        self.jobs.resize.is_some()
+            || self.revert_wants_step()
+            || self.jobs.scrub.as_ref().is_some_and(ScrubJob::wants_step)
+    }
+
+    /// Does a step of each long command that can go on.
+    pub(super) fn jobs_step(&mut self, now: Now, out: &mut Output) {
+        self.resize_step(now, out);
+        self.revert_step(now, out);
+        self.scrub_step(now, out);
+    }
+
+    /// Tells those who wait how far their commands are.
+    pub(super) fn jobs_tick(&mut self, now: Now, out: &mut Output) {
+        if let Some(waiter) = &mut self.jobs.resize {
+            waiter.tell(now, self.engine.resize_progress(), out);
+        }
+        self.revert_tick(now, out);
+        if let Some(job) = &mut self.jobs.scrub {
+            job.tick(now, out);
+        }
+    }
+
+    /// A client has gone.
+    pub(super) fn jobs_client_gone(&mut self, client: ClientId) {
+        self.revert_client_gone(client);
+        // Nobody would hear what a scrub finds.
+        self.jobs.scrub.take_if(|job| job.is_of(client));
+    }
+
+    /// A client has taken all that was sent to it.
+    pub(super) fn jobs_client_took(&mut self, client: ClientId) {
+        if let Some(job) = self.jobs.scrub.as_mut().filter(|job| job.is_of(client)) {
+            job.taken();
+        }
     }
 
     pub(super) fn start_resize(
@@ -90,15 +143,14 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    fn resize_step(&mut self, now: Now, out: &mut Output) -> bool {
-        let Some(mut waiter) = self.jobs.resize.take() else {
-            return false;
+    fn resize_step(&mut self, now: Now, out: &mut Output) {
+        let Some(waiter) = self.jobs.resize.take() else {
+            return;
         };
         let reply = match self.engine.resize_step() {
             Ok(Ok(None)) => {
-                waiter.tell(now, self.engine.resize_progress(), out);
                 self.jobs.resize = Some(waiter);
-                return true;
+                return;
             }
             Ok(Ok(Some(sizes))) => {
                 info!(
@@ -115,7 +167,6 @@ impl<E: Engine> Core<E> {
             Err(broken) => self.failed(&broken),
         };
         out.client(waiter.client, reply);
-        true
     }
 }
 

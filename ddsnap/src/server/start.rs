@@ -241,7 +241,8 @@ fn open_store(config: &Config) -> Result<(Store, StoreLock), StartError> {
     let lock = lock_store(locked, TAKE_OVER_DEADLINE)
         .with_context(|| format!("cannot lock {}", locked.display()))?;
     let devices = Devices {
-        origin: Box::new(open_device(&config.origin, Access::Read)?),
+        // Written to in a revert and at no other time.
+        origin: Box::new(open_device(&config.origin, Access::ReadWrite)?),
         data: Box::new(open_device(&config.snapstore, Access::ReadWrite)?),
         meta: match &config.meta {
             Some(meta) => Some(Box::new(open_device(meta, Access::ReadWrite)?)),

@@ -4,13 +4,13 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest, Sizes,
-    SnapshotInfo, Store, StoreError, StoreStatus,
+    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, Store, StoreError, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
 
@@ -30,6 +30,9 @@ impl StoreEngine {
         for (tag, squashed) in self.0.take_given_up() {
             let what = if squashed { "squashed" } else { "deleted" };
             warn!("the snapshot store is full: snapshot {tag} was {what} to make room");
+        }
+        for (chunk, problem) in self.0.take_revert_skipped() {
+            error!("chunk {chunk} of the origin is not reverted: {problem}");
         }
         result.map_err(|error| EngineError {
             latched: self.0.failure().is_some(),
@@ -155,6 +158,45 @@ impl Engine for StoreEngine {
 
     fn sizes(&self) -> Sizes {
         self.0.sizes()
+    }
+
+    fn revert_begin(&mut self, tag: SnapTag) -> Result<Result<(), RevertError>, EngineError> {
+        let result = self.0.revert_begin(tag);
+        self.answer(result)
+    }
+
+    fn revert_step(
+        &mut self,
+        chunks: usize,
+    ) -> Result<Result<Reverting, RevertError>, EngineError> {
+        let result = self.0.revert_step(chunks);
+        self.answer(result)
+    }
+
+    fn revert_start(&mut self) -> Result<Result<(), RevertError>, EngineError> {
+        let result = self.0.revert_start();
+        self.answer(result)
+    }
+
+    fn revert_cancel(&mut self) {
+        self.0.revert_cancel();
+    }
+
+    fn reverting(&self) -> Option<SnapTag> {
+        self.0.reverting()
+    }
+
+    fn revert_progress(&self) -> (u64, u64) {
+        self.0.revert_progress()
+    }
+
+    fn scrub_begin(&self) -> Scrub {
+        self.0.scrub_begin()
+    }
+
+    fn scrub_step(&mut self, scrub: &mut Scrub, chunks: usize) -> Result<Scrubbed, EngineError> {
+        let result = self.0.scrub_step(scrub, chunks);
+        self.answer(result)
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {

@@ -32,6 +32,22 @@ enum Place {
 }
 
 impl Scrub {
+    /// One at its beginning, over a store that has so many bytes of data.
+    #[must_use]
+    pub(crate) fn of_bytes(total: u64) -> Scrub {
+        Scrub {
+            place: Place::Exceptions((0, 0), None),
+            done: 0,
+            total,
+        }
+    }
+
+    /// There is nothing more to read.
+    #[cfg(test)]
+    pub(crate) fn finish(&mut self) {
+        self.place = Place::Finished;
+    }
+
     /// Whether all was read.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -95,11 +111,7 @@ impl Store {
     /// A scrub at its beginning.
     #[must_use]
     pub fn scrub_begin(&self) -> Scrub {
-        Scrub {
-            place: Place::Exceptions((0, 0), None),
-            done: 0,
-            total: self.state.space.used << self.superblock.chunk.get(),
-        }
+        Scrub::of_bytes(self.state.space.used << self.superblock.chunk.get())
     }
 
     /// Proves up to `chunks` further chunks.

@@ -45,6 +45,38 @@ fn status() -> Status {
     }
 }
 
+fn bad_chunk() -> BadChunk {
+    BadChunk {
+        place: StoreChunk(5),
+        chunk: Chunk(6),
+        checksums: Some((7, 8)),
+        snapshots: vec![SnapTag(9), SnapTag(10)],
+    }
+}
+
+const BAD_CHUNK: [u8; BAD_CHUNK_BYTES + 8] = [
+    5, 0, 0, 0, 0, 0, 0, 0, // place
+    6, 0, 0, 0, 0, 0, 0, 0, // chunk
+    1, // readable
+    7, 0, 0, 0, 8, 0, 0, 0, // checksums
+    2, 0, 0, 0, 9, 0, 0, 0, 10, 0, 0, 0, // snapshots
+];
+
+#[test]
+fn bad_chunks_are_told_in_words() {
+    let mut bad = bad_chunk();
+    assert_eq!(
+        bad.to_string(),
+        "store chunk 5, chunk 6 of snapshots 9 10: has checksum 0x00000007, expected 0x00000008"
+    );
+    bad.snapshots.pop();
+    bad.checksums = None;
+    assert_eq!(
+        bad.to_string(),
+        "store chunk 5, chunk 6 of snapshot 9: cannot be read"
+    );
+}
+
 #[test]
 fn requests_are_these_bytes() {
     let tag = SnapTag(0x0403_0201);
@@ -99,6 +131,8 @@ fn requests_are_these_bytes() {
             0x0050,
             &[1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
         ),
+        (Request::Revert(tag), 0x31, &[1, 2, 3, 4]),
+        (Request::Scrub(258), 0x32, &[2, 1, 0, 0, 0, 0, 0, 0]),
     ];
     for (request, code, body) in golden {
         let frame = Frame {
@@ -200,6 +234,21 @@ fn replies_are_these_bytes() {
                 .flat_map(|size| size.to_le_bytes())
                 .chain([1, 0, b'x'])
                 .collect(),
+        ),
+        (
+            Reply::Reverted { skipped: 3 },
+            0x8031,
+            vec![3, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        (
+            Reply::Scrubbed { bytes: 1, bad: 2 },
+            0x8032,
+            vec![1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        (
+            Reply::BadChunks(vec![bad_chunk()]),
+            0x8033,
+            [&[1, 0, 0, 0][..], &BAD_CHUNK].concat(),
         ),
     ];
     for (reply, code, body) in golden {

@@ -140,6 +140,15 @@ impl<E: Engine> Core<E> {
         }
     }
 
+    /// Snapshots that have devices.
+    pub(in crate::server) fn shown_snapshots(&self) -> Vec<SnapTag> {
+        let devices = self.devices.values();
+        let mut shown: Vec<SnapTag> = devices.filter_map(|device| device.snapshot).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        shown
+    }
+
     /// Tells the devices to stop whose snapshots the engine has squashed. Of one that only a list
     /// needed nothing is in flight.
     pub(super) fn stop_squashed(&mut self, out: &mut Output) {
