@@ -49,7 +49,7 @@ impl Files {
 
     fn devices(&self) -> Devices {
         Devices {
-            origin: Box::new(open_device(&self.path("origin"), Access::Read).unwrap()),
+            origin: Box::new(open_device(&self.path("origin"), Access::ReadWrite).unwrap()),
             data: Box::new(open_device(&self.path("store"), Access::ReadWrite).unwrap()),
             meta: None,
         }
@@ -370,5 +370,76 @@ fn a_full_store_stops_a_device_and_the_write_succeeds() {
         .filter(|snapshot| snapshot.state == ddsnap::protocol::control::SnapshotState::Squashed);
     let tags: Vec<SnapTag> = squashed.map(|snapshot| snapshot.tag).collect();
     assert_eq!(tags, [SnapTag(1)]);
+    server.stop();
+}
+
+/// The origin goes back to a snapshot step by step, each in a barrier, and no chunk is lost to the other.
+#[test]
+fn a_revert_goes_through_barriers() {
+    let files = Files::new();
+    let mut server = Server::start(&files);
+    let origin = Ask::Identify {
+        device: 1,
+        snapshot: None,
+        sectors: SECTORS,
+        returning: false,
+    };
+    server.ask(origin);
+    server.create(10);
+    for chunk in 0..40 {
+        server.write_origin(&files, chunk, 1);
+    }
+    server.create(11);
+    server.write_origin(&files, 3, 2);
+    let mut client = server.client();
+    let reverting = std::thread::spawn(move || client.revert(SnapTag(10), &mut |_, _| {}).unwrap());
+    let mut barriers = 0;
+    while !reverting.is_finished() {
+        // Past the last barrier nothing comes any more.
+        server
+            .kernel
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let mut record = [0; 32];
+        if server.kernel.read_exact(&mut record).is_err() {
+            continue;
+        }
+        let id = u64::from_le_bytes(record[..8].try_into().unwrap());
+        match u32::from_le_bytes(record[8..12].try_into().unwrap()) {
+            0x100 => {
+                let ask = Ask::BarrierReached;
+                server
+                    .kernel
+                    .write_all(&Request { id, ask }.encode())
+                    .unwrap();
+                barriers += 1;
+            }
+            0x101 => assert_eq!(record[16..20], [0; 4], "nothing was created"),
+            other => panic!("{other:#x}"),
+        }
+    }
+    assert_eq!(reverting.join().unwrap(), 0);
+    assert!(barriers > 1, "one step for all");
+    let mut rest = [0; 32];
+    while server.kernel.read_exact(&mut rest).is_ok() {}
+    server.kernel.set_read_timeout(Some(PATIENCE)).unwrap();
+    for chunk in 0..CHUNKS {
+        assert_eq!(
+            files.chunk_of("origin", chunk),
+            pattern(chunk, 0),
+            "{chunk}"
+        );
+        assert_eq!(
+            server.read_snapshot(&files, 10, chunk),
+            pattern(chunk, 0),
+            "10, {chunk}"
+        );
+        let version = u8::from(chunk < 40);
+        assert_eq!(
+            server.read_snapshot(&files, 11, chunk),
+            pattern(chunk, version),
+            "11, {chunk}"
+        );
+    }
     server.stop();
 }

@@ -41,6 +41,7 @@ struct StoreObject {
     created: Time,
     snapshots_being_freed: u64,
     channel: &'static str,
+    reverting_to: Option<u32>,
     fault: Option<String>,
 }
 
@@ -138,6 +139,7 @@ fn store(status: &Status) -> StoreObject {
             ChannelState::Lost => "lost",
             ChannelState::Attached => "attached",
         },
+        reverting_to: status.reverting.map(|tag| tag.0),
         fault: (!status.fault.is_empty()).then(|| status.fault.clone()),
     }
 }
@@ -261,6 +263,7 @@ mod tests {
                 deleting: 0,
                 channel: ChannelState::Attached,
                 refusing: false,
+                reverting: None,
                 fault: String::new(),
             },
             totals: vec![(0, 1), (64, 2)],

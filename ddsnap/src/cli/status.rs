@@ -206,6 +206,9 @@ fn render(usage: &Usage, verbose: bool, time: impl Fn(i64) -> String) -> String 
         "Metadata usage: {} bytes",
         thousands(used_meta * META_BLOCK_BYTES)
     );
+    if let Some(tag) = status.reverting {
+        let _ = writeln!(text, "The origin is being reverted to snapshot {tag}");
+    }
     if !status.fault.is_empty() {
         let _ = writeln!(text, "Store failed: {}", status.fault);
     }
@@ -315,6 +318,7 @@ mod tests {
             deleting: 0,
             channel: ChannelState::Absent,
             refusing: false,
+            reverting: None,
             fault: String::new(),
         }
     }
@@ -393,11 +397,14 @@ Metadata usage: 548,864 bytes
     fn a_failed_store_says_so_last() {
         let status = StoreStatus {
             fault: "disk on fire".into(),
+            reverting: Some(SnapTag(7)),
             ..status()
         };
         let text = table(status, &[], &[], false);
         assert!(
-            text.ends_with("bytes\nStore failed: disk on fire\n"),
+            text.ends_with(
+                "bytes\nThe origin is being reverted to snapshot 7\nStore failed: disk on fire\n"
+            ),
             "{text}"
         );
     }

@@ -204,6 +204,8 @@ pub struct Status {
     pub channel: ChannelState,
     /// A write was refused for want of room, and none has found room since.
     pub refusing: bool,
+    /// The origin is being reverted to this snapshot.
+    pub reverting: Option<SnapTag>,
     /// Why the store serves no I/O any more; empty while it does.
     pub fault: String,
 }
@@ -819,6 +821,8 @@ fn put_status(body: &mut Writer, status: &Status) {
         .i64(status.created)
         .u64(status.deleting)
         .u8(status.refusing.into())
+        .u8(status.reverting.is_some().into())
+        .u32(status.reverting.unwrap_or_default().0)
         .text(&status.fault);
 }
 
@@ -843,6 +847,11 @@ fn get_status(body: &mut Reader<'_>) -> Result<Status, CodecError> {
         created: body.i64()?,
         deleting: body.u64()?,
         refusing: body.flag("refusing writes")?,
+        reverting: {
+            let reverting = body.flag("revert under way")?;
+            let tag = SnapTag(body.u32()?);
+            reverting.then_some(tag)
+        },
         fault: body.text()?,
     })
 }

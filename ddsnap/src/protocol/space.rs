@@ -101,6 +101,7 @@ mod tests {
             deleting: 0,
             channel: ChannelState::Absent,
             refusing: false,
+            reverting: None,
             fault: String::new(),
         }
     }

@@ -95,22 +95,15 @@ impl Revert {
     /// A step may begin; gives how many chunks it is to have.
     fn begin_step(&mut self, now: Now, chunk_bytes: u64) -> usize {
         let most = MOST_CHUNKS.min((MOST_BYTES / chunk_bytes) as usize).max(1);
-        if let Some(at) = self.stepped_at.replace(now.monotonic) {
-            let took = now.monotonic.saturating_sub(at);
-            if took > STEP_MOST {
-                self.chunks /= 2;
-            } else if took < STEP_LEAST {
-                self.chunks *= 2;
-            }
-        }
-        if self.chunks == 0 {
-            self.chunks = if self.stepped_at.is_none() {
-                FIRST_CHUNKS
-            } else {
-                1
-            };
-        }
-        self.chunks = self.chunks.clamp(1, most);
+        let chunks = match self.stepped_at.replace(now.monotonic) {
+            None => FIRST_CHUNKS,
+            Some(at) => match now.monotonic.saturating_sub(at) {
+                took if took > STEP_MOST => self.chunks / 2,
+                took if took < STEP_LEAST => self.chunks * 2,
+                _ => self.chunks,
+            },
+        };
+        self.chunks = chunks.clamp(1, most);
         self.chunks
     }
 }
@@ -131,7 +124,7 @@ impl<E: Engine> Core<E> {
                 return out.client(client, refused(&RevertError::UnderWay(other)));
             }
             None => {
-                if let Err(reply) = self.begin_revert(tag) {
+                if let Some(reply) = self.begin_revert(tag) {
                     return out.client(client, reply);
                 }
             }
@@ -139,38 +132,38 @@ impl<E: Engine> Core<E> {
         self.jobs.revert.waiters.push(Waiter::new(now, client));
     }
 
-    fn begin_revert(&mut self, tag: SnapTag) -> Result<(), Reply> {
-        self.devices_allow_revert()?;
+    /// Begins to check the snapshot; gives back why not, if it does not.
+    fn begin_revert(&mut self, tag: SnapTag) -> Option<Reply> {
+        if let Some(reply) = self.devices_in_the_way() {
+            return Some(reply);
+        }
         if self.jobs.is_resizing() {
             let reason = "a resize is under way".to_owned();
-            return Err(refusal::with_errno(Errno::EBUSY, reason));
+            return Some(refusal::with_errno(Errno::EBUSY, reason));
         }
         match self.engine.revert_begin(tag) {
             Ok(Ok(())) => {
                 self.jobs.revert.under_way = Some((tag, Phase::Checking));
-                Ok(())
+                None
             }
-            Ok(Err(why)) => Err(refused(&why)),
-            Err(broken) => Err(self.failed(&broken)),
+            Ok(Err(why)) => Some(refused(&why)),
+            Err(broken) => Some(self.failed(&broken)),
         }
     }
 
     /// No snapshot may be read while the server writes to the origin.
-    fn devices_allow_revert(&self) -> Result<(), Reply> {
-        let shown: Vec<String> = self
-            .shown_snapshots()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+    fn devices_in_the_way(&self) -> Option<Reply> {
+        let shown = self.shown_snapshots();
+        let shown: Vec<String> = shown.iter().map(ToString::to_string).collect();
         let reason = match &shown[..] {
-            [] => return Ok(()),
+            [] => return None,
             [one] => format!("the device of snapshot {one} exists; remove it first"),
             all => format!(
                 "devices of the snapshots {} exist; remove them first",
                 all.join(", ")
             ),
         };
-        Err(refusal::with_errno(Errno::EBUSY, reason))
+        Some(refusal::with_errno(Errno::EBUSY, reason))
     }
 
     /// Whether a step can be done, or begun, now.
@@ -213,15 +206,15 @@ impl<E: Engine> Core<E> {
         let why = match self.engine_step(now) {
             Ok(Ok(Reverting::Checked)) => {
                 // Devices may have come up while the snapshot was checked.
-                let allowed = self.devices_allow_revert();
-                match allowed.and_then(|()| self.start_writing()) {
-                    Ok(()) => {
+                match self.devices_in_the_way().or_else(|| self.start_writing()) {
+                    None => {
                         info!("the origin is being reverted to snapshot {tag}");
                         self.jobs.revert.under_way = Some((tag, Phase::Writing));
+                        // Writing is slower than checking: how slow has to be found out.
                         self.jobs.revert.stepped_at = None;
                         return;
                     }
-                    Err(reply) => reply,
+                    Some(reply) => reply,
                 }
             }
             Ok(Ok(_)) => return,
@@ -232,11 +225,11 @@ impl<E: Engine> Core<E> {
         self.end_revert(now, &why, out);
     }
 
-    fn start_writing(&mut self) -> Result<(), Reply> {
+    fn start_writing(&mut self) -> Option<Reply> {
         match self.engine.revert_start() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(refused(&why)),
-            Err(broken) => Err(self.failed(&broken)),
+            Ok(Ok(())) => None,
+            Ok(Err(why)) => Some(refused(&why)),
+            Err(broken) => Some(self.failed(&broken)),
         }
     }
 
@@ -360,4 +353,35 @@ fn refused(why: &RevertError) -> Reply {
         RevertError::NoRoom { .. } | RevertError::StoreFull => Errno::ENOSPC,
     };
     refusal::with_errno(errno, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_as_long_as_the_machine_is_fast() {
+        let mut revert = Revert::default();
+        let mut at = Duration::ZERO;
+        let mut after = |ms: u64, revert: &mut Revert| {
+            at += Duration::from_millis(ms);
+            let now = Now {
+                monotonic: at,
+                unix: 0,
+            };
+            revert.begin_step(now, 4096)
+        };
+        let found = [0, 5, 10, 40, 100, 19, 200, 200, 200, 200, 200, 200, 1]
+            .map(|ms| after(ms, &mut revert));
+        assert_eq!(found, [8, 16, 32, 32, 16, 32, 16, 8, 4, 2, 1, 1, 2]);
+        for _ in 0..20 {
+            assert!(after(1, &mut revert) <= MOST_CHUNKS);
+        }
+        // One chunk is the least, however large it is.
+        let now = Now {
+            monotonic: at,
+            unix: 0,
+        };
+        assert_eq!(revert.begin_step(now, 1 << 20), 1);
+    }
 }

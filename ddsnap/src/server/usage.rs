@@ -155,6 +155,7 @@ impl<E: Engine> Core<E> {
             deleting: status.deleting,
             channel: self.channel,
             refusing: self.refusing,
+            reverting: self.jobs.revert.writing(),
             fault: self.fault.clone().unwrap_or_default(),
         }
     }

@@ -41,6 +41,7 @@ fn status() -> Status {
         deleting: 8,
         channel: ChannelState::Attached,
         refusing: true,
+        reverting: Some(SnapTag(0x0403_0201)),
         fault: "x".into(),
     }
 }
@@ -169,7 +170,7 @@ fn replies_are_these_bytes() {
     for number in 1..=8_u64 {
         status_body.extend_from_slice(&number.to_le_bytes());
     }
-    status_body.extend_from_slice(&[1, 1, 0, b'x']);
+    status_body.extend_from_slice(&[1, 1, 1, 2, 3, 4, 1, 0, b'x']);
     let mut usage_body = status_body.clone();
     usage_body.extend_from_slice(&[1, 0, 0, 0, 64, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
     let usage = Reply::Usage {

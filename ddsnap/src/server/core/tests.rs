@@ -766,6 +766,10 @@ fn a_revert_writes_inside_barriers_and_keeps_devices_waiting() {
         ["revert 1", "revert step", "revert step", "revert start"]
     );
     assert!(!core.jobs_want_steps(), "the barrier is waited for");
+    match told(&command(&mut core, Request::Status)) {
+        Reply::Status(status) => assert_eq!(status.reverting, Some(SnapTag(1))),
+        other => panic!("{other:?}"),
+    }
     let waiting = [
         write(10, 5),
         identify(11, 1, Some(2), ORIGIN_SECTORS),
