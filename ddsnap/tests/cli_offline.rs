@@ -335,7 +335,9 @@ fn commands(files: &Files) -> Vec<Vec<String>> {
     let mut dump = check.clone();
     dump[0] = "dump".to_owned();
     dump.push("--offline".to_owned());
-    vec![extract, check, dump]
+    let mut repair = check.clone();
+    repair.push("--repair".to_owned());
+    vec![extract, check, dump, repair]
 }
 
 /// Each command says one sentence with `words`, ends with exit code 99, and changes nothing.
@@ -483,6 +485,78 @@ fn a_check_writes_nothing_and_says_everything() {
         (&json["sound"], &json["problems"]),
         (&true.into(), &serde_json::json!([]))
     );
+}
+
+#[test]
+fn a_repair_says_what_it_gives_up_and_makes_the_store_sound() {
+    // Nothing lost: a copy of the superblock.
+    let files = Files::new(false, true);
+    let before = files.bytes();
+    let ran = check(&files, &["--repair"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.stdout.starts_with("sound: "), "{ran:?}");
+    assert!(files.bytes() == before, "there was nothing to repair");
+    files.flip("store", 65536 + 200);
+    let ran = check(&files, &["--repair"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    assert!(
+        ran.stdout
+            .contains("\nrepairing: no snapshot is squashed\n"),
+        "{ran:?}"
+    );
+    assert!(
+        ran.stdout.ends_with("\nrepaired: nothing was lost\n"),
+        "{ran:?}"
+    );
+    assert_eq!(check(&files, &[]).code, 0);
+    // Snapshot 2 loses a chunk: it is squashed, the other stays.
+    for json in [false, true] {
+        let files = Files::new(json, false);
+        files.flip("store", files.saved * CHUNK + 4000);
+        let lock = lock_store(
+            &files.path(if json { "meta" } else { "store" }),
+            Duration::ZERO,
+        )
+        .unwrap();
+        let (held, before) = (check(&files, &["--repair"]), files.bytes());
+        assert_eq!((held.code, held.stdout.as_str()), (1, ""), "{held:?}");
+        assert!(
+            held.stderr.contains("a server holds the snapshot store"),
+            "{held:?}"
+        );
+        assert!(files.bytes() == before);
+        drop(lock);
+        let origin = files.bytes().swap_remove(1);
+        let ran = match json {
+            false => check(&files, &["--repair"]),
+            true => check(
+                &files,
+                &["--repair", "--json", "--origin", &files.name("origin")],
+            ),
+        };
+        assert_eq!((ran.code, ran.stderr.as_str()), (2, ""), "{ran:?}");
+        if json {
+            let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+            let wanted = serde_json::json!({"result": "repaired with loss", "squashed": [2]});
+            assert_eq!(json["repair"], wanted);
+        } else {
+            let lines: Vec<&str> = ran.stdout.lines().collect();
+            assert!(lines[0].ends_with("; affects snapshot 2"), "{ran:?}");
+            assert_eq!(lines[1], "repairing: snapshot 2 is squashed");
+            assert_eq!(lines[3], "repaired: what is named above was lost");
+        }
+        let ran = check(&files, &[]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let ran = files.extract("2", "two", &[]);
+        assert!(
+            ran.code == 1 && ran.stderr.contains("snapshot is squashed"),
+            "{ran:?}"
+        );
+        let ran = files.extract("4", "four", &[]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(fs::read(files.path("four")).unwrap() == files.snapshots[1].1);
+        assert!(files.bytes()[1] == origin, "the origin is only read");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap check`: what is wrong with a store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -14,18 +14,21 @@ use crate::device::BlockDevice;
 use crate::device::uring::Access;
 use crate::server::start::open_device;
 use crate::store::check::{
-    CheckDevices, CheckOptions, Checked, Event, Place, Problem, Severity, check,
+    CheckDevices, CheckOptions, Checked, Event, Place, Problem, Repaired, Severity, check, repair,
 };
 
 /// Schema of `--json`.
 const SCHEMA: &str = "ddsnap-check-1";
+/// Exit code: the store is sound again, but snapshots were lost.
+const WITH_LOSS: u8 = 2;
 
 /// Prove a store against itself: superblock, journal, index, space map, counts and checksums.
 ///
-/// Prints everything that is wrong, a line for each. Writes nothing, and reads the journal as opening would.
-/// A store that a server holds is refused. After a power cut it may depend on the origin whether the last
-/// journal record is whole: give it with --origin. Exit code 0: sound; 1: something is wrong, or cannot be
-/// decided; 99: no store, or one that this program does not know.
+/// Prints everything that is wrong, a line for each. Writes nothing without --repair, and reads the journal as
+/// opening would. A store that a server holds is refused. After a power cut it may depend on the origin whether
+/// the last journal record is whole: give it with --origin. Exit code 0: sound, or repaired and nothing lost; 1:
+/// something is wrong, or cannot be decided, or could not be repaired; 2: repaired, but snapshots were lost; 99: no
+/// store, or one that this program does not know.
 #[derive(Debug, Args)]
 pub struct Check {
     /// Device or file that keeps the snapshots.
@@ -37,39 +40,64 @@ pub struct Check {
     /// The volume whose snapshots it keeps; only read, and only if the last journal record needs it.
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<PathBuf>,
+    /// Make the store sound. What is lost is printed first. Every snapshot that may have lost something is
+    /// squashed, all others stay as they are; so copy out before what is still good of them. The new state is
+    /// written beside the old, which a power cut leaves as it was.
+    #[arg(long)]
+    repair: bool,
     /// Do not read the saved data to compare it with its checksums.
     #[arg(long)]
     no_data: bool,
-    /// Print one JSON document, of schema ddsnap-check-1: problems, each with device, place (kind,
-    /// number), severity (mendable, loss, undecided), snapshots (tags) and text; sound; counts.
+    /// Print one JSON document, of schema ddsnap-check-1; JSON.md documents it.
     #[arg(long)]
     json: bool,
 }
 
 impl Check {
     pub fn run(&self) -> Result<u8> {
-        let _lock = offline::share(&self.snapstore, self.meta.as_deref())?;
-        let open = |path: &PathBuf| -> Result<Box<dyn BlockDevice>> {
-            Ok(Box::new(open_device(path, Access::Read)?))
+        let meta = self.meta.as_deref();
+        let (_lock, access) = match self.repair {
+            true => (offline::hold(&self.snapstore, meta)?, Access::ReadWrite),
+            false => (offline::share(&self.snapstore, meta)?, Access::Read),
+        };
+        let open = |path: &Path, access| -> Result<Box<dyn BlockDevice>> {
+            Ok(Box::new(open_device(path, access)?))
         };
         let devices = CheckDevices {
-            data: open(&self.snapstore)?,
-            meta: self.meta.as_ref().map(open).transpose()?,
-            origin: self.origin.as_ref().map(open).transpose()?,
+            data: open(&self.snapstore, access)?,
+            meta: meta.map(|meta| open(meta, access)).transpose()?,
+            origin: match &self.origin {
+                Some(origin) => Some(open(origin, Access::Read)?),
+                None => None,
+            },
         };
         let options = CheckOptions {
             cache_bytes: offline::CACHE_BYTES,
             data: !self.no_data,
         };
         let mut printer = Printer::new(self.json)?;
-        let checked = check(devices, &options, &mut |event| {
+        let mut tell = |event| {
             printer.event(&event);
             Ok(())
-        });
+        };
+        let (checked, repaired) = match self.repair {
+            false => check(devices, &options, &mut tell).map(|checked| (checked, None)),
+            true => repair(devices, &options, &mut tell)
+                .map(|(checked, repaired)| (checked, Some(repaired))),
+        }
+        .map_err(|error| match printer.repairing {
+            // The problems were told: there is a store, and it is as it was.
+            true => anyhow::Error::from(error).context("the store was not repaired"),
+            false => offline::Unsound(error).into(),
+        })?;
         printer.bar.finish_and_clear();
-        let checked = checked.map_err(offline::Unsound)?;
-        printer.end(&checked)?;
-        Ok(u8::from(checked.problems > 0))
+        printer.end(&checked, repaired)?;
+        Ok(match repaired {
+            None => u8::from(checked.problems > 0),
+            Some(Repaired::Sound | Repaired::Whole) => 0,
+            Some(Repaired::Undecided) => 1,
+            Some(Repaired::WithLoss) => WITH_LOSS,
+        })
     }
 }
 
@@ -78,6 +106,9 @@ struct Printer {
     bar: ProgressBar,
     json: bool,
     printed: u64,
+    /// A repair has begun to write, and squashes these.
+    repairing: bool,
+    squashed: Vec<u32>,
     /// The first failure to print.
     result: Result<()>,
 }
@@ -88,6 +119,8 @@ impl Printer {
             bar: progress::counting()?,
             json,
             printed: 0,
+            repairing: false,
+            squashed: Vec::new(),
             result: Ok(()),
         })
     }
@@ -97,6 +130,13 @@ impl Printer {
             Event::Progress(done, all) => {
                 self.bar.set_length(*all);
                 self.bar.set_position(*done);
+            }
+            Event::GivesUp(tags) => {
+                self.repairing = true;
+                self.squashed = tags.iter().map(|tag| tag.0).collect();
+                if !self.json && self.result.is_ok() {
+                    self.result = print(&format!("repairing: {}\n", gives_up(&self.squashed)));
+                }
             }
             Event::Problem(problem) => {
                 let printed = self.bar.suspend(|| self.problem(problem));
@@ -120,10 +160,10 @@ impl Printer {
         print(&format!("{start}    {problem}"))
     }
 
-    fn end(self, checked: &Checked) -> Result<()> {
+    fn end(self, checked: &Checked, repaired: Option<Repaired>) -> Result<()> {
         self.result?;
         if !self.json {
-            return print(&summary(checked));
+            return print(&(summary(checked) + repaired.map_or("", outcome)));
         }
         let start = match self.printed {
             0 => head(),
@@ -131,14 +171,42 @@ impl Printer {
         };
         let counts = serde_json::to_string(&CountsObject::from(checked))?;
         let sound = checked.problems == 0;
+        let repair = repaired.map(|repaired| {
+            let result = match repaired {
+                Repaired::Sound => "sound",
+                Repaired::Whole => "repaired",
+                Repaired::WithLoss => "repaired with loss",
+                Repaired::Undecided => "undecided",
+            };
+            serde_json::json!({"result": result, "squashed": self.squashed})
+        });
+        let repair = serde_json::to_string(&repair)?;
         print(&format!(
-            "{start}  ],\n  \"sound\": {sound},\n  \"counts\": {counts}\n}}\n"
+            "{start}  ],\n  \"sound\": {sound},\n  \"counts\": {counts},\n  \"repair\": {repair}\n}}\n"
         ))
     }
 }
 
 fn head() -> String {
     format!("{{\n  \"schema\": \"{SCHEMA}\",\n  \"problems\": [\n")
+}
+
+fn gives_up(tags: &[u32]) -> String {
+    let tags: Vec<String> = tags.iter().map(u32::to_string).collect();
+    match &tags[..] {
+        [] => "no snapshot is squashed".to_owned(),
+        [tag] => format!("snapshot {tag} is squashed"),
+        tags => format!("snapshots {} are squashed", tags.join(", ")),
+    }
+}
+
+fn outcome(repaired: Repaired) -> &'static str {
+    match repaired {
+        Repaired::Sound => "",
+        Repaired::Whole => "repaired: nothing was lost\n",
+        Repaired::WithLoss => "repaired: what is named above was lost\n",
+        Repaired::Undecided => "not repaired: give the origin with --origin\n",
+    }
 }
 
 fn summary(checked: &Checked) -> String {

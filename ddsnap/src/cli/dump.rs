@@ -42,9 +42,7 @@ pub struct Dump {
     /// Read the devices themselves.
     #[arg(long)]
     offline: bool,
-    /// Print one JSON document, of schema ddsnap-dump-1: store, snapshots, exceptions (each origin
-    /// chunk, sequence, store chunk, checksum), overlays (sequence, chunk, store chunk), undecided
-    /// (exceptions of the last journal record that only the origin can tell from lost ones).
+    /// Print one JSON document, of schema ddsnap-dump-1; JSON.md documents it.
     #[arg(long, requires = "offline")]
     json: bool,
 }

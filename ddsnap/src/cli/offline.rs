@@ -3,10 +3,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::device::lock::{StoreLock, share_store};
+use crate::device::lock::{StoreLock, lock_store, share_store};
 use crate::device::uring::Access;
 use crate::server::start::open_device;
 use crate::store::{Devices, OpenOptions, StoreError, View};
@@ -18,6 +19,21 @@ pub const CACHE_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Unsound(#[from] pub StoreError);
+
+/// Takes a store for itself, as a server would.
+///
+/// # Errors
+/// Somebody holds or reads it, or it cannot be opened for writing.
+pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
+    let locked = meta.unwrap_or(snapstore);
+    lock_store(locked, Duration::ZERO).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => anyhow::anyhow!(
+            "{}: a server holds the snapshot store, or a command reads it; stop it first",
+            locked.display()
+        ),
+        _ => anyhow::Error::from(error).context(format!("cannot lock {}", locked.display())),
+    })
+}
 
 /// Keeps servers off a store that is read; others may read it too.
 ///

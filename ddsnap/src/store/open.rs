@@ -115,12 +115,34 @@ impl Store {
         let mut ring = Ring::new(&superblock);
         let mut dropped = Vec::new();
         if !superblock.clean {
-            let replayed =
-                recover::replay(&mut media, &superblock, &mut state, &mut opened, unwritten)?;
+            let replayed = recover::replay(
+                &mut media,
+                &superblock,
+                &mut state,
+                &mut opened,
+                recover::Unreadable::Refuse,
+                unwritten,
+            )?;
             (ring, dropped) = (replayed.ring, replayed.dropped);
         }
         state.origin_chunks = origin_device_chunks;
         state.snapshots.drain_all_squashed();
+        Ok(Recovered {
+            store: Store::from_parts(media, superblock, stale_copy, state, meta, ring),
+            opened,
+            dropped,
+        })
+    }
+
+    /// A store of what is in memory.
+    pub(crate) fn from_parts(
+        media: Media,
+        superblock: Superblock,
+        stale_copy: Option<usize>,
+        state: State,
+        meta: MetaAlloc,
+        ring: Ring,
+    ) -> Store {
         let mut sweep = Sweep::default();
         if state
             .snapshots
@@ -129,7 +151,7 @@ impl Store {
         {
             sweep.want();
         }
-        let store = Store {
+        Store {
             media,
             superblock,
             stale_copy,
@@ -144,12 +166,7 @@ impl Store {
             sparing: false,
             resizing: None,
             revert: super::revert::Revert::default(),
-        };
-        Ok(Recovered {
-            store,
-            opened,
-            dropped,
-        })
+        }
     }
 }
 

@@ -118,6 +118,15 @@ impl RingReader {
 /// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
 pub(crate) type Unwritten<'u> = dyn FnMut(&mut Media, &Entry) -> Result<(), StoreError> + 'u;
 
+/// What becomes of an entry when what it changes cannot be read to compare it with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// The replay ends.
+    Refuse,
+    /// It is applied: who asks looks for damage himself.
+    Apply,
+}
+
 /// What replaying found besides the state.
 pub(crate) struct Replayed {
     /// The ring behind the last whole record.
@@ -134,6 +143,7 @@ pub(crate) fn replay(
     superblock: &Superblock,
     state: &mut State,
     opened: &mut Opened,
+    unreadable: Unreadable,
     unwritten: &mut Unwritten<'_>,
 ) -> Result<Replayed, StoreError> {
     let mut ring = Ring::new(superblock);
@@ -152,7 +162,11 @@ pub(crate) fn replay(
             opened.dropped_records += u64::from(!dropped.is_empty());
         }
         for entry in &entries {
-            state.check(media, entry)?;
+            match state.check(media, entry) {
+                Err(StoreError::Damaged { .. } | StoreError::Read { .. })
+                    if unreadable == Unreadable::Apply => {}
+                checked => checked?,
+            }
             state.apply(entry);
         }
         opened.replayed_records += 1;

@@ -10,10 +10,12 @@
 
 mod problem;
 mod prove;
+mod repair;
 mod walk;
 
 pub use problem::{Place, Problem, Severity};
 pub use prove::Event;
+pub use repair::{Repaired, repair};
 
 use super::error::StoreError;
 use super::media::{Devices, Media};
@@ -25,7 +27,7 @@ use crate::device::BlockDevice;
 use crate::format::FormatError;
 use crate::format::journal::Entry;
 use crate::format::superblock::Superblock;
-use crate::units::MetaBlock;
+use crate::units::{MetaBlock, SnapSeq};
 use prove::{Proof, Report, mendable, previous, prove, served, tags};
 use walk::sentence;
 
@@ -75,6 +77,13 @@ impl Checked {
             self.undecided += u64::from(problem.severity == Severity::Undecided);
         }
     }
+
+    fn note(&mut self, examined: &Examined) {
+        self.snapshots = examined.state.snapshots.visible() as u64;
+        self.used_chunks = examined.proof.owned.count;
+        self.used_blocks = examined.proof.blocks.total() - examined.proof.blocks.free();
+        self.replayed_records = examined.opened.replayed_records;
+    }
 }
 
 /// Checks a store and reports everything that is wrong with it. Nothing is written.
@@ -91,10 +100,7 @@ pub fn check(
         checked.count(&event);
         report(event)
     })?;
-    checked.snapshots = examined.state.snapshots.visible() as u64;
-    checked.used_chunks = examined.proof.owned.count;
-    checked.used_blocks = examined.proof.blocks.total() - examined.proof.blocks.free();
-    checked.replayed_records = examined.opened.replayed_records;
+    checked.note(&examined);
     Ok(checked)
 }
 
@@ -111,7 +117,7 @@ impl Store {
             state,
             data,
             &mut |event| match event {
-                Event::Progress(..) => Ok(()),
+                Event::Progress(..) | Event::GivesUp(_) => Ok(()),
                 Event::Problem(problem) => Err(StoreError::Inconsistent {
                     device: problem.device.clone(),
                     problem: problem.to_string(),
@@ -124,6 +130,10 @@ impl Store {
 
 /// A store in memory, as far as it can be read, and all that is known of it.
 struct Examined {
+    media: Media,
+    superblock: Superblock,
+    /// The copy on disk that is not this one.
+    stale_copy: Option<usize>,
     state: State,
     opened: Opened,
     proof: Proof,
@@ -143,7 +153,7 @@ fn examine(
     let copies = read_copies(&mut devices);
     let device = devices.meta.as_deref().unwrap_or(&*devices.data);
     let name = device.name().to_owned();
-    let (superblock, _) = choose(&name, copies.clone())?;
+    let (superblock, stale_copy) = choose(&name, copies.clone())?;
     check_devices(&mut devices, &superblock)?;
     compare_copies(&name, &copies, report)?;
     let mut media = Media::new(
@@ -161,9 +171,16 @@ fn examine(
         let what = format!("{}; snapshots may be lost", sentence(&error));
         report(event(&name, place, what, Severity::Loss))
     })?;
+    // A sequence is never given twice, whatever the superblock says.
+    if let Some(newest) = state.snapshots.iter().next_back() {
+        state.next_seq = state.next_seq.max(SnapSeq(newest.seq.0 + 1));
+    }
     let opened = replay(&mut media, &superblock, &mut state, asked, report)?;
     let proof = prove(&mut media, &superblock, &mut state, options.data, report)?;
     Ok(Examined {
+        media,
+        superblock,
+        stale_copy,
         state,
         opened,
         proof,
@@ -194,7 +211,7 @@ fn compare_copies(
     let [Ok(first), Ok(second)] = copies else {
         return Ok(());
     };
-    // The second copy is written when the first is durable: a power cut leaves it one step behind.
+    // One copy is written when the other is durable: a power cut leaves it one step behind.
     let (copy, what) = if first.generation == second.generation {
         if first == second {
             return Ok(());
@@ -203,7 +220,7 @@ fn compare_copies(
             1,
             "it has the generation of copy 0, but not its content".to_owned(),
         )
-    } else if second.generation.checked_add(1) == Some(first.generation) {
+    } else if first.generation.abs_diff(second.generation) == 1 {
         return Ok(());
     } else {
         let (copy, old, new) = match first.generation < second.generation {
@@ -235,6 +252,7 @@ fn replay(
         superblock,
         state,
         &mut opened,
+        recover::Unreadable::Apply,
         &mut |media, entry| {
             let gone = asked && recover::ask_origin(media, entry).is_ok();
             unwritten.extend((!gone).then_some(*entry));

@@ -32,6 +32,8 @@ const BATCH_CHUNKS: u64 = 256;
 pub enum Event {
     /// Something is wrong.
     Problem(Problem),
+    /// A repair is about to write: these snapshots are squashed by it. Comes once, after all problems.
+    GivesUp(Vec<SnapTag>),
     /// So many of so many index entries have been proven.
     Progress(u64, u64),
 }
@@ -45,6 +47,10 @@ pub(crate) struct Proof {
     pub blocks: MetaAlloc,
     /// Chunks with an owner.
     pub owned: Owned,
+    /// Chunks that several entries lead to, or whose data is damaged: entries that lead there go.
+    pub bad: BTreeSet<u64>,
+    /// Whether the trees of exceptions, overlays have to be made anew.
+    pub rebuild: [bool; 2],
 }
 
 /// A set of chunks.
@@ -82,6 +88,10 @@ struct Prover<'a, 'r> {
     owned: Owned,
     /// Chunks with several owners: none of the entries that lead there can be trusted.
     doubles: BTreeSet<u64>,
+    /// Chunks with damaged data.
+    damaged: BTreeSet<u64>,
+    /// The tree at hand has to be made anew.
+    rebuild: bool,
     done: u64,
     report: &'a mut Report<'r>,
 }
@@ -111,19 +121,30 @@ pub(crate) fn prove(
         waiting: Vec::new(),
         owned: Owned::default(),
         doubles: BTreeSet::new(),
+        damaged: BTreeSet::new(),
+        rebuild: false,
         done: 0,
         report,
     };
     let mut whole = [true; 2];
-    for (index, whole) in [&state.exceptions, &state.overlays]
-        .into_iter()
-        .zip(&mut whole)
-    {
-        *whole = prover.index(media, &mut blocks, index)?;
+    let mut rebuild = [false; 2];
+    for (at, index) in [&state.exceptions, &state.overlays].into_iter().enumerate() {
+        prover.rebuild = false;
+        whole[at] = prover.index(media, &mut blocks, index)?;
         prover.read_waiting(media)?;
+        rebuild[at] = prover.rebuild || !whole[at];
     }
     prover.name_doubles(media)?;
-    let Prover { owned, .. } = prover;
+    let Prover {
+        owned,
+        doubles: mut bad,
+        mut damaged,
+        ..
+    } = prover;
+    bad.append(&mut damaged);
+    if !bad.is_empty() {
+        rebuild = [true; 2];
+    }
     let stored = prove_bitmaps(media, &mut blocks, &state.space.root, report)?;
     let all = whole == [true; 2];
     compare(media, state, &owned, &stored, all, report)?;
@@ -134,7 +155,12 @@ pub(crate) fn prove(
         );
         report(mendable(media.meta_name(), Place::Store, what))?;
     }
-    Ok(Proof { blocks, owned })
+    Ok(Proof {
+        blocks,
+        owned,
+        bad,
+        rebuild,
+    })
 }
 
 pub(super) fn mendable(device: String, place: Place, what: String) -> Event {
@@ -302,6 +328,7 @@ impl Prover<'_, '_> {
                     Some(_) => Ok(()),
                 },
                 Met::Odd(place, what) => {
+                    self.rebuild = true;
                     (self.report)(mendable(walk.media.meta_name(), place, what))
                 }
                 Met::Lost(from, to, place, what) => {
@@ -377,6 +404,7 @@ impl Prover<'_, '_> {
             (self.report)(Event::Progress(self.done, all.max(self.done)))?;
         }
         if let Some(wrong) = self.wrong(kind, key, value) {
+            self.rebuild = true;
             let hurt = self.hurt(media, kind, key);
             let what = format!("{} {wrong}", describe(kind, key, value));
             return self.loss(media.meta_name(), Place::Store, what, &hurt);
@@ -455,6 +483,7 @@ impl Prover<'_, '_> {
                 Err(error) => sentence(&error),
             };
             let what = format!("it holds origin chunk {}, but {what}", key.0);
+            self.damaged.insert(place.0);
             let hurt = self.hurt(media, Kind::Exceptions, key);
             self.loss(media.data_name(), Place::Chunk(place), what, &hurt)?;
         }
