@@ -75,12 +75,12 @@ impl Program {
     }
 }
 
-/// The executable in cargo's messages: the last artefact that is one.
+/// The bench target's executable in cargo's messages; the package's binary is built, and named, too.
 fn executable(said: &str) -> Option<PathBuf> {
     said.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
-        .next_back()
+        .filter(|message| message["target"]["kind"][0] == "bench")
+        .find_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
 }
 
 #[cfg(test)]
@@ -97,7 +97,12 @@ mod tests {
 
     #[test]
     fn the_executable_is_found_among_the_artefacts() {
-        let said = "{\"executable\":null}\n{\"executable\":\"/x/engine-1\"}\n{\"reason\":\"build-finished\"}\n";
+        let said = concat!(
+            "{\"target\":{\"kind\":[\"lib\"]},\"executable\":null}\n",
+            "{\"target\":{\"kind\":[\"bench\"]},\"executable\":\"/x/engine-1\"}\n",
+            "{\"target\":{\"kind\":[\"bin\"]},\"executable\":\"/x/ddsnap\"}\n",
+            "{\"reason\":\"build-finished\"}\n",
+        );
         assert_eq!(executable(said), Some(PathBuf::from("/x/engine-1")));
         assert_eq!(executable("noise"), None);
     }
