@@ -18,6 +18,9 @@ pub(crate) struct Snapshots {
     /// Not the deleted ones: their tags may be used again.
     by_tag: HashMap<u32, u64>,
     live: BTreeSet<u64>,
+    /// Live snapshots that are longer than every newer one, oldest first: sequence, and length in chunks.
+    /// Only the newest, unless the origin has shrunk. Every copy-out asks them.
+    longest: Vec<(u64, u64)>,
     /// Snapshots with a connected device; lasts as long as the server.
     connected: BTreeSet<u64>,
     /// Squashed snapshots whose data stays: I/O of their devices may be under way into it.
@@ -35,6 +38,7 @@ impl Snapshots {
         }
         if snapshot.state == State::Live {
             self.live.insert(snapshot.seq.0);
+            self.note_longest(snapshot.seq.0, snapshot.origin_chunks);
         }
         self.by_seq.insert(snapshot.seq.0, snapshot);
         self.dirty = true;
@@ -60,6 +64,9 @@ impl Snapshots {
                 self.by_tag.remove(&snapshot.tag.0);
             }
             self.dirty = true;
+        }
+        if self.longest.iter().any(|&(longest, _)| longest == seq.0) {
+            self.find_longest();
         }
     }
 
@@ -142,15 +149,27 @@ impl Snapshots {
     ///
     /// Snapshots taken when the origin was shorter have nothing to lose beyond their end.
     pub fn newest_with(&self, chunk: Chunk) -> Option<SnapSeq> {
-        self.live
-            .iter()
-            .rev()
-            .find(|seq| {
-                self.by_seq
-                    .get(seq)
-                    .is_some_and(|snapshot| snapshot.origin_chunks > chunk.0)
-            })
-            .map(|&seq| SnapSeq(seq))
+        let long = self
+            .longest
+            .partition_point(|&(_, chunks)| chunks > chunk.0);
+        self.longest[..long].last().map(|&(seq, _)| SnapSeq(seq))
+    }
+
+    /// Takes up a live snapshot that is newer than all in `longest`.
+    fn note_longest(&mut self, seq: u64, chunks: u64) {
+        while self.longest.last().is_some_and(|&(_, last)| last <= chunks) {
+            self.longest.pop();
+        }
+        self.longest.push((seq, chunks));
+    }
+
+    fn find_longest(&mut self) {
+        self.longest.clear();
+        for seq in self.live.clone() {
+            if let Some(snapshot) = self.by_seq.get(&seq) {
+                self.note_longest(seq, snapshot.origin_chunks);
+            }
+        }
     }
 
     /// Live sequences, ascending.
@@ -275,5 +294,46 @@ pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
             SnapState::Squashed
         },
         origin_chunks: snapshot.origin_chunks,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(seq: u64, origin_chunks: u64) -> Snapshot {
+        Snapshot {
+            seq: SnapSeq(seq),
+            tag: SnapTag(seq as u32),
+            state: State::Live,
+            priority: 0,
+            usecount: 0,
+            created: 0,
+            origin_chunks,
+        }
+    }
+
+    /// The origin grows and shrinks while snapshots come and go: compare with looking at all of them.
+    #[test]
+    fn the_newest_snapshot_long_enough_is_found() {
+        let mut table = Snapshots::default();
+        let mut seed = 3_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        for seq in 1..400 {
+            table.insert(snapshot(seq, 1 + random(20)));
+            if random(2) == 0 {
+                let state = [State::Deleted, State::Squashed][random(2) as usize];
+                table.set_state(SnapSeq(1 + random(seq)), state);
+            }
+            for chunk in 0..22 {
+                let live = table.live().iter().rev();
+                let mut live = live.map(|&seq| table.get(SnapSeq(seq)).unwrap());
+                let found = live.find(|s| s.origin_chunks > chunk).map(|s| s.seq);
+                assert_eq!(table.newest_with(Chunk(chunk)), found, "{seq}, {chunk}");
+            }
+        }
     }
 }
