@@ -520,7 +520,7 @@ fn a_store_in_use_is_not_overwritten() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.stderr
-            .contains("another server holds the snapshot store"),
+            .contains("holds the snapshot store; stop it first"),
         "{ran:?}"
     );
     assert_eq!(good(&["status", "--list", &volume.socket()]), "4\n");
@@ -828,4 +828,66 @@ fn list_and_status_speak_json() {
         ddsnap_with(&["status", "--json", "--list", &socket]).code,
         1
     );
+}
+
+/// Two agents know nothing of each other: only the store's lock keeps their servers apart.
+#[test]
+fn a_server_of_another_agent_waits_for_the_store_and_then_says_who_holds_it() {
+    let mut volume = Volume::with_agent();
+    let holder = volume.start_server();
+    good(&["create", &volume.socket(), "4"]);
+    let (agent, pidfile) = (volume.name("agent2"), volume.name("agent2.pid"));
+    let log = volume.name("agent2.log");
+    good(&["agent", &agent, "-l", &log, "-p", &pidfile]);
+    volume.remember(&pidfile);
+    let second = |wait: &str| -> Vec<String> {
+        let mut args = vec!["server".to_owned()];
+        args.extend(["store", "origin", "agent2", "server2"].map(|name| volume.name(name)));
+        args.extend([
+            "-k".to_owned(),
+            "2m".to_owned(),
+            "--wait".to_owned(),
+            wait.to_owned(),
+        ]);
+        args.extend(["-l".to_owned(), volume.name("server2.log")]);
+        args.extend(["-p".to_owned(), volume.name("server2.pid")]);
+        args
+    };
+    let refused = ran(ddsnap().args(second("0")).output().unwrap());
+    let store = volume.name("store");
+    let sentence = format!(
+        "ddsnap: cannot lock {store}: process {holder} holds the snapshot store; stop it first\n"
+    );
+    assert_eq!(
+        (
+            refused.code,
+            refused.stdout.as_str(),
+            refused.stderr.as_str()
+        ),
+        (1, "", sentence.as_str())
+    );
+    assert!(!volume.file("server2").exists() && !volume.file("server2.pid").exists());
+
+    let mut waiting = ddsnap()
+        .args(second("60"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(waiting.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert_eq!(
+        line,
+        format!(
+            "ddsnap server: process {holder} holds {store}; waiting up to 60 s for it to let go\n"
+        )
+    );
+    assert_eq!(good(&["status", "--list", &volume.socket()]), "4\n");
+    volume.stop(holder, Signal::SIGTERM);
+    let ran = ran(waiting.wait_with_output().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let pidfile = volume.name("server2.pid");
+    volume.remember(&pidfile);
+    assert_eq!(good(&["status", "--list", &volume.name("server2")]), "4\n");
 }

@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use ddsnap::device::BlockDevice;
 use ddsnap::device::lock::lock_store;
@@ -277,11 +276,12 @@ fn what_cannot_be_extracted_is_refused_with_a_sentence() {
         assert!(ran.stderr.contains(words), "{ran:?}");
     }
     // A server has the store.
-    let lock = lock_store(&files.path("store"), Duration::ZERO).unwrap();
+    let lock = lock_store(&files.path("store")).unwrap();
     let ran = files.extract("2", "out", &[]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.stderr.contains("a server holds the snapshot store"),
+        ran.stderr
+            .contains("holds the snapshot store; stop it first"),
         "{ran:?}"
     );
     drop(lock);
@@ -469,11 +469,12 @@ fn a_check_writes_nothing_and_says_everything() {
     let ran = check(&files, &["--no-data", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["problems"].as_array().map(Vec::len), Some(1));
-    let lock = lock_store(&files.path("store"), Duration::ZERO).unwrap();
+    let lock = lock_store(&files.path("store")).unwrap();
     let ran = check(&files, &[]);
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
     assert!(
-        ran.stderr.contains("a server holds the snapshot store"),
+        ran.stderr
+            .contains("holds the snapshot store; stop it first"),
         "{ran:?}"
     );
     drop(lock);
@@ -513,15 +514,12 @@ fn a_repair_says_what_it_gives_up_and_makes_the_store_sound() {
     for json in [false, true] {
         let files = Files::new(json, false);
         files.flip("store", files.saved * CHUNK + 4000);
-        let lock = lock_store(
-            &files.path(if json { "meta" } else { "store" }),
-            Duration::ZERO,
-        )
-        .unwrap();
+        let lock = lock_store(&files.path(if json { "meta" } else { "store" })).unwrap();
         let (held, before) = (check(&files, &["--repair"]), files.bytes());
         assert_eq!((held.code, held.stdout.as_str()), (1, ""), "{held:?}");
         assert!(
-            held.stderr.contains("a server holds the snapshot store"),
+            held.stderr
+                .contains("holds the snapshot store; stop it first"),
             "{held:?}"
         );
         assert!(files.bytes() == before);

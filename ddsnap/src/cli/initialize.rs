@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -51,8 +51,8 @@ impl Initialize {
     pub fn run(&self) -> Result<u8> {
         let chunk = chunk_size(self.chunksize, self.blocksize, self.meta.is_some())?;
         let locked = self.meta.as_deref().unwrap_or(&self.snapstore);
-        let _lock = lock_store(locked, Duration::ZERO)
-            .with_context(|| format!("cannot lock {}", locked.display()))?;
+        let _lock =
+            lock_store(locked).with_context(|| format!("cannot lock {}", locked.display()))?;
         let mut devices = Devices {
             origin: Box::new(open_device(&self.origin, Access::Read)?),
             data: Box::new(open_device(&self.snapstore, Access::ReadWrite)?),

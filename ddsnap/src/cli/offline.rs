@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the commands that read a store without its server share.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::device::lock::{StoreLock, lock_store, share_store};
 use crate::device::uring::Access;
@@ -26,13 +24,7 @@ pub struct Unsound(#[from] pub StoreError);
 /// Somebody holds or reads it, or it cannot be opened for writing.
 pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
     let locked = meta.unwrap_or(snapstore);
-    lock_store(locked, Duration::ZERO).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => anyhow::anyhow!(
-            "{}: a server holds the snapshot store, or a command reads it; stop it first",
-            locked.display()
-        ),
-        _ => anyhow::Error::from(error).context(format!("cannot lock {}", locked.display())),
-    })
+    lock_store(locked).with_context(|| format!("cannot lock {}", locked.display()))
 }
 
 /// Keeps servers off a store that is read; others may read it too.
@@ -41,13 +33,7 @@ pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
 /// A server holds it, or it cannot be opened.
 pub fn share(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
     let locked = meta.unwrap_or(snapstore);
-    share_store(locked).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => anyhow::anyhow!(
-            "{}: a server holds the snapshot store; stop it first",
-            locked.display()
-        ),
-        _ => anyhow::Error::from(error).context(format!("cannot lock {}", locked.display())),
-    })
+    share_store(locked).with_context(|| format!("cannot lock {}", locked.display()))
 }
 
 /// The store on devices opened for reading.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -37,6 +38,9 @@ pub struct Server {
     /// quarter of memory if that is less.
     #[arg(short = 'k', long, value_name = "SIZE", value_parser = bytes)]
     cachesize: Option<u64>,
+    /// How many seconds to wait for another server of the volume to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait: u32,
     #[command(flatten)]
     daemon: Daemon,
 }
@@ -73,6 +77,7 @@ impl Server {
             socket: socket(&sockets[1])?,
             cache_bytes: self.cachesize.unwrap_or_else(default_cache),
             pidfile: self.daemon.pidfile.clone(),
+            patience: Duration::from_secs(self.wait.into()),
         })
     }
 }

@@ -23,15 +23,13 @@ use crate::daemon::background::Background;
 use crate::daemon::log::Log;
 use crate::daemon::pidfile::PidFile;
 use crate::daemon::{memory, signals};
-use crate::device::lock::{StoreLock, lock_store};
+use crate::device::lock::{StoreLock, lock_store_within};
 use crate::device::uring::{Access, UringDevice};
 use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
 use crate::protocol::line::{FromAgent, ToAgent};
 use crate::store::{Devices, OpenOptions, Store, StoreError};
 
-/// How long to wait for another server to go, at the agent, at the store and at the kernel.
-pub const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a dead server's socket may still answer.
 const LAST_BREATH: Duration = Duration::from_secs(5);
 /// How long to wait in silence: a server that was killed is gone for the agent only a little later.
@@ -56,6 +54,8 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Where to write the process id.
     pub pidfile: Option<PathBuf>,
+    /// How long to wait for another server to go: at the agent, at the store, and at the kernel.
+    pub patience: Duration,
 }
 
 /// Why a server did not come up.
@@ -101,7 +101,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         key: config.agent.clone(),
         chunk: engine.status().chunk,
     };
-    let channel = connect_within(&mut kernel, TAKE_OVER_DEADLINE).map_err(anyhow::Error::from)?;
+    let channel = connect_within(&mut kernel, config.patience).map_err(anyhow::Error::from)?;
     let signals = signals().context("cannot receive signals")?;
     memory::hold_on();
     let pidfile = match &config.pidfile {
@@ -167,14 +167,14 @@ fn stand_in_line(config: &Config) -> Result<UnixStream, StartError> {
             Ok(FromAgent::Wait { active_pid, .. }) => {
                 if active != Some(active_pid) {
                     tell_at = Some(Instant::now() + QUIET);
-                    deadline = Instant::now() + TAKE_OVER_DEADLINE;
+                    deadline = Instant::now() + config.patience;
                 }
                 active = Some(active_pid);
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => match active {
-                Some(pid) if tell_at.take().is_some() => eprintln!(
+                Some(pid) if tell_at.take().is_some() && Instant::now() < deadline => eprintln!(
                     "ddsnap server: server {pid} is active; waiting up to {} s for it to end",
-                    TAKE_OVER_DEADLINE.as_secs()
+                    config.patience.as_secs()
                 ),
                 Some(pid) => {
                     let error = anyhow!("server {pid} is still active at {name}; stop it first");
@@ -238,7 +238,17 @@ fn hear_agent(
 /// Locks and opens the store, and says in the log what state it was in.
 fn open_store(config: &Config) -> Result<(Store, StoreLock), StartError> {
     let locked = config.meta.as_deref().unwrap_or(&config.snapstore);
-    let lock = lock_store(locked, TAKE_OVER_DEADLINE)
+    let tell = |holder: Option<u32>| {
+        let holder = holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+        let seconds = config.patience.as_secs();
+        let text = format!(
+            "{holder} holds {}; waiting up to {seconds} s for it to let go",
+            locked.display()
+        );
+        eprintln!("ddsnap server: {text}");
+        info!("{text}");
+    };
+    let lock = lock_store_within(locked, config.patience, QUIET, tell)
         .with_context(|| format!("cannot lock {}", locked.display()))?;
     let devices = Devices {
         // Written to in a revert and at no other time.
