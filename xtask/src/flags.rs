@@ -114,6 +114,9 @@ pub struct Crashtest {
     /// Only this job of the run, as a loss names it.
     #[arg(long, value_name = "J")]
     pub job: Option<u64>,
+    /// Print every step.
+    #[arg(long)]
+    pub trace: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ddsnap::device::memory::Machine;
 use ddsnap::device::{BlockDevice, Read};
-use ddsnap::store::{Location, SnapState, Store};
+use ddsnap::store::{Location, Sizes, SnapState, Store};
 use ddsnap::units::{Chunk, SnapTag};
 
 use super::model::Model;
@@ -53,9 +53,43 @@ fn locate(
     }
 }
 
-/// Compares a store with what two models allow: the one before and the one after a step. `given_up`
-/// snapshots may be live still.
+/// Compares a store with what two models allow: the one before and the one after a step. Sizes and
+/// reverts are left to the caller.
 pub fn check(
+    shape: &Shape,
+    machine: &Machine,
+    store: &mut Store,
+    before: &Model,
+    after: &Model,
+) -> Result<(), String> {
+    check_snapshots(shape, machine, store, before, after)?;
+    check_origin(shape, machine, &[before, after])
+}
+
+/// Compares a store with what two models allow, in everything.
+pub fn check_all(
+    shape: &Shape,
+    machine: &Machine,
+    store: &mut Store,
+    before: &Model,
+    after: &Model,
+) -> Result<(), String> {
+    check_snapshots(shape, machine, store, before, after)?;
+    check_sizes(store, before, after)?;
+    // The origin has what the last acknowledged writes left, unless a revert has begun or ended.
+    let reverting = store.reverting().map(|tag| tag.0);
+    let models: Vec<&Model> = [before, after]
+        .into_iter()
+        .filter(|model| model.reverting == reverting)
+        .collect();
+    if models.is_empty() {
+        return Err(format!("a revert to {reverting:?} is under way"));
+    }
+    check_origin(shape, machine, &models)
+}
+
+/// A snapshot given up may be live still.
+fn check_snapshots(
     shape: &Shape,
     machine: &Machine,
     store: &mut Store,
@@ -104,45 +138,62 @@ pub fn check(
             let place = locate(shape, store, tag, Chunk(index as u64))
                 .map_err(|error| format!("snapshot {tag} chunk {index}: {error}"))?;
             let what = || format!("snapshot {tag} chunk {index}");
-            check_chunk(
-                machine,
-                place,
-                [chunk, next.map_or(chunk, |next| &next.chunks[index])],
-                what,
-            )?;
+            let next = next.map(|next| &next.chunks[index]);
+            check_chunk(machine, place, std::iter::once(chunk).chain(next), what)?;
         }
     }
-    for (index, chunk) in after.origin.iter().enumerate() {
+    Ok(())
+}
+
+fn check_sizes(store: &Store, before: &Model, after: &Model) -> Result<(), String> {
+    // The origin is as long as its device, which grows before a resize and is cut after it.
+    let used = |sizes: Sizes| (sizes.store, sizes.meta);
+    let found = store.sizes();
+    if [before, after]
+        .map(|model| used(model.sizes))
+        .contains(&used(found))
+    {
+        return Ok(());
+    }
+    let (before, after) = (before.sizes, after.sizes);
+    Err(format!("{found:?} is neither {before:?} nor {after:?}"))
+}
+
+fn check_origin(shape: &Shape, machine: &Machine, models: &[&Model]) -> Result<(), String> {
+    let chunks = models.iter().map(|model| model.origin.len()).max();
+    for index in 0..chunks.unwrap_or(0) {
         let place = (ORIGIN, Chunk(index as u64).to_offset(shape.shift()));
         let what = || format!("origin chunk {index}");
-        check_chunk(machine, place, [&before.origin[index], chunk], what)?;
+        let allowed = models.iter().filter_map(|model| model.origin.get(index));
+        check_chunk(machine, place, allowed, what)?;
     }
     Ok(())
 }
 
 /// What lies at a place must be what one of two chunks may have.
-fn check_chunk(
+fn check_chunk<'a>(
     machine: &Machine,
     (disk, offset): (usize, u64),
-    allowed: [&super::model::Chunk; 2],
+    mut allowed: impl Iterator<Item = &'a super::model::Chunk> + Clone,
     what: impl Fn() -> String,
 ) -> Result<(), String> {
     if allowed
-        .iter()
+        .clone()
         .any(|chunk| machine.holds(disk, offset, &chunk.now))
     {
         return Ok(());
     }
-    let mut found = vec![0; allowed[0].now.len()];
+    let wanted: Vec<u64> = allowed.clone().map(|chunk| stamp(&chunk.now)).collect();
+    let bytes = allowed.clone().map(|chunk| chunk.now.len()).max();
+    let mut found = vec![0; bytes.unwrap_or(0)];
     read(machine, (disk, offset), &mut found);
-    if allowed.iter().any(|chunk| chunk.allows(&found)) {
+    if allowed.any(|chunk| chunk.allows(&found)) {
         return Ok(());
     }
+    let found = stamp(&found);
     Err(format!(
-        "{} has content {}, expected {}",
-        what(),
-        stamp(&found),
-        stamp(&allowed[1].now)
+        "{} has content {found}, expected one of {wanted:?}",
+        what()
     ))
 }
 

@@ -6,11 +6,11 @@ use ddsnap::device::memory::{Event, Machine, Moment, Rng, Survival};
 use ddsnap::store::{Opened, SnapState, Store};
 use ddsnap::units::Chunk;
 
-use super::check::{check, read_origin, read_snapshot};
+use super::check::{check_all, read_origin, read_snapshot};
 use super::model::Model;
 use super::shape::{DATA, ORIGIN, Shape};
 use super::volume::Volume;
-use super::workload::{Step, choose};
+use super::workload::{Step, choose_any};
 
 /// Cuts in a recovery, in the recovery from that, and so on.
 const MAX_DEPTH: u32 = 3;
@@ -28,16 +28,19 @@ pub struct Totals {
     pub continued: u64,
     /// Recoveries that left a part of a record out.
     pub dropped: u64,
+    pub resizes: u64,
+    pub reverts: u64,
 }
 
 /// A workload under way.
 pub struct CrashRun {
-    shape: Shape,
     rng: Rng,
     volume: Volume,
     totals: Totals,
     wanted: u64,
     step: Option<Step>,
+    /// Print each step, to see what led to a loss.
+    pub trace: bool,
 }
 
 fn survival(rng: &mut Rng) -> Survival {
@@ -57,17 +60,22 @@ impl CrashRun {
     /// A run of so many points.
     pub fn new(shape: Shape, seed: u64, points: u64) -> Self {
         CrashRun {
-            shape,
             rng: Rng::new(seed ^ shape.chunk_bytes),
             volume: Volume::new(shape),
             totals: Totals::default(),
             wanted: points,
             step: None,
+            trace: false,
         }
     }
 
     pub fn totals(&self) -> Totals {
-        self.totals
+        let (resizes, reverts) = (self.volume.resizes, self.volume.reverts);
+        Totals {
+            resizes,
+            reverts,
+            ..self.totals
+        }
     }
 
     /// Where the run is, for who looks into a loss.
@@ -87,6 +95,7 @@ impl CrashRun {
         while self.totals.points < self.wanted {
             let step = self.choose();
             let before = self.volume.model.clone();
+            self.volume.prepare(&step);
             let mut moment = self.volume.machine.moment();
             self.volume.machine.record();
             self.volume.apply(&step);
@@ -117,13 +126,13 @@ impl CrashRun {
     }
 
     fn choose(&mut self) -> Step {
-        let Volume {
-            model, next_tag, ..
-        } = &mut self.volume;
-        let step = choose(&mut self.rng, &self.shape, model, next_tag);
+        let step = choose_any(&mut self.rng, &mut self.volume);
         self.totals.steps += 1;
         self.totals.operations += step.operations();
         self.step = Some(step.clone());
+        if self.trace {
+            eprintln!("{}", self.place());
+        }
         step
     }
 
@@ -161,7 +170,7 @@ impl CrashRun {
         let (mut store, opened) = self.open(machine)?;
         self.totals.dropped += opened.dropped_records;
         let after = &self.volume.model;
-        check(&self.shape, machine, &mut store, before, after)?;
+        check_all(&self.volume.shape, machine, &mut store, before, after)?;
         if self.totals.points % 4 == 0 {
             store
                 .audit(true)
@@ -171,7 +180,7 @@ impl CrashRun {
     }
 
     fn open(&self, machine: &Machine) -> Result<(Store, Opened), String> {
-        self.shape.open(machine).map_err(|error| {
+        self.volume.shape.open(machine).map_err(|error| {
             let cause = std::error::Error::source(&error)
                 .map(|cause| format!(": {cause}"))
                 .unwrap_or_default();
@@ -182,15 +191,21 @@ impl CrashRun {
     /// Cuts the power now and goes on with what is left, which is the model's truth from here on.
     fn go_on_from_a_crash(&mut self) -> Result<(), String> {
         self.totals.continued += 1;
+        self.volume.fit_disks();
         let survival = survival(&mut self.rng);
         let machine = self.volume.machine.moment().cut(survival, &mut self.rng);
         let (mut store, _) = self.open(&machine)?;
         let model = &mut self.volume.model;
-        check(&self.shape, &machine, &mut store, model, model)
+        check_all(&self.volume.shape, &machine, &mut store, model, model)
             .map_err(|problem| format!("going on: {problem}"))?;
-        let mut buffer = vec![0; self.shape.chunk_bytes as usize];
+        let mut buffer = vec![0; self.volume.shape.chunk_bytes as usize];
         for (index, chunk) in model.origin.iter_mut().enumerate() {
-            read_origin(&self.shape, &machine, Chunk(index as u64), &mut buffer);
+            read_origin(
+                &self.volume.shape,
+                &machine,
+                Chunk(index as u64),
+                &mut buffer,
+            );
             chunk.found(&buffer);
         }
         for (&tag, snapshot) in &mut model.snapshots {
@@ -199,7 +214,14 @@ impl CrashRun {
             }
             for (index, chunk) in snapshot.chunks.iter_mut().enumerate() {
                 let index = Chunk(index as u64);
-                read_snapshot(&self.shape, &machine, &mut store, tag, index, &mut buffer)?;
+                read_snapshot(
+                    &self.volume.shape,
+                    &machine,
+                    &mut store,
+                    tag,
+                    index,
+                    &mut buffer,
+                )?;
                 chunk.found(&buffer);
             }
         }
@@ -209,9 +231,10 @@ impl CrashRun {
             model.settle_origin();
             model.settle_store();
         }
+        model.disconnect();
         self.volume.machine = machine;
         self.volume.store = store;
-        self.volume.unique.fill(false);
+        self.volume.after_reopen();
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod crash;
+pub mod jobs;
 pub mod model;
 pub mod operations;
 pub mod shape;

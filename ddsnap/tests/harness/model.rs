@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use ddsnap::store::SnapState;
+use ddsnap::store::{Sizes, SnapState};
 
 /// The content of a chunk.
 pub type Content = Rc<[u8]>;
@@ -61,10 +61,20 @@ pub struct Snapshot {
     pub priority: i8,
     pub usecount: u16,
     pub created: i64,
+    /// A device of it is connected, which nobody remembers when the store is opened again.
+    pub connected: bool,
     pub chunks: Vec<Chunk>,
 }
 
 impl Snapshot {
+    pub fn is_live(&self) -> bool {
+        self.state == SnapState::Live
+    }
+
+    pub fn in_use(&self) -> bool {
+        self.usecount > 0 || self.connected
+    }
+
     /// Whether the two are the same but for their contents.
     pub fn same_entry(&self, other: &Snapshot) -> bool {
         (self.state, self.priority, self.usecount, self.created)
@@ -77,15 +87,31 @@ impl Snapshot {
 pub struct Model {
     pub origin: Vec<Chunk>,
     pub snapshots: BTreeMap<u32, Snapshot>,
+    /// What the store uses of its devices.
+    pub sizes: Sizes,
+    /// The snapshot whose content the origin is being given.
+    pub reverting: Option<u32>,
 }
 
 impl Model {
-    pub fn new(chunks: u64, chunk_bytes: usize) -> Self {
+    pub fn new(chunks: u64, chunk_bytes: usize, sizes: Sizes) -> Self {
         let zero: Content = vec![0; chunk_bytes].into();
         let origin = (0..chunks).map(|_| Chunk::new(zero.clone())).collect();
         Model {
             origin,
             snapshots: BTreeMap::new(),
+            sizes,
+            reverting: None,
+        }
+    }
+
+    /// The origin is given a snapshot's content: each chunk may have it from now on, whichever the
+    /// snapshot's may be.
+    pub fn revert_to(&mut self, tag: u32) {
+        let snapshot = &self.snapshots[&tag];
+        for (chunk, given) in self.origin.iter_mut().zip(&snapshot.chunks) {
+            chunk.earlier.extend(given.earlier.iter().cloned());
+            chunk.write(given.now.clone());
         }
     }
 
@@ -98,12 +124,24 @@ impl Model {
             priority: 0,
             usecount: 0,
             created,
+            connected: false,
             chunks,
         };
         self.snapshots.insert(tag, snapshot);
     }
 
+    /// The store was opened again: nobody is connected.
+    pub fn disconnect(&mut self) {
+        self.snapshots
+            .values_mut()
+            .for_each(|snapshot| snapshot.connected = false);
+    }
+
+    /// The origin's writes are durable. In a revert nobody knows how far it has got.
     pub fn settle_origin(&mut self) {
+        if self.reverting.is_some() {
+            return;
+        }
         self.origin.iter_mut().for_each(Chunk::settle);
     }
 

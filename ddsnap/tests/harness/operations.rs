@@ -8,34 +8,35 @@ use ddsnap::device::memory::Rng;
 use ddsnap::store::{Location, SnapState};
 use ddsnap::units::{Chunk, SnapTag};
 
-use super::check::check;
+use super::check::check_all;
 use super::model::Model;
 use super::shape::Shape;
 use super::volume::Volume;
-use super::workload::{Step, choose};
+use super::workload::{Step, choose_any, longest_origin};
 
 /// Steps between two looks at everything.
 const STEPS_BETWEEN_CHECKS: u64 = 64;
 
 /// A workload under way.
 pub struct OperationsRun {
-    shape: Shape,
     rng: Rng,
     pub volume: Volume,
     pub operations: u64,
     steps: u64,
     step: Option<Step>,
+    /// Print each step, to see what led to a loss.
+    pub trace: bool,
 }
 
 impl OperationsRun {
     pub fn new(shape: Shape, seed: u64) -> Self {
         OperationsRun {
-            shape,
             rng: Rng::new(seed),
             volume: Volume::new(shape),
             operations: 0,
             steps: 0,
             step: None,
+            trace: false,
         }
     }
 
@@ -60,16 +61,14 @@ impl OperationsRun {
     }
 
     fn one_step(&mut self) -> Result<(), String> {
-        let volume = &mut self.volume;
-        let step = choose(
-            &mut self.rng,
-            &self.shape,
-            &volume.model,
-            &mut volume.next_tag,
-        );
+        let step = choose_any(&mut self.rng, &mut self.volume);
         self.steps += 1;
         self.operations += step.operations();
         self.step = Some(step.clone());
+        if self.trace {
+            eprintln!("{}", self.place());
+        }
+        let volume = &mut self.volume;
         let before = Entries::of(&volume.model);
         let (given_up, refused) = (volume.given_up, volume.refused_full);
         volume.apply(&step);
@@ -86,55 +85,66 @@ impl OperationsRun {
 
     fn look_at_everything(&mut self) -> Result<(), String> {
         let Volume {
+            shape,
             machine,
             store,
             model,
             ..
         } = &mut self.volume;
-        check(&self.shape, machine, store, model, model)?;
+        check_all(shape, machine, store, model, model)?;
         store
             .audit(true)
             .map_err(|error| format!("audit: {error}"))?;
-        sharing_is_right(&mut self.volume, &self.shape)
+        sharing_is_right(&mut self.volume)
     }
 }
 
-/// What the choice of a victim rests on: state, priority, use count and time of each snapshot.
-struct Entries(BTreeMap<u32, (SnapState, i8, u16, i64)>);
+/// What the choice of a victim rests on.
+struct Entries {
+    reverting: Option<u32>,
+    /// State, priority, in use and time of each snapshot.
+    snapshots: BTreeMap<u32, (SnapState, i8, bool, i64)>,
+    /// A squashed snapshot waits until its device is not connected any more.
+    waiting: bool,
+}
 
 impl Entries {
     fn of(model: &Model) -> Self {
-        let entry = |s: &super::model::Snapshot| (s.state, s.priority, s.usecount, s.created);
-        Entries(
-            model
+        let entry = |s: &super::model::Snapshot| (s.state, s.priority, s.in_use(), s.created);
+        let snapshots = model.snapshots.iter();
+        Entries {
+            reverting: model.reverting,
+            snapshots: snapshots.map(|(&tag, s)| (tag, entry(s))).collect(),
+            waiting: model
                 .snapshots
-                .iter()
-                .map(|(&tag, s)| (tag, entry(s)))
-                .collect(),
-        )
+                .values()
+                .any(|s| s.connected && !s.is_live()),
+        }
     }
 
-    /// The snapshot to give up: unused before used, least priority, oldest; never 127.
+    /// The snapshot to give up: unused before used, least priority, oldest; never 127, nor one that
+    /// the origin is reverted to, nor a second one in use while the first may free chunks.
     fn victim(&self) -> Option<u32> {
         let live = self
-            .0
+            .snapshots
             .iter()
-            .filter(|(_, (state, priority, ..))| *state == SnapState::Live && *priority < 127);
-        live.min_by_key(|(_, (_, priority, usecount, created))| {
-            (*usecount > 0, *priority, *created)
-        })
-        .map(|(&tag, _)| tag)
+            .filter(|(tag, (state, priority, ..))| {
+                *state == SnapState::Live && *priority < 127 && self.reverting != Some(**tag)
+            });
+        live.min_by_key(|(_, (_, priority, in_use, created))| (*in_use, *priority, *created))
+            .filter(|(_, (_, _, in_use, _))| !(*in_use && self.waiting))
+            .map(|(&tag, _)| tag)
     }
 
     /// Snapshots were given up: the first victim is gone, or squashed if it was in use.
     fn victim_was_right(&self, after: &Model) -> Result<(), String> {
         let first = self.victim().ok_or("gave up a snapshot in vain")?;
-        let (_, _, usecount, created) = self.0[&first];
+        let (_, _, in_use, created) = self.snapshots[&first];
         let now = after.snapshots.get(&first);
         let now = now
             .filter(|now| now.created == created)
             .map(|now| now.state);
-        match (now, usecount > 0) {
+        match (now, in_use) {
             (Some(SnapState::Squashed), true) | (None, false) => Ok(()),
             (Some(_), _) => Err(format!("spared snapshot {first}")),
             (None, true) => Err(format!("deleted snapshot {first}, which is in use")),
@@ -144,17 +154,14 @@ impl Entries {
 
 /// `sharing` counts each exception for every live snapshot that it serves: compare with asking for
 /// each chunk of each snapshot where it lies.
-fn sharing_is_right(volume: &mut Volume, shape: &Shape) -> Result<(), String> {
-    let live: Vec<u32> = volume
-        .store
-        .snapshots()
-        .iter()
-        .filter(|s| s.state == SnapState::Live)
-        .map(|s| s.tag.0)
-        .collect();
+fn sharing_is_right(volume: &mut Volume) -> Result<(), String> {
+    let snapshots = volume.store.snapshots();
+    let live = snapshots.iter().filter(|s| s.state == SnapState::Live);
+    let live: Vec<(u32, u64)> = live.map(|s| (s.tag.0, s.origin_chunks)).collect();
+    let longest = longest_origin(&volume.first_shape);
     let mut users: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
-    for &tag in &live {
-        for chunk in 0..shape.origin_chunks {
+    for &(tag, chunks) in &live {
+        for chunk in 0..chunks {
             let location = volume
                 .store
                 .locate(SnapTag(tag), Chunk(chunk))
@@ -172,11 +179,12 @@ fn sharing_is_right(volume: &mut Volume, shape: &Shape) -> Result<(), String> {
         .snapshots
         .into_iter()
         .collect();
-    for &tag in &live {
+    for &(tag, _) in &live {
         let seen = users.values().filter(|tags| tags.contains(&tag)).count() as u64;
         let counted: u64 = sharing[&SnapTag(tag)].shared_by.iter().sum();
-        // An exception hidden by an overlay is counted too: its chunk is in use.
-        if counted < seen || counted - seen > shape.origin_chunks {
+        // An exception hidden by an overlay is counted too, for its chunk is in use; so is one of a
+        // chunk that only longer snapshots have, for exceptions know sequences and not lengths.
+        if counted < seen || counted - seen > longest {
             return Err(format!(
                 "snapshot {tag} uses {seen} chunks, {counted} were counted"
             ));

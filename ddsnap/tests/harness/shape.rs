@@ -105,7 +105,7 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
         Shape {
             chunk_bytes: 512,
             origin_chunks: 700,
-            data_bytes: 1 << 20,
+            data_bytes: 900 << 10,
             meta_bytes: 0,
             snapshots: 3,
         },

@@ -7,13 +7,17 @@ use ddsnap::store::{Done, Op, OpError, SnapState, Store};
 use ddsnap::units::{Chunk, SnapTag, StoreChunk};
 
 pub use super::check::{check, read_origin, read_snapshot};
+use super::jobs::Job;
 use super::model::{Model, content};
 pub use super::shape::{DATA, META, ORIGIN, Shape};
 pub use super::workload::{Step, choose};
 
 /// A volume with its model.
 pub struct Volume {
+    /// As long as origin and store are now.
     pub shape: Shape,
+    /// As long as they were at first.
+    pub first_shape: Shape,
     pub machine: Machine,
     pub store: Store,
     pub model: Model,
@@ -21,6 +25,12 @@ pub struct Volume {
     pub next_stamp: u64,
     /// Chunks that may be written without asking: what the kernel target's bitmap knows.
     pub unique: Vec<bool>,
+    /// A resize or a revert under way.
+    pub job: Option<Job>,
+    /// Resizes that came to their end.
+    pub resizes: u64,
+    /// Reverts that came to their second phase.
+    pub reverts: u64,
     /// Groups refused for lack of room.
     pub refused_full: u64,
     /// Snapshots given up for lack of room.
@@ -32,16 +42,24 @@ impl Volume {
         let machine = shape.machine();
         shape.initialize(&machine);
         let (store, _) = shape.open(&machine).expect("open a new store");
-        let model = Model::new(shape.origin_chunks, shape.chunk_bytes as usize);
+        let model = Model::new(
+            shape.origin_chunks,
+            shape.chunk_bytes as usize,
+            store.sizes(),
+        );
         let unique = vec![false; shape.origin_chunks as usize];
         Volume {
             shape,
+            first_shape: shape,
             machine,
             store,
             model,
             next_tag: 0,
             next_stamp: 1,
             unique,
+            job: None,
+            resizes: 0,
+            reverts: 0,
             refused_full: 0,
             given_up: 0,
         }
@@ -49,6 +67,7 @@ impl Volume {
 
     /// Does a step on the store and, as far as it is acknowledged, on the model.
     pub fn apply(&mut self, step: &Step) {
+        self.prepare(step);
         match step {
             Step::Group { ops, write } => self.group(ops, *write),
             Step::Create(tag) => {
@@ -64,6 +83,7 @@ impl Volume {
                         assert!(self.model.snapshots.contains_key(tag))
                     }
                     Err(OpError::StoreFull) => self.refused_full += 1,
+                    Err(OpError::Reverting(to)) => assert_eq!(Some(to.0), self.model.reverting),
                     Err(other) => panic!("create {tag}: {other}"),
                 }
             }
@@ -74,9 +94,10 @@ impl Volume {
                         .snapshots
                         .remove(tag)
                         .expect("deleted what the model does not have");
-                    assert_eq!(old.usecount, 0);
+                    assert!(!old.in_use() && self.model.reverting != Some(*tag));
                 }
-                Err(OpError::InUse(_)) => assert!(self.model.snapshots[tag].usecount > 0),
+                Err(OpError::InUse(_)) => assert!(self.model.snapshots[tag].in_use()),
+                Err(OpError::Reverting(_)) => assert_eq!(Some(*tag), self.model.reverting),
                 Err(OpError::NoSuchSnapshot(_)) => assert!(!self.model.snapshots.contains_key(tag)),
                 Err(other) => panic!("delete {tag}: {other}"),
             },
@@ -112,10 +133,23 @@ impl Volume {
                 self.machine.device(ORIGIN).flush().expect("flush");
                 self.model.settle_origin();
             }
+            Step::Unasked(from, count) => self.write_unasked(*from, *count),
+            Step::Connect(tag, connected) => {
+                self.store.set_in_use(SnapTag(*tag), *connected);
+                if let Some(snapshot) = self.model.snapshots.get_mut(tag) {
+                    snapshot.connected = *connected;
+                }
+            }
+            Step::Resize(request) => self.begin_resize(request),
+            Step::Revert(tag) => self.begin_revert(*tag),
+            Step::Work(chunks) => self.work(*chunks),
             Step::Reopen => {
+                // A resize that was under way is forgotten, and its longer devices are shortened again.
+                self.fit_disks();
                 let (store, _) = self.shape.open(&self.machine).expect("reopen");
                 self.store = store;
-                self.unique.fill(false);
+                self.model.disconnect();
+                self.after_reopen();
             }
         }
         for (tag, squashed) in self.store.take_given_up() {
@@ -160,7 +194,23 @@ impl Volume {
         }
     }
 
+    /// Writes where the store has said that nobody needs the old data until the next snapshot.
+    fn write_unasked(&mut self, from: Chunk, count: usize) {
+        let unique = (from.0..).zip(&self.unique[from.0 as usize..]);
+        let chunks: Vec<u64> = unique
+            .filter(|(_, unique)| **unique)
+            .map(|(chunk, _)| chunk)
+            .take(count)
+            .collect();
+        chunks
+            .into_iter()
+            .for_each(|chunk| self.write_origin(Chunk(chunk)));
+    }
+
     fn write_origin(&mut self, chunk: Chunk) {
+        if self.model.reverting.is_some() {
+            return; // Nobody writes to an origin that is being reverted.
+        }
         let content = content(self.next_stamp, self.shape.chunk_bytes as usize);
         self.next_stamp += 1;
         let offset = chunk.to_offset(self.shape.shift());
@@ -180,7 +230,10 @@ impl Volume {
             .store
             .snapshot(tag)
             .is_some_and(|snapshot| snapshot.state == SnapState::Live);
-        let Some(snapshot) = self.model.snapshots.get_mut(&tag.0).filter(|_| alive) else {
+        // Nor to the snapshot that it is reverted to.
+        let still = self.model.reverting == Some(tag.0);
+        let snapshot = self.model.snapshots.get_mut(&tag.0);
+        let Some(snapshot) = snapshot.filter(|_| alive && !still) else {
             return;
         };
         let content = content(self.next_stamp, self.shape.chunk_bytes as usize);

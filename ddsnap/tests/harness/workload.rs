@@ -2,11 +2,12 @@
 //! The random workload: what a server and its commands ask of a store.
 
 use ddsnap::device::memory::Rng;
-use ddsnap::store::Op;
+use ddsnap::store::{Op, ResizeRequest};
 use ddsnap::units::{Chunk, SnapTag};
 
 use super::model::Model;
 use super::shape::Shape;
+use super::volume::Volume;
 
 /// One step of the workload.
 #[derive(Clone, Debug)]
@@ -22,6 +23,16 @@ pub enum Step {
     Usecount(u32, i32),
     Background(usize),
     FlushOrigin,
+    /// Writes to chunks of the origin that need no asking, if there are such behind this one.
+    Unasked(Chunk, usize),
+    /// A device of the snapshot is connected, or not any more.
+    Connect(u32, bool),
+    /// Begins to change sizes.
+    Resize(ResizeRequest),
+    /// Begins to revert the origin to a snapshot.
+    Revert(u32),
+    /// Goes on with the resize or the revert, so many chunks.
+    Work(usize),
     Reopen,
 }
 
@@ -35,7 +46,63 @@ impl Step {
     }
 }
 
-/// Chooses a step that the shape and the model make sense of.
+/// Chooses a step of any kind.
+pub fn choose_any(rng: &mut Rng, volume: &mut Volume) -> Step {
+    let kind = rng.below(100);
+    if volume.job.is_some() && kind < 35 {
+        return Step::Work(1 + rng.below(6) as usize);
+    }
+    let tags: Vec<u32> = volume.model.snapshots.keys().copied().collect();
+    match kind {
+        35..=44 => Step::Unasked(
+            Chunk(rng.below(volume.shape.origin_chunks)),
+            1 + rng.below(4) as usize,
+        ),
+        45..=47 if !tags.is_empty() => {
+            Step::Connect(tags[rng.below(tags.len() as u64) as usize], rng.chance(40))
+        }
+        48..=49 if volume.job.is_none() => Step::Resize(choose_sizes(rng, volume)),
+        50..=51 if volume.job.is_none() && !tags.is_empty() => {
+            Step::Revert(tags[rng.below(tags.len() as u64) as usize])
+        }
+        _ => choose(rng, &volume.shape, &volume.model, &mut volume.next_tag),
+    }
+}
+
+/// The most chunks that a resize gives the origin of a volume that began with this shape.
+pub fn longest_origin(first: &Shape) -> u64 {
+    first.origin_chunks * 3 / 2
+}
+
+/// One size, or all of them at once.
+fn choose_sizes(rng: &mut Rng, volume: &Volume) -> ResizeRequest {
+    let first = &volume.first_shape;
+    let unit = first.chunk_bytes.max(4096);
+    let somewhere = |rng: &mut Rng, least: u64, most: u64| {
+        least / unit * unit + rng.below((most - least) / unit + 1) * unit
+    };
+    let which = rng.below(4);
+    let mut request = ResizeRequest::default();
+    if which == 0 || which == 3 {
+        let chunks = 1 + rng.below(longest_origin(first));
+        request.origin = Some(chunks * first.chunk_bytes);
+    }
+    if which == 1 || which == 3 {
+        // Now and then so much that a combined store takes some of it for metadata.
+        let most = match rng.below(8) {
+            0 => first.data_bytes + (9 << 20),
+            _ => first.data_bytes * 3 / 2,
+        };
+        request.store = Some(somewhere(rng, first.data_bytes, most));
+    }
+    if first.meta_bytes > 0 && which >= 2 {
+        request.meta =
+            Some(somewhere(rng, first.meta_bytes, first.meta_bytes * 3 / 2) / 4096 * 4096);
+    }
+    request
+}
+
+/// Chooses an ordinary step that the shape and the model make sense of.
 pub fn choose(rng: &mut Rng, shape: &Shape, model: &Model, next_tag: &mut u32) -> Step {
     let tags: Vec<u32> = model.snapshots.keys().copied().collect();
     let tag = |rng: &mut Rng| {
@@ -54,11 +121,14 @@ pub fn choose(rng: &mut Rng, shape: &Shape, model: &Model, next_tag: &mut u32) -
             };
             let ops = (0..count)
                 .map(|_| {
-                    let chunk = Chunk(rng.below(shape.origin_chunks));
                     if rng.chance(25) {
-                        Op::SnapshotWrite(SnapTag(tag(rng)), chunk)
+                        // Snapshots keep the length that the origin had.
+                        let tag = tag(rng);
+                        let snapshot = model.snapshots.get(&tag);
+                        let chunks = snapshot.map_or(1, |snapshot| snapshot.chunks.len());
+                        Op::SnapshotWrite(SnapTag(tag), Chunk(rng.below(chunks as u64)))
                     } else {
-                        Op::OriginWrite(chunk)
+                        Op::OriginWrite(Chunk(rng.below(shape.origin_chunks)))
                     }
                 })
                 .collect();
