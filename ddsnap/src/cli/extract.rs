@@ -10,11 +10,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use tempfile::NamedTempFile;
 
-use super::{offline, progress, snap_tag};
+use super::{check_operands, offline, progress, snap_tag};
 use crate::buffer::AlignedBuf;
 use crate::store::{SnapState, View};
 use crate::units::{Chunk, SnapTag};
 
+const USAGE: &str = "ddsnap extract [OPTIONS] SNAPSTORE ORIGIN [METADEV] TAG OUT";
 /// Read and written at a time, unless a chunk is longer.
 const WINDOW_BYTES: u64 = 1 << 20;
 
@@ -25,10 +26,10 @@ const WINDOW_BYTES: u64 = 1 << 20;
 /// complete. If OUT is a block device it is written in place, zeros too: that needs --force, and after an
 /// error what it holds is of no use. A store that a server holds is refused. Exit code 99: no sound store.
 #[derive(Debug, Args)]
-#[command(override_usage = "ddsnap extract [OPTIONS] SNAPSTORE ORIGIN [METADEV] TAG OUT")]
+#[command(override_usage = USAGE)]
 pub struct Extract {
     /// Snapshot store, origin, perhaps metadata device, the snapshot's number, and where it goes.
-    #[arg(value_name = "OPERAND", num_args = 4..=5, required = true)]
+    #[arg(value_name = "OPERAND", required = true)]
     operands: Vec<PathBuf>,
     /// Replace OUT if it is there.
     #[arg(short, long)]
@@ -37,8 +38,9 @@ pub struct Extract {
 
 impl Extract {
     pub fn run(&self) -> Result<u8> {
+        check_operands(&self.operands, 4..=5, USAGE)?;
         let (devices, [tag, out]) = self.operands.split_at(self.operands.len() - 2) else {
-            bail!("clap gives four or five operands");
+            bail!("{USAGE}"); // cannot be: they were counted
         };
         let tag = snap_tag(&tag.to_string_lossy())
             .map_err(|problem| anyhow!("{}: {problem}", tag.display()))?;

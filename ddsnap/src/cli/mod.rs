@@ -28,9 +28,10 @@ mod status;
 mod usecount;
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -173,6 +174,16 @@ fn refused(verb: &str, result: Result<u8, ClientError>) -> Result<u8> {
         }
         other => Ok(other?),
     }
+}
+
+/// Refuses more or fewer operands than a command takes, as its usage has them.
+///
+/// clap could count them, but counts anew behind each option that stands between them.
+fn check_operands<T>(operands: &[T], takes: RangeInclusive<usize>, usage: &str) -> Result<()> {
+    if !takes.contains(&operands.len()) {
+        bail!("{} operands were given; usage: {usage}", operands.len());
+    }
+    Ok(())
 }
 
 /// The operands of commands about one snapshot.

@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::agent::Daemon;
+use super::check_operands;
 use super::numbers::bytes;
 use crate::daemon::background::{self, Started};
 use crate::protocol::address::SocketName;
 use crate::server::start::{self, Config};
 
+const USAGE: &str = "ddsnap server [OPTIONS] SNAPSTORE ORIGIN [METADEV] AGENTSOCK SERVERSOCK";
 /// Where the log goes if nobody says otherwise.
 const LOG: &str = "/var/log/ddsnap.server.log";
 /// The default cache is no larger than this.
@@ -25,14 +27,11 @@ const CACHE_PART: u64 = 4;
 ///
 /// Prints `pid = N` and goes to the background when it is up.
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "ddsnap server [OPTIONS] SNAPSTORE ORIGIN [METADEV] AGENTSOCK SERVERSOCK"
-)]
+#[command(override_usage = USAGE)]
 pub struct Server {
     /// Snapshot store, origin, perhaps metadata device, the agent's socket, and the socket to take
     /// commands on.
-    #[arg(value_name = "SNAPSTORE ORIGIN [METADEV] AGENTSOCK SERVERSOCK", num_args = 4..=5)]
-    #[arg(required = true)]
+    #[arg(value_name = "OPERAND", required = true)]
     operands: Vec<String>,
     /// The most memory for cached metadata, locked: bytes, or with k, m or g. Default: 128m, or a
     /// quarter of memory if that is less.
@@ -67,6 +66,7 @@ impl Server {
     }
 
     fn config(&self) -> Result<Config> {
+        check_operands(&self.operands, 4..=5, USAGE)?;
         let (devices, sockets) = self.operands.split_at(self.operands.len() - 2);
         let socket = |name: &String| name.parse::<SocketName>().with_context(|| name.clone());
         Ok(Config {
