@@ -231,7 +231,7 @@ impl CrashRun {
             model.settle_origin();
             model.settle_store();
         }
-        model.disconnect();
+        model.forget_devices();
         self.volume.machine = machine;
         self.volume.store = store;
         self.volume.after_reopen();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What a volume and its snapshots must contain, as plain maps of chunk contents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ddsnap::store::{Sizes, SnapState};
@@ -63,6 +63,8 @@ pub struct Snapshot {
     pub created: i64,
     /// A device of it is connected, which nobody remembers when the store is opened again.
     pub connected: bool,
+    /// It was squashed, and I/O of a device may still be under way into its chunks.
+    pub draining: bool,
     pub chunks: Vec<Chunk>,
 }
 
@@ -72,7 +74,13 @@ impl Snapshot {
     }
 
     pub fn in_use(&self) -> bool {
-        self.usecount > 0 || self.connected
+        self.usecount > 0 || self.connected || self.draining
+    }
+
+    /// It loses its data for lack of room.
+    pub fn squash(&mut self) {
+        self.state = SnapState::Squashed;
+        self.draining = self.connected;
     }
 
     /// Whether the two are the same but for their contents.
@@ -125,16 +133,25 @@ impl Model {
             usecount: 0,
             created,
             connected: false,
+            draining: false,
             chunks,
         };
         self.snapshots.insert(tag, snapshot);
     }
 
-    /// The store was opened again: nobody is connected.
-    pub fn disconnect(&mut self) {
-        self.snapshots
-            .values_mut()
-            .for_each(|snapshot| snapshot.connected = false);
+    /// The store was opened again: nobody is connected that it knows of, so that I/O may be under way
+    /// into whatever was squashed.
+    pub fn forget_devices(&mut self) {
+        for snapshot in self.snapshots.values_mut() {
+            snapshot.connected = false;
+            snapshot.draining = !snapshot.is_live();
+        }
+    }
+
+    /// Squashed snapshots that must keep their chunks.
+    pub fn draining(&self) -> BTreeSet<u32> {
+        let draining = self.snapshots.iter().filter(|(_, s)| s.draining);
+        draining.map(|(&tag, _)| tag).collect()
     }
 
     /// The origin's writes are durable. In a revert nobody knows how far it has got.

@@ -104,7 +104,7 @@ struct Entries {
     reverting: Option<u32>,
     /// State, priority, in use and time of each snapshot.
     snapshots: BTreeMap<u32, (SnapState, i8, bool, i64)>,
-    /// A squashed snapshot waits until its device is not connected any more.
+    /// A squashed snapshot's chunks come free when its device is quiet.
     waiting: bool,
 }
 
@@ -115,10 +115,7 @@ impl Entries {
         Entries {
             reverting: model.reverting,
             snapshots: snapshots.map(|(&tag, s)| (tag, entry(s))).collect(),
-            waiting: model
-                .snapshots
-                .values()
-                .any(|s| s.connected && !s.is_live()),
+            waiting: model.snapshots.values().any(|s| s.draining),
         }
     }
 

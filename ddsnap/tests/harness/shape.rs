@@ -58,17 +58,12 @@ impl Shape {
 
     pub fn open(&self, machine: &Machine) -> Result<(Store, Opened), StoreError> {
         // A small cache, so that blocks are read back from the device.
-        let (mut store, opened) = Store::open(
+        Store::open(
             self.devices(machine),
             &OpenOptions {
                 cache_bytes: 16 * 4096,
             },
-        )?;
-        // There are no devices.
-        for tag in store.draining() {
-            store.set_quiet(tag);
-        }
-        Ok((store, opened))
+        )
     }
 }
 

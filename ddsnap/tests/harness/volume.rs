@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A store on disks in memory, driven the way the kernel target and the server drive it.
 
+use std::collections::BTreeSet;
+
 use ddsnap::device::memory::Machine;
 use ddsnap::device::{BlockDevice, Write};
 use ddsnap::store::{Done, Op, OpError, SnapState, Store};
@@ -140,6 +142,12 @@ impl Volume {
                     snapshot.connected = *connected;
                 }
             }
+            Step::Quiet(tag) => {
+                self.store.set_quiet(SnapTag(*tag));
+                if let Some(snapshot) = self.model.snapshots.get_mut(tag) {
+                    snapshot.draining = false;
+                }
+            }
             Step::Resize(request) => self.begin_resize(request),
             Step::Revert(tag) => self.begin_revert(*tag),
             Step::Work(chunks) => self.work(*chunks),
@@ -148,18 +156,24 @@ impl Volume {
                 self.fit_disks();
                 let (store, _) = self.shape.open(&self.machine).expect("reopen");
                 self.store = store;
-                self.model.disconnect();
+                self.model.forget_devices();
                 self.after_reopen();
             }
         }
         for (tag, squashed) in self.store.take_given_up() {
             self.given_up += 1;
             if squashed {
-                self.model.snapshots.get_mut(&tag.0).expect("known").state = SnapState::Squashed;
+                self.model
+                    .snapshots
+                    .get_mut(&tag.0)
+                    .expect("known")
+                    .squash();
             } else {
                 self.model.snapshots.remove(&tag.0);
             }
         }
+        let draining: BTreeSet<u32> = self.store.draining().iter().map(|tag| tag.0).collect();
+        assert_eq!(draining, self.model.draining(), "after {step:?}");
     }
 
     fn group(&mut self, ops: &[Op], write: bool) {

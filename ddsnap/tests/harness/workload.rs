@@ -27,6 +27,8 @@ pub enum Step {
     Unasked(Chunk, usize),
     /// A device of the snapshot is connected, or not any more.
     Connect(u32, bool),
+    /// No I/O of a device is under way into the snapshot, if it is squashed.
+    Quiet(u32),
     /// Begins to change sizes.
     Resize(ResizeRequest),
     /// Begins to revert the origin to a snapshot.
@@ -53,6 +55,11 @@ pub fn choose_any(rng: &mut Rng, volume: &mut Volume) -> Step {
         return Step::Work(1 + rng.below(6) as usize);
     }
     let tags: Vec<u32> = volume.model.snapshots.keys().copied().collect();
+    let snapshots = volume.model.snapshots.iter();
+    let squashed = snapshots
+        .filter(|(_, s)| !s.is_live())
+        .map(|(&tag, _)| tag)
+        .next();
     match kind {
         35..=44 => Step::Unasked(
             Chunk(rng.below(volume.shape.origin_chunks)),
@@ -61,6 +68,7 @@ pub fn choose_any(rng: &mut Rng, volume: &mut Volume) -> Step {
         45..=47 if !tags.is_empty() => {
             Step::Connect(tags[rng.below(tags.len() as u64) as usize], rng.chance(40))
         }
+        52..=54 if squashed.is_some() => Step::Quiet(squashed.unwrap_or_default()),
         48..=49 if volume.job.is_none() => Step::Resize(choose_sizes(rng, volume)),
         50..=51 if volume.job.is_none() && !tags.is_empty() => {
             Step::Revert(tags[rng.below(tags.len() as u64) as usize])
