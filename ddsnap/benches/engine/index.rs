@@ -27,6 +27,8 @@ const SPREAD: u64 = 7;
 const GROUP: u64 = 1024;
 /// The depths at which the bytes written are counted.
 const DEPTHS: [u64; 2] = [1, 32];
+/// Checkpoints before the counting begins, and while it lasts.
+const CYCLES: usize = 3;
 const TAG: u32 = 0;
 
 /// Where the index lies and how large it is.
@@ -101,14 +103,19 @@ pub fn build(options: &Options) -> Result<()> {
     flushing.set(true);
     let mut cycle = 0;
     for depth in DEPTHS {
-        // From one checkpoint to another: all that the copy-outs caused to be written.
-        writer.until_checkpoint(depth)?;
+        // A checkpoint writes what was changed before the last: the first ones are of another depth.
+        for _ in 0..CYCLES {
+            writer.until_checkpoint(depth)?;
+        }
         writer.groups.clear();
-        writer.until_checkpoint(depth)?;
+        for _ in 0..CYCLES {
+            let before = writer.groups.len();
+            writer.until_checkpoint(depth)?;
+            cycle = writer.groups.len() - before;
+        }
         print_groups(&mut writer.groups, depth);
-        cycle = writer.groups.len();
     }
-    // As many groups again, but for the one that would begin a checkpoint.
+    // As many groups again, but for the ones that would end a checkpoint.
     let depth = DEPTHS[DEPTHS.len() - 1];
     for _ in 0..cycle.saturating_sub(2) {
         writer.group(depth)?;
@@ -140,7 +147,7 @@ fn print_groups(groups: &mut [Group], depth: u64) {
     for (name, value) in [
         ("beyond_bytes", written as f64 / copyouts),
         ("group_bytes", middle as f64),
-        ("copyouts_per_checkpoint", copyouts),
+        ("copyouts_per_checkpoint", copyouts / CYCLES as f64),
         ("longest_ms", millis(longest)),
     ] {
         println!("qd{depth}/{name} {value:.3}");
