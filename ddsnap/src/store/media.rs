@@ -10,7 +10,7 @@ use crate::device::latched::Latched;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::block::{Block, Expected, Kind, Pointer};
 use crate::format::{BLOCK_LEN, FormatError};
-use crate::units::{Chunk, ChunkShift, MetaBlock, StoreChunk};
+use crate::units::{Chunk, ChunkShift, META_BLOCK_BYTES, MetaBlock, StoreChunk};
 
 /// The devices of a store.
 pub struct Devices {
@@ -140,6 +140,15 @@ impl Media {
         kind: Kind,
         level: u8,
     ) -> Result<Vec<Block>, StoreError> {
+        // A pointer may hold anything, even behind a right checksum: where it leads is no offset yet.
+        let end = self.meta().len_bytes() / META_BLOCK_BYTES;
+        if let Some(&pointer) = pointers.iter().find(|pointer| pointer.block.0 >= end) {
+            let source = FormatError::Malformed {
+                what: "pointer to a metadata block",
+                problem: "it leads behind the end of the device",
+            };
+            return Err(self.damaged(pointer, source));
+        }
         let mut bytes = AlignedBuf::zeroed(pointers.len() * BLOCK_LEN);
         let parts = bytes.chunks_exact_mut(BLOCK_LEN);
         let reads = pointers.iter().zip(parts).map(|(p, into)| Read {

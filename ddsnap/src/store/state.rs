@@ -153,11 +153,18 @@ impl State {
             | Entry::Squash(seq)
             | Entry::Priority(seq, _)
             | Entry::Usecount(seq, _)
-            | Entry::Forget(seq) => self
-                .snapshots
-                .get(seq)
-                .is_none()
-                .then_some("a snapshot that is not there is changed"),
+            | Entry::Forget(seq) => match (entry, self.snapshots.get(seq).map(|s| s.state)) {
+                (_, None) => Some("a snapshot that is not there is changed"),
+                (Entry::Forget(_), Some(state)) if state != SnapshotState::Deleted => {
+                    Some("a snapshot is forgotten that was not deleted")
+                }
+                (Entry::Forget(_), _) => None,
+                (_, Some(SnapshotState::Deleted)) => Some("a deleted snapshot is changed"),
+                (Entry::Squash(_), Some(SnapshotState::Squashed)) => {
+                    Some("a snapshot is squashed twice")
+                }
+                _ => None,
+            },
         };
         match problem {
             Some(problem) => Err(StoreError::Journal {
