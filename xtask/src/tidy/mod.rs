@@ -68,6 +68,9 @@ pub fn tidy(bless: bool) -> Result<()> {
     }
 }
 
+/// Inputs of the fuzz targets: bytes, even where they happen to be text.
+const FUZZ_INPUTS: &str = "ddsnap/fuzz/regressions/";
+
 /// The text files of the checkout: what git tracks or would track.
 fn sources(root: &Path) -> Result<Vec<Source>> {
     let sh = Shell::new()?;
@@ -76,7 +79,8 @@ fn sources(root: &Path) -> Result<Vec<Source>> {
         .quiet()
         .read()?;
     let mut sources = Vec::new();
-    for name in listed.split('\0').filter(|n| !n.is_empty()) {
+    let names = listed.split('\0').filter(|name| !name.is_empty());
+    for name in names.filter(|name| !name.starts_with(FUZZ_INPUTS)) {
         let bytes = std::fs::read(root.join(name)).unwrap_or_default();
         if let Ok(text) = String::from_utf8(bytes) {
             if !text.contains('\0') {
