@@ -11,7 +11,6 @@ use super::error::StoreError;
 use super::index::after;
 use crate::format::node::Key;
 use crate::format::snaptable::State;
-use crate::units::SnapSeq;
 
 /// How far a count is, and what it has found.
 #[derive(Debug, Default)]
@@ -193,7 +192,7 @@ impl Store {
         let before = counting.live.len();
         counting
             .live
-            .extend(new.filter_map(|&seq| Some((seq, snapshots.get(SnapSeq(seq))?.origin_chunks))));
+            .extend(new.map(|(&seq, &chunks)| (seq, chunks)));
         if counting.live.len() > before {
             counting.having = Having::default();
         }

@@ -325,12 +325,9 @@ impl Store {
 
     /// How many chunks of the origin from `end` on any live snapshot has.
     fn tail_chunks(&self, end: u64) -> u64 {
-        let live = self.state.snapshots.live();
-        let lengths = live
-            .iter()
-            .filter_map(|&seq| self.state.snapshots.get(SnapSeq(seq)));
-        let longest = lengths.map(|snapshot| snapshot.origin_chunks).max();
+        let longest = self.state.snapshots.live().values().max();
         longest
+            .copied()
             .unwrap_or(0)
             .min(self.state.origin_chunks)
             .saturating_sub(end)

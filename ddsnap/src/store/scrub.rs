@@ -147,7 +147,7 @@ impl Store {
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
             last = Some((chunk, seq));
             // What serves nobody waits for the sweep.
-            if self.state.snapshots.any_needs(before, seq) {
+            if self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
                 entries.push(Entry {
                     place: StoreChunk(value.place),
                     chunk: Chunk(chunk),
@@ -235,14 +235,14 @@ impl Store {
             .snapshots
             .live()
             .range(before + 1..=seq)
-            .copied()
+            .filter(|&(_, &chunks)| chunks > entry.chunk.0)
+            .map(|(&seq, _)| seq)
             .collect();
         let mut tags = Vec::new();
         for seq in served.into_iter().map(SnapSeq) {
-            let own = self.overlay(seq, entry.chunk)?.is_some();
-            let snapshot = self.state.snapshots.get(seq);
-            let reads = |origin_chunks: u64| !own && origin_chunks > entry.chunk.0;
-            tags.extend(snapshot.filter(|s| reads(s.origin_chunks)).map(|s| s.tag));
+            if self.overlay(seq, entry.chunk)?.is_none() {
+                tags.extend(self.state.snapshots.get(seq).map(|snapshot| snapshot.tag));
+            }
         }
         Ok(tags)
     }

@@ -17,7 +17,8 @@ pub(crate) struct Snapshots {
     by_seq: BTreeMap<u64, Snapshot>,
     /// Not the deleted ones: their tags may be used again.
     by_tag: HashMap<u32, u64>,
-    live: BTreeSet<u64>,
+    /// Live snapshots: sequence, and length in chunks.
+    live: BTreeMap<u64, u64>,
     /// Live snapshots that are longer than every newer one, oldest first: sequence, and length in chunks.
     /// Only the newest, unless the origin has shrunk. Every copy-out asks them.
     longest: Vec<(u64, u64)>,
@@ -37,7 +38,7 @@ impl Snapshots {
             self.by_tag.insert(snapshot.tag.0, snapshot.seq.0);
         }
         if snapshot.state == State::Live {
-            self.live.insert(snapshot.seq.0);
+            self.live.insert(snapshot.seq.0, snapshot.origin_chunks);
             self.note_longest(snapshot.seq.0, snapshot.origin_chunks);
         }
         self.by_seq.insert(snapshot.seq.0, snapshot);
@@ -165,31 +166,36 @@ impl Snapshots {
 
     fn find_longest(&mut self) {
         self.longest.clear();
-        for seq in self.live.clone() {
-            if let Some(snapshot) = self.by_seq.get(&seq) {
-                self.note_longest(seq, snapshot.origin_chunks);
-            }
+        for (seq, chunks) in self.live.clone() {
+            self.note_longest(seq, chunks);
         }
     }
 
-    /// Live sequences, ascending.
-    pub fn live(&self) -> &BTreeSet<u64> {
+    /// Live snapshots, oldest first: sequence, and length in chunks.
+    pub fn live(&self) -> &BTreeMap<u64, u64> {
         &self.live
     }
 
     /// Whether data of this sequence must stay: it is live, or its device may still be using it.
     pub fn needs_data(&self, seq: u64) -> bool {
-        self.live.contains(&seq) || self.draining.contains(&seq)
+        self.live.contains_key(&seq) || self.draining.contains(&seq)
     }
 
-    /// Whether any sequence in `(after, upto]` needs its data.
-    pub fn any_needs(&self, after: u64, upto: u64) -> bool {
+    /// Whether any snapshot of a sequence in `(after, upto]` has this chunk and needs its data.
+    pub fn any_needs(&self, chunk: Chunk, after: u64, upto: u64) -> bool {
         use std::ops::Bound::{Excluded, Included};
         if after >= upto {
             return false;
         }
         let range = (Excluded(after), Included(upto));
-        self.live.range(range).next().is_some() || self.draining.range(range).next().is_some()
+        // The newest first: what is beyond the end of older ones was saved for it.
+        let mut live = self.live.range(range).rev();
+        let mut draining = self.draining.range(range);
+        let has = |seq: &u64| {
+            let snapshot = self.by_seq.get(seq);
+            snapshot.is_some_and(|snapshot| snapshot.origin_chunks > chunk.0)
+        };
+        live.any(|(_, &chunks)| chunks > chunk.0) || draining.any(has)
     }
 
     /// Blocks the table takes with `more` further entries.
@@ -330,10 +336,29 @@ mod tests {
             }
             for chunk in 0..22 {
                 let live = table.live().iter().rev();
-                let mut live = live.map(|&seq| table.get(SnapSeq(seq)).unwrap());
+                let mut live = live.map(|(&seq, _)| table.get(SnapSeq(seq)).unwrap());
                 let found = live.find(|s| s.origin_chunks > chunk).map(|s| s.seq);
                 assert_eq!(table.newest_with(Chunk(chunk)), found, "{seq}, {chunk}");
             }
         }
+    }
+
+    /// After the origin grew, snapshots that end before a chunk counted as its users: what was saved
+    /// of it stayed until the last of these was deleted.
+    #[test]
+    fn a_snapshot_needs_nothing_beyond_its_end() {
+        let mut table = Snapshots::default();
+        table.insert(snapshot(1, 10));
+        table.insert(snapshot(2, 20));
+        table.insert(snapshot(3, 20));
+        let needed = |table: &Snapshots| [9, 10, 20].map(|at| table.any_needs(Chunk(at), 0, 3));
+        assert_eq!(needed(&table), [true, true, false]);
+        table.set_state(SnapSeq(3), State::Deleted);
+        table.set_connected(SnapSeq(2), true);
+        table.set_state(SnapSeq(2), State::Squashed);
+        assert_eq!(needed(&table), [true, true, false], "while it drains");
+        table.set_quiet(SnapSeq(2));
+        assert_eq!(needed(&table), [true, false, false]);
+        assert!(!table.any_needs(Chunk(9), 1, 3), "only a later exception");
     }
 }

@@ -133,7 +133,7 @@ impl Store {
                 break;
             }
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
-            if !self.state.snapshots.any_needs(before, seq) {
+            if !self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
                 let place = StoreChunk(value.place);
                 removals.push(Entry::RemoveException {
                     chunk: Chunk(chunk),

@@ -259,7 +259,7 @@ fn replay(
             Ok(())
         },
     );
-    let all: Vec<u64> = state.snapshots.live().iter().copied().collect();
+    let all: Vec<u64> = state.snapshots.live().keys().copied().collect();
     let broken = match replayed {
         Err(error) => Some(format!(
             "{}; what was recorded after that is lost",

@@ -353,7 +353,7 @@ impl Prover<'_, '_> {
         place: Place,
         what: String,
     ) -> Result<(), StoreError> {
-        let live = self.snapshots.live().iter().copied();
+        let live = self.snapshots.live().keys().copied();
         let (what, hurt): (String, Vec<u64>) = match kind {
             Kind::Overlays => {
                 let last = to.map_or(u64::MAX, |to| to.0.saturating_sub(u64::from(to.1 == 0)));
@@ -438,7 +438,7 @@ impl Prover<'_, '_> {
     fn hurt(&self, media: &mut Media, kind: Kind, (a, b): Key) -> Vec<u64> {
         let live = self.snapshots.live();
         if kind == Kind::Overlays {
-            return live.get(&a).copied().into_iter().collect();
+            return live.contains_key(&a).then_some(a).into_iter().collect();
         }
         let before = previous(media, self.exceptions, (a, b));
         served(self.snapshots, before, b, Chunk(a))
@@ -617,12 +617,9 @@ pub(super) fn tags(snapshots: &Snapshots, sequences: &[u64]) -> Vec<SnapTag> {
 
 /// The live snapshots in (`before`, `upto`] that are long enough to have a chunk of the origin.
 pub(super) fn served(snapshots: &Snapshots, before: u64, upto: u64, chunk: Chunk) -> Vec<u64> {
-    let has = |&seq: &u64| {
-        let snapshot = snapshots.get(SnapSeq(seq));
-        snapshot.is_some_and(|snapshot| chunk.0 < snapshot.origin_chunks)
-    };
-    let live = snapshots.live().iter().copied();
-    live.filter(|&seq| before < seq && seq <= upto)
-        .filter(has)
+    let live = snapshots.live().iter();
+    live.filter(|&(&seq, _)| before < seq && seq <= upto)
+        .filter(|&(_, &chunks)| chunk.0 < chunks)
+        .map(|(&seq, _)| seq)
         .collect()
 }
