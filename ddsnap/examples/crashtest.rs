@@ -92,6 +92,7 @@ thread_local! {
 struct Done {
     points: AtomicU64,
     recovery_points: AtomicU64,
+    repair_points: AtomicU64,
     operations: AtomicU64,
     losses: Mutex<Vec<String>>,
     /// By the shape's name: points, operations, time.
@@ -113,6 +114,8 @@ impl Done {
         self.points.fetch_add(totals.points, Ordering::Relaxed);
         self.recovery_points
             .fetch_add(totals.recovery_points, Ordering::Relaxed);
+        self.repair_points
+            .fetch_add(totals.repair_points, Ordering::Relaxed);
         self.operations
             .fetch_add(totals.operations, Ordering::Relaxed);
         if let Err(problem) = result {
@@ -250,8 +253,9 @@ fn report(flags: &Flags, seed: u64, done: &Done, took: Duration) -> anyhow::Resu
         );
     }
     eprintln!(
-        "{} of the points in a recovery; {operations} operations; {:.1} s, {:.0} points/s",
+        "{} of the points in a recovery, {} in a repair; {operations} operations; {:.1} s, {:.0} points/s",
         count(&done.recovery_points),
+        count(&done.repair_points),
         took.as_secs_f64(),
         points as f64 / took.as_secs_f64()
     );
@@ -259,6 +263,7 @@ fn report(flags: &Flags, seed: u64, done: &Done, took: Duration) -> anyhow::Resu
         let result = serde_json::json!({
             "points": points,
             "recovery_points": count(&done.recovery_points),
+            "repair_points": count(&done.repair_points),
             "operations": operations,
             "losses": losses,
             "seed": seed,

@@ -29,7 +29,7 @@ fn run(name: &str, points: u64) {
         seed(),
         start.elapsed()
     );
-    assert!(totals.continued > 0 && totals.recovery_points > 0);
+    assert!(totals.continued > 0 && totals.recovery_points > 0 && totals.repair_points > 0);
 }
 
 #[test]

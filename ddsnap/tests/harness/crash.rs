@@ -8,12 +8,17 @@ use ddsnap::units::Chunk;
 
 use super::check::{check_all, read_origin, read_snapshot};
 use super::model::Model;
+use super::repair::{self, Damage, Refusal};
 use super::shape::{DATA, ORIGIN, Shape};
 use super::volume::Volume;
 use super::workload::{Step, choose_any};
 
 /// Cuts in a recovery, in the recovery from that, and so on.
 const MAX_DEPTH: u32 = 3;
+/// One power cut in so many leaves a damaged store, to be repaired.
+const REPAIRED_ONE_IN: u64 = 20;
+/// Power cuts in a repair.
+const CUTS_IN_REPAIR: u64 = 3;
 
 /// What a run did.
 #[derive(Clone, Copy, Default, Debug)]
@@ -22,6 +27,11 @@ pub struct Totals {
     pub points: u64,
     /// Of these, cuts in a recovery.
     pub recovery_points: u64,
+    /// Of these, cuts in a repair.
+    pub repair_points: u64,
+    /// Repairs that came to their end, and those refused for lack of room.
+    pub repairs: u64,
+    pub repairs_refused: u64,
     pub steps: u64,
     pub operations: u64,
     /// Times the workload went on with what a cut had left.
@@ -106,6 +116,10 @@ impl CrashRun {
                     moment.advance(event);
                 }
                 self.point(&moment, &before)?;
+                if self.rng.below(REPAIRED_ONE_IN) == 0 {
+                    self.repair_point(&moment, &before)
+                        .map_err(|problem| format!("repair: {problem}"))?;
+                }
             }
             settle(&mut self.volume.model, &events);
             if self.rng.chance(10) {
@@ -162,6 +176,54 @@ impl CrashRun {
                 .iter()
                 .for_each(|event| moment.advance(event));
             cut = moment.cut(survival(&mut self.rng), &mut self.rng);
+        }
+        Ok(())
+    }
+
+    /// The power goes at this moment, and what a repair needs not to lose is damaged besides.
+    fn repair_point(&mut self, moment: &Moment, before: &Model) -> Result<(), String> {
+        let shape = self.volume.shape;
+        let machine = moment.cut(repair::survival(&mut self.rng), &mut self.rng);
+        let Some(damage) = Damage::choose(&shape, &machine, &mut self.rng) else {
+            return Ok(());
+        };
+        let mut damaged = machine.moment();
+        machine.record();
+        match repair::mend(&shape, &machine) {
+            Ok(true) => self.totals.repairs += 1,
+            Ok(false) => return Err("the damage was not noticed".to_owned()),
+            Err(Refusal::Wrong(problem)) => return Err(problem),
+            Err(Refusal::NoRoom) => {
+                // Then the store is as it was.
+                self.totals.repairs_refused += 1;
+                damage.undo(&machine);
+                return self.reopen(&machine, before);
+            }
+        }
+        let events = machine.recorded();
+        self.reopen(&machine, before)?;
+        let mut cuts: Vec<usize> = (0..CUTS_IN_REPAIR)
+            .map(|_| self.rng.below(events.len() as u64 + 1) as usize)
+            .collect();
+        cuts.sort_unstable();
+        let mut done = 0;
+        for upto in cuts {
+            if self.totals.points == self.wanted {
+                break;
+            }
+            let between = &events[done..upto];
+            between.iter().for_each(|event| damaged.advance(event));
+            done = upto;
+            self.totals.points += 1;
+            self.totals.repair_points += 1;
+            let machine = damaged.cut(repair::survival(&mut self.rng), &mut self.rng);
+            match repair::mend(&shape, &machine) {
+                Ok(_) => self.reopen(&machine, before)?,
+                Err(Refusal::NoRoom) => return Err("no room after a power cut".to_owned()),
+                Err(Refusal::Wrong(problem)) => {
+                    return Err(format!("after {upto} events of another: {problem}"));
+                }
+            }
         }
         Ok(())
     }

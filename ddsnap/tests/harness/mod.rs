@@ -12,6 +12,7 @@ pub mod crash;
 pub mod jobs;
 pub mod model;
 pub mod operations;
+pub mod repair;
 pub mod shape;
 pub mod volume;
 pub mod workload;
