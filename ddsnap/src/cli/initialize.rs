@@ -35,8 +35,8 @@ pub struct Initialize {
     /// Do not ask before a store is overwritten.
     #[arg(short, long)]
     yes: bool,
-    /// Size of the journal: bytes, or with k, m or g; rounded up. Default: a 64th of the device, at
-    /// most 32m.
+    /// Size of the journal: bytes, or with k, m or g; rounded up. Default: a 64th of the
+    /// device, or a 16th of METADEV, at most 64m.
     #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
     journalsize: Option<u64>,
     /// Block size, for old scripts: checked as ever, but metadata blocks always have 4096 bytes.

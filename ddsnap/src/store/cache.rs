@@ -37,6 +37,11 @@ impl Cache {
         }
     }
 
+    /// The most blocks it holds.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// The block, if the version that `pointer` means is here: a freed block's number is used again
     /// for other content.
     pub fn get(&mut self, pointer: Pointer) -> Option<Block> {

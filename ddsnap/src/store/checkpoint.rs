@@ -31,10 +31,14 @@ use crate::format::block::PAYLOAD_LEN;
 use crate::format::superblock::{COPIES, Superblock, TreeRoot};
 use crate::units::MetaBlock;
 
-/// A checkpoint begins when an index has so many changes in memory.
-const BEGIN_RECENT: usize = 3 << 16;
-/// The most changes in memory that no checkpoint has begun to merge, for each index.
-pub(crate) const MAX_RECENT: usize = 5 << 16;
+/// A checkpoint begins when an index has so many changes in memory for each block of the cache, in
+/// the bounds that follow. A change takes about 60 bytes, so this is a quarter of the cache.
+///
+/// The more there are, the fewer bytes each costs: at ten million exceptions a checkpoint of random
+/// changes writes nearly every leaf.
+const CHANGES_PER_CACHED_BLOCK: usize = 16;
+const FEWEST_TO_BEGIN: usize = 1 << 16;
+const MOST_TO_BEGIN: usize = 6 << 16;
 /// A slice takes in further branches of the tree until it has so many changes.
 const SLICE_CHANGES: usize = 512;
 /// The most changes of a slice: they may all fall to one branch.
@@ -141,7 +145,20 @@ impl Store {
     pub(crate) fn checkpoint_wanted(&self) -> bool {
         self.checkpoint.is_some()
             || self.ring.used > self.ring.blocks / 4 * 3
-            || self.most_recent() >= BEGIN_RECENT
+            || self.most_recent() >= self.changes_to_begin()
+    }
+
+    /// Changes of an index in memory at which a checkpoint begins.
+    fn changes_to_begin(&self) -> usize {
+        self.media
+            .cache_blocks()
+            .saturating_mul(CHANGES_PER_CACHED_BLOCK)
+            .clamp(FEWEST_TO_BEGIN, MOST_TO_BEGIN)
+    }
+
+    /// The most changes in memory that no checkpoint has begun to merge, for each index.
+    pub(crate) fn max_recent(&self) -> usize {
+        self.changes_to_begin() / 3 * 5
     }
 
     /// Whether the store is between two steps of a checkpoint.
@@ -176,7 +193,7 @@ impl Store {
             &self.state.space,
         );
         // Each record takes a block at least; one that fills it has about 128 entries.
-        let room = MAX_RECENT.saturating_sub(self.most_recent()) / 128;
+        let room = self.max_recent().saturating_sub(self.most_recent()) / 128;
         steps >= (self.ring.blocks - self.ring.used).min(room as u64)
     }
 

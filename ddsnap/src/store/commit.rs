@@ -14,7 +14,6 @@ use std::collections::HashMap;
 
 use super::Store;
 use super::api::{Done, Op, OpError};
-use super::checkpoint::MAX_RECENT;
 use super::error::StoreError;
 use super::media::Source;
 use crate::buffer::AlignedBuf;
@@ -278,7 +277,7 @@ impl Store {
     }
 
     fn try_record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
-        if self.most_recent() >= MAX_RECENT {
+        if self.most_recent() >= self.max_recent() {
             self.checkpoint()?;
         }
         let placed = self.place_record(entries)?;

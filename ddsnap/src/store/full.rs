@@ -4,7 +4,6 @@
 
 use super::Store;
 use super::api::OpError;
-use super::checkpoint::MAX_RECENT;
 use super::error::StoreError;
 use crate::format::journal::Entry;
 use crate::format::snaptable::{Snapshot, State};
@@ -34,7 +33,7 @@ impl Store {
         let wanted = exceptions + overlays;
         loop {
             let recent = self.most_recent();
-            if recent > 0 && recent + wanted > MAX_RECENT {
+            if recent > 0 && recent + wanted > self.max_recent() {
                 self.checkpoint()?;
                 continue;
             }

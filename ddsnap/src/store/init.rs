@@ -22,7 +22,7 @@ pub(super) const META_BYTES_PER_CHUNK: u64 = 32;
 /// with its copy and the reserve.
 pub(super) const MIN_BASE_BLOCKS: u64 = 64;
 pub(super) const MAX_BASE_BLOCKS: u64 = 320;
-const MAX_DEFAULT_JOURNAL_BYTES: u64 = 32 << 20;
+const MAX_DEFAULT_JOURNAL_BYTES: u64 = 64 << 20;
 
 impl Store {
     /// Makes an empty store, whatever was on the devices before. Writes a few blocks, however large
@@ -109,6 +109,15 @@ fn wipe(device: &mut dyn BlockDevice) -> Result<(), StoreError> {
     flush(device)
 }
 
+/// A small part of a device that holds data too, more of one that holds only metadata.
+fn default_journal_bytes(devices: &Devices) -> u64 {
+    let share = match &devices.meta {
+        Some(meta) => meta.len_bytes() / 16,
+        None => devices.data.len_bytes() / 64,
+    };
+    share.min(MAX_DEFAULT_JOURNAL_BYTES)
+}
+
 fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreError> {
     let refuse = |device: &dyn BlockDevice, problem: String| StoreError::CannotInitialize {
         device: device.name().to_owned(),
@@ -135,7 +144,7 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
     let meta_device_blocks = meta.len_bytes() / META_BLOCK_BYTES;
     let journal_blocks = match options.journal_bytes {
         Some(bytes) => bytes.div_ceil(META_BLOCK_BYTES).max(MIN_JOURNAL_BLOCKS),
-        None => (meta.len_bytes() / 64).min(MAX_DEFAULT_JOURNAL_BYTES) / META_BLOCK_BYTES,
+        None => default_journal_bytes(devices) / META_BLOCK_BYTES,
     }
     .max(MIN_JOURNAL_BLOCKS);
     if journal_blocks > MAX_JOURNAL_BLOCKS {

@@ -59,6 +59,11 @@ impl Media {
         }
     }
 
+    /// The most metadata blocks that are kept in memory.
+    pub fn cache_blocks(&self) -> usize {
+        self.cache.capacity()
+    }
+
     fn meta(&mut self) -> &mut Latched {
         self.meta.as_mut().unwrap_or(&mut self.data)
     }

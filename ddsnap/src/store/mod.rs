@@ -55,7 +55,7 @@ pub struct InitOptions {
     /// Chunk size.
     pub chunk: ChunkShift,
     /// Length of the journal in bytes, 64 KiB to 1 GiB, rounded up; none for the default, a 64th of
-    /// the device up to 32 MiB.
+    /// the device, or a 16th of a metadata device, up to 64 MiB.
     pub journal_bytes: Option<u64>,
     /// Seconds since 1970-01-01 UTC.
     pub now: i64,
