@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
 
 use crate::flags::Vmtest;
 use crate::image::Image;
@@ -16,7 +17,7 @@ use crate::scenario::report::{self, Outcome};
 use crate::scenario::schema::{ImageName, Scenario};
 use crate::scenario::{self, run};
 use crate::ui::Step;
-use crate::{guest, paths};
+use crate::{guest, packages, paths};
 
 /// Runs the scenarios; true if all passed.
 pub fn vmtest(flags: &Vmtest) -> Result<bool> {
@@ -40,6 +41,7 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
     let mut images: BTreeMap<String, Image> = BTreeMap::new();
     let mut prepared = Vec::new();
     for s in &chosen {
+        s.made().try_for_each(|program| make(&program))?;
         let wanted = wanted(s, flags);
         let key = format!("{wanted:?}");
         let image = match images.get(&key) {
@@ -57,6 +59,17 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
     }
     print!("{}", report::table(&outcomes));
     Ok(outcomes.iter().all(|o| o.passed))
+}
+
+/// Builds a program that a scenario copies into its guest.
+fn make(program: &Path) -> Result<()> {
+    packages::require(&["build-essential"])?;
+    let named = || format!("{} is no file to make", program.display());
+    let dir = program.parent().with_context(named)?;
+    let target = program.file_name().with_context(named)?;
+    let sh = Shell::new()?;
+    cmd!(sh, "make -s -C {dir} {target}").quiet().run()?;
+    Ok(())
 }
 
 /// The guest a scenario asks for.

@@ -118,12 +118,7 @@ impl Run<'_> {
             return self.judge(step, &out);
         }
         if let Some(push) = &step.push {
-            let here = self
-                .scenario
-                .file
-                .parent()
-                .unwrap_or(Path::new(""))
-                .join(&push.from);
+            let here = self.scenario.source_of(push);
             self.note(&format!("copying {} to {}\n", here.display(), push.to));
             let mut file =
                 File::open(&here).with_context(|| format!("cannot open {}", here.display()))?;

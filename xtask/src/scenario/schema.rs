@@ -97,6 +97,9 @@ pub struct Push {
     pub from: PathBuf,
     /// Path there.
     pub to: String,
+    /// A program for tests: built before any scenario runs, by `make` in its directory.
+    #[serde(default)]
+    pub make: bool,
 }
 
 /// An expected exit code.
@@ -319,6 +322,20 @@ fn step_lines(text: &str) -> Vec<usize> {
 }
 
 impl Scenario {
+    /// Where a file to copy into the guest is.
+    pub fn source_of(&self, push: &Push) -> PathBuf {
+        let dir = self.file.parent().unwrap_or(Path::new(""));
+        dir.join(&push.from)
+    }
+
+    /// Programs that have to be built.
+    pub fn made(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let pushed = self.steps.iter().filter_map(|step| step.push.as_ref());
+        pushed
+            .filter(|push| push.make)
+            .map(|push| self.source_of(push))
+    }
+
     /// The first thing that makes no sense: the step it is in, and the field
     /// with what is wrong.
     fn check(&self) -> Result<(), (Option<usize>, String)> {
@@ -516,6 +533,16 @@ steps:
         assert_eq!(scenario.disks, DEFAULT_DISKS);
         assert_eq!(scenario.lines, [4, 6, 11, 13]);
         assert_eq!(scenario.image, ImageName::Ddsnap);
+    }
+
+    #[test]
+    fn programs_to_make_are_found_beside_the_scenario() {
+        let pushes = "  - push: {from: ../x/prog, to: /prog, make: true}
+  - push: {from: data, to: /data}
+";
+        let scenario = parsed(&format!("{GOOD}{pushes}")).unwrap();
+        let made: Vec<_> = scenario.made().collect();
+        assert_eq!(made, [Path::new("dir/../x/prog")]);
     }
 
     #[test]
