@@ -1036,8 +1036,18 @@ done
 modprobe dm-ddsnap 2>/dev/null
 dmsetup targets | grep -q '^ddsnap ' || { echo "run.sh: the kernel has no ddsnap target" >&2; exit 2; }
 
+# After each write udev would read the device again. Stuck behind a stopped layer, its reads hold up
+# direct writes to the same pages, before these come to the target.
+rule=/run/udev/rules.d/99-ddsnap-run-sh.rules
+if [ -d /run/udev ]; then
+	mkdir -p "${rule%/*}" || exit 2
+	echo 'ENV{DM_NAME}=="origin|snap*|layer|other", OPTIONS+="nowatch"' >$rule
+	udevadm control --reload
+fi
+
 finish() {
 	kill_server
+	rm -f $rule
 	losetup -d $origin_loop $store_loop 2>/dev/null
 	rm -rf "$tmp"
 }
