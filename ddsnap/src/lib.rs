@@ -3,7 +3,9 @@
 //!
 //! Imports point one way: `cli` uses `server`, `agent`, `client` and `store`; `server` uses `store`,
 //! `device` and `protocol`; `delta` uses `client`, `device` and `format`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
-//! `format`, `device` and `protocol` use `units` and `buffer`. ARCHITECTURE.md has the argument.
+//! all may use `units`, `buffer` and `stdio`. ARCHITECTURE.md has the argument.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod agent;
 pub mod buffer;
@@ -15,5 +17,6 @@ pub mod device;
 pub mod format;
 pub mod protocol;
 pub mod server;
+pub mod stdio;
 pub mod store;
 pub mod units;

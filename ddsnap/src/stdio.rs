@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Writing results to standard output, where a reader may have gone.
+//! Standard output and standard error, whose reader may have gone or whose disk may be full.
+//!
+//! The macros of the standard library panic then, and a panic is neither the documented exit code nor a
+//! reason for a daemon to end.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-/// Prints `text`. A reader that has seen enough (`| head`) is no error.
+/// Prints a result. A reader that has seen enough (`| head`) is no error.
 ///
 /// # Errors
 /// The output cannot be written: a full disk must not look like success.
@@ -18,4 +22,9 @@ pub fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
+}
+
+/// Says something on standard error, in a line of its own. If nobody can hear it, that changes nothing.
+pub fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{what}");
 }

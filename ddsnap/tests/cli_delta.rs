@@ -241,7 +241,7 @@ fn refusals_say_why_and_write_nothing() {
     volume.start();
     for tags in [&["0", "7"][..], &["7", "0"], &["7"]] {
         let ran = ddsnap(&[&["delta", "changelist", &socket, &list], tags].concat());
-        let why = "could not list the changes because snapshot doesn't exist (No such file or directory)\n";
+        let why = "could not list the changes of snapshot 7 because snapshot doesn't exist (No such file or directory)\n";
         assert_eq!((ran.code, ran.stderr.as_str()), (1, why), "{tags:?}");
     }
     assert!(!volume.path("list").exists());
@@ -249,7 +249,7 @@ fn refusals_say_why_and_write_nothing() {
     assert_eq!(ran.code, 1);
     assert_eq!(
         ran.stderr,
-        "ddsnap: cannot write /dev/null: it is there and is no plain file\n"
+        "ddsnap: /dev/null is there and is no plain file\n"
     );
 
     fs::write(

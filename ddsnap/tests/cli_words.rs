@@ -84,9 +84,8 @@ fn a_server_of_another_agent_waits_for_the_store_and_then_says_who_holds_it() {
     };
     let refused = ran(ddsnap().args(second("0")).output().unwrap());
     let store = volume.name("store");
-    let sentence = format!(
-        "ddsnap: cannot lock {store}: process {holder} holds the snapshot store; stop it first\n"
-    );
+    let sentence =
+        format!("ddsnap: cannot lock {store}: it is held by process {holder}; stop that first\n");
     assert_eq!(
         (
             refused.code,

@@ -8,11 +8,12 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::output::print;
 use super::{offline, progress};
 use crate::device::BlockDevice;
 use crate::device::uring::Access;
 use crate::server::start::open_device;
+use crate::stdio::print;
+use crate::store::StoreError;
 use crate::store::check::{
     CheckDevices, CheckOptions, Checked, Event, Place, Problem, Repaired, Severity, check, repair,
 };
@@ -76,20 +77,21 @@ impl Check {
             data: !self.no_data,
         };
         let mut printer = Printer::new(self.json)?;
-        let mut tell = |event| {
-            printer.event(&event);
-            Ok(())
-        };
-        let (checked, repaired) = match self.repair {
+        let mut tell = |event| printer.event(&event);
+        let examined = match self.repair {
             false => check(devices, &options, &mut tell).map(|checked| (checked, None)),
             true => repair(devices, &options, &mut tell)
                 .map(|(checked, repaired)| (checked, Some(repaired))),
-        }
-        .map_err(|error| match printer.repairing {
+        };
+        let (checked, repaired) = match examined {
+            Ok(examined) => examined,
+            Err(StoreError::Untold) => return Err(printer.failed()),
             // The problems were told: there is a store, and it is as it was.
-            true => anyhow::Error::from(error).context("the store was not repaired"),
-            false => offline::Unsound(error).into(),
-        })?;
+            Err(error) if printer.repairing => {
+                return Err(anyhow::Error::from(error).context("the store was not repaired"));
+            }
+            Err(error) => return Err(offline::Unsound(error).into()),
+        };
         printer.bar.finish_and_clear();
         printer.end(&checked, repaired)?;
         Ok(match repaired {
@@ -109,8 +111,8 @@ struct Printer {
     /// A repair has begun to write, and squashes these.
     repairing: bool,
     squashed: Vec<u32>,
-    /// The first failure to print.
-    result: Result<()>,
+    /// Why a problem could not be printed.
+    failure: Option<anyhow::Error>,
 }
 
 impl Printer {
@@ -121,31 +123,45 @@ impl Printer {
             printed: 0,
             repairing: false,
             squashed: Vec::new(),
-            result: Ok(()),
+            failure: None,
         })
     }
 
-    fn event(&mut self, event: &Event) {
-        match event {
+    /// Prints an event. A problem that nobody could read ends the check: nothing may be given up that
+    /// was not named.
+    fn event(&mut self, event: &Event) -> Result<(), StoreError> {
+        let printed = match event {
             Event::Progress(done, all) => {
                 self.bar.set_length(*all);
                 self.bar.set_position(*done);
+                Ok(())
             }
             Event::GivesUp(tags) => {
                 self.repairing = true;
                 self.squashed = tags.iter().map(|tag| tag.0).collect();
-                if !self.json && self.result.is_ok() {
-                    self.result = print(&format!("repairing: {}\n", gives_up(&self.squashed)));
+                match self.json {
+                    true => Ok(()),
+                    false => print(&format!("repairing: {}\n", gives_up(&self.squashed))),
                 }
             }
             Event::Problem(problem) => {
                 let printed = self.bar.suspend(|| self.problem(problem));
-                if self.result.is_ok() {
-                    self.result = printed;
-                }
                 self.printed += 1;
+                printed
             }
-        }
+        };
+        printed.map_err(|error| {
+            self.failure = Some(error);
+            StoreError::Untold
+        })
+    }
+
+    /// Why the check has ended.
+    fn failed(self) -> anyhow::Error {
+        let what = "the check has ended, and nothing was written to the store";
+        self.failure
+            .unwrap_or_else(|| StoreError::Untold.into())
+            .context(what)
     }
 
     fn problem(&self, problem: &Problem) -> Result<()> {
@@ -161,7 +177,6 @@ impl Printer {
     }
 
     fn end(self, checked: &Checked, repaired: Option<Repaired>) -> Result<()> {
-        self.result?;
         if !self.json {
             return print(&(summary(checked) + repaired.map_or("", outcome)));
         }

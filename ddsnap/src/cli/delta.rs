@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use super::new_file::NewFile;
 use super::progress::bar;
 use super::{refused, snap_tag};
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, SnapshotState};
 use crate::delta::changelist::{self, ChangelistWriter};
 use crate::delta::extent::{Encoder, MAX_EXTENT_BYTES, MAX_LEVEL, Mode};
-use crate::delta::volume::NewFile;
+use crate::delta::volume::snapshot_path;
 use crate::delta::{Header, Side, apply, create};
 use crate::units::SnapTag;
 
@@ -55,6 +56,7 @@ pub struct Changelist {
     file: PathBuf,
     /// The snapshot that the other side has, and the one it is to get.
     #[arg(value_names = ["A", "B"], num_args = 1..=2, required = true, value_parser = snap_tag)]
+    #[arg(allow_negative_numbers = true)]
     tags: Vec<SnapTag>,
 }
 
@@ -67,9 +69,22 @@ impl Changelist {
         match self.write(from, to) {
             Ok(()) => Ok(0),
             Err(error) => match error.downcast::<ClientError>() {
-                Ok(error) => refused("list the changes", Err(error)),
+                Ok(error) => refused(&self.verb(), Err(error)),
                 Err(error) => Err(error),
             },
+        }
+    }
+
+    /// What could not be done, with the snapshot that is in the way if there is one.
+    fn verb(&self) -> String {
+        let unusable = Client::connect(&self.socket).ok().and_then(|mut client| {
+            let live = |tag| matches!(client.state(tag), Ok(Some(SnapshotState::Live)));
+            let mut live = live;
+            self.tags.iter().copied().find(|&tag| !live(tag))
+        });
+        match unusable {
+            Some(tag) => format!("list the changes of snapshot {tag}"),
+            None => "list the changes".to_owned(),
         }
     }
 
@@ -89,7 +104,7 @@ impl Changelist {
             },
         };
         let failed = || format!("cannot write {}", self.file.display());
-        let new = NewFile::create(&self.file).with_context(failed)?;
+        let new = NewFile::create(&self.file, &[])?;
         let out = BufWriter::new(new.file());
         let mut out = ChangelistWriter::new(out, &header).with_context(failed)?;
         let bar = bar()?;
@@ -106,7 +121,7 @@ impl Changelist {
         let (mut out, _) = out.finish().with_context(failed)?;
         out.flush().with_context(failed)?;
         drop(out);
-        new.publish().with_context(failed)
+        new.publish(true)
     }
 }
 
@@ -152,8 +167,13 @@ impl Create {
         // All of it is looked at before the first byte is written.
         let (header, chunks) =
             changelist::verify(open(&self.changelist)?).with_context(unusable)?;
-        let failed = || format!("cannot write {}", self.delta.display());
-        let new = NewFile::create(&self.delta).with_context(failed)?;
+        let sides = header.from.into_iter().chain([header.to]);
+        let snapshots: Vec<PathBuf> = sides
+            .map(|side| snapshot_path(&self.stem, side.tag))
+            .collect();
+        let inputs = snapshots.iter().chain([&self.changelist, &self.stem]);
+        let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+        let new = NewFile::create(&self.delta, &inputs)?;
         let bar = bar()?;
         bar.set_length(chunks << header.chunk.get());
         let mut encoder = Encoder::new(mode, level);
@@ -162,7 +182,7 @@ impl Create {
         create::create(list, &self.stem, &mut encoder, new.file(), &mut progress)
             .with_context(|| format!("cannot make {}", self.delta.display()))?;
         bar.finish_and_clear();
-        new.publish().with_context(failed)?;
+        new.publish(true)?;
         Ok(0)
     }
 }

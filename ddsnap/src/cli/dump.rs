@@ -9,7 +9,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::numbers::ctime;
-use super::output::print;
 use super::{offline, refused};
 use crate::client::Client;
 use crate::device::BlockDevice;
@@ -17,6 +16,7 @@ use crate::device::uring::Access;
 use crate::format;
 use crate::format::superblock::{Superblock, TreeRoot};
 use crate::server::start::open_device;
+use crate::stdio::print;
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{OpenOptions, Opened, SnapState, SnapshotInfo, View};
 

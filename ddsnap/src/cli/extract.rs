@@ -3,13 +3,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use tempfile::NamedTempFile;
 
+use super::new_file::{NewFile, refuse_input};
 use super::{check_operands, offline, progress, snap_tag};
 use crate::buffer::AlignedBuf;
 use crate::store::{SnapState, View};
@@ -29,7 +29,7 @@ const WINDOW_BYTES: u64 = 1 << 20;
 #[command(override_usage = USAGE)]
 pub struct Extract {
     /// Snapshot store, origin, perhaps metadata device, the snapshot's number, and where it goes.
-    #[arg(value_name = "OPERAND", required = true)]
+    #[arg(value_name = "OPERAND", required = true, allow_negative_numbers = true)]
     operands: Vec<PathBuf>,
     /// Replace OUT if it is there.
     #[arg(short, long)]
@@ -77,19 +77,18 @@ impl Extract {
                 synced.with_context(|| format!("cannot write {}", path.display()))?;
             }
             Target::File(path) => {
-                let partial = Partial::create(path)?;
-                let file = partial.file.as_file();
-                let sized = file.set_len(len_bytes);
-                sized.with_context(|| format!("cannot write {}", partial.path.display()))?;
+                let new = NewFile::create(&path, &[])?;
+                let sized = new.file().set_len(len_bytes);
+                sized.with_context(|| format!("cannot write {}", path.display()))?;
                 copy(
                     &mut view,
                     tag,
                     info.origin_chunks,
-                    file,
-                    &partial.path,
+                    new.file(),
+                    &path,
                     Zeros::Holes,
                 )?;
-                partial.publish(self.force)?;
+                new.publish(self.force)?;
             }
         }
         Ok(0)
@@ -114,17 +113,8 @@ impl Target {
                 return Err(error).with_context(|| format!("cannot look at {}", path.display()));
             }
         };
-        for device in devices {
-            let Ok(source) = fs::metadata(device) else {
-                continue; // opening it says why
-            };
-            let same_file = (source.dev(), source.ino()) == (found.dev(), found.ino());
-            let both_devices =
-                source.file_type().is_block_device() && found.file_type().is_block_device();
-            if same_file || both_devices && source.rdev() == found.rdev() {
-                bail!("{} is read and cannot be written to as well", out.display());
-            }
-        }
+        let inputs: Vec<&Path> = devices.iter().map(PathBuf::as_path).collect();
+        refuse_input(out, &inputs)?;
         if !found.is_file() && !found.file_type().is_block_device() {
             bail!(
                 "{} is neither a plain file nor a block device",
@@ -144,51 +134,6 @@ impl Target {
             .open(&path)
             .with_context(|| format!("cannot write {}", out.display()))?;
         Ok(Target::Device(device, path))
-    }
-}
-
-/// A file beside the final one, removed unless it is published.
-struct Partial {
-    file: NamedTempFile,
-    path: PathBuf,
-}
-
-impl Partial {
-    fn create(path: PathBuf) -> Result<Partial> {
-        let name = path
-            .file_name()
-            .with_context(|| format!("{} is not a file's name", path.display()))?;
-        let mut prefix = name.to_owned();
-        prefix.push(".");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".partial")
-            .tempfile_in(directory_of(&path))
-            .with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Partial { file, path })
-    }
-
-    /// Makes it durable and gives it its name.
-    fn publish(self, replace: bool) -> Result<()> {
-        let Partial { file, path } = self;
-        let failed = || format!("cannot write {}", path.display());
-        file.as_file().sync_all().with_context(failed)?;
-        let renamed = match replace {
-            true => file.persist(&path),
-            false => file.persist_noclobber(&path),
-        };
-        renamed.map_err(|error| error.error).with_context(failed)?;
-        let directory = File::open(directory_of(&path));
-        directory
-            .and_then(|directory| directory.sync_all())
-            .with_context(failed)
-    }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 

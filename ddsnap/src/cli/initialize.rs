@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap initialize`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 
 use super::numbers::bytes;
-use crate::device::lock::lock_store;
+use super::offline;
+use crate::device::identity::distinct;
+use crate::device::lock::share_store;
 use crate::device::uring::Access;
 use crate::server::start::open_device;
+use crate::stdio::{complain, print};
 use crate::store::{Devices, InitOptions, Store};
 use crate::units::ChunkShift;
 
@@ -37,22 +40,29 @@ pub struct Initialize {
     yes: bool,
     /// Size of the journal: bytes, or with k, m or g; rounded up. Default: a 64th of the
     /// device, or a 16th of METADEV, at most 64m.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     journalsize: Option<u64>,
     /// Block size, for old scripts: checked as ever, but metadata blocks always have 4096 bytes.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     blocksize: Option<u64>,
     /// Chunk size, 512 to 1m, a power of two: what is copied when the origin changes. Default: 4k.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     chunksize: Option<u64>,
 }
 
 impl Initialize {
     pub fn run(&self) -> Result<u8> {
         let chunk = chunk_size(self.chunksize, self.blocksize, self.meta.is_some())?;
-        let locked = self.meta.as_deref().unwrap_or(&self.snapstore);
-        let _lock =
-            lock_store(locked).with_context(|| format!("cannot lock {}", locked.display()))?;
+        let meta = self.meta.as_deref();
+        let paths: Vec<&Path> = [&*self.snapstore, &*self.origin]
+            .into_iter()
+            .chain(meta)
+            .collect();
+        distinct(&paths).map_err(Error::msg)?;
+        let _locks = offline::hold(&self.snapstore, meta)?;
+        // A store, or the origin of another server, is given in its place by mistake.
+        let _origin = share_store(&self.origin)
+            .with_context(|| format!("cannot use {} as origin", self.origin.display()))?;
         let mut devices = Devices {
             origin: Box::new(open_device(&self.origin, Access::Read)?),
             data: Box::new(open_device(&self.snapstore, Access::ReadWrite)?),
@@ -61,8 +71,14 @@ impl Initialize {
                 None => None,
             },
         };
+        if Store::probe(&mut *devices.origin)? {
+            bail!(
+                "{} holds a snapshot store and cannot be an origin: the order is SNAPSTORE ORIGIN",
+                self.origin.display()
+            );
+        }
         if !self.yes && !self.may_overwrite(&mut devices)? {
-            eprintln!("ddsnap: nothing was changed");
+            complain("ddsnap: nothing was changed");
             return Ok(1);
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -94,13 +110,10 @@ impl Initialize {
 }
 
 fn ask(path: &Path) -> Result<bool> {
-    let mut stdout = io::stdout();
-    write!(
-        stdout,
+    print(&format!(
         "{} holds a snapshot store; overwrite it? (y/N) ",
         path.display()
-    )?;
-    stdout.flush()?;
+    ))?;
     let mut answer = String::new();
     io::stdin()
         .read_line(&mut answer)

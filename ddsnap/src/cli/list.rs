@@ -8,8 +8,8 @@ use clap::Args;
 
 use super::json;
 use super::numbers::ctime;
-use super::output::print;
 use crate::client::{Client, Snapshot};
+use crate::stdio::print;
 
 /// List the snapshots, oldest first.
 #[derive(Debug, Args)]

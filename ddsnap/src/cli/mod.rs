@@ -15,9 +15,9 @@ mod extract;
 mod initialize;
 mod json;
 mod list;
+mod new_file;
 mod numbers;
 mod offline;
-mod output;
 mod priority;
 mod progress;
 mod resize;
@@ -36,6 +36,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::{Client, ClientError};
+use crate::stdio::{complain, print};
 use crate::units::SnapTag;
 
 /// Exit code: nobody answers, or there is no sound store.
@@ -104,9 +105,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .take_while(|arg| *arg != "--")
         .any(|arg| arg == "--usage")
     {
-        print_usage(&args);
+        // As with --help, nobody may be reading.
+        let _ = print_usage(&args);
         return ExitCode::SUCCESS;
     }
+    let misused = match status::asks_for_state(&args) {
+        true => status::STATE_UNKNOWN,
+        false => 1,
+    };
     let parsed = command()
         .try_get_matches_from(args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
@@ -116,7 +122,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::FAILURE,
+                _ => ExitCode::from(misused),
             };
         }
     };
@@ -141,20 +147,20 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("ddsnap: {error:#}");
+            complain(format_args!("ddsnap: {error:#}"));
             ExitCode::from(code_of(&error))
         }
     }
 }
 
-fn print_usage(args: &[OsString]) {
+fn print_usage(args: &[OsString]) -> Result<()> {
     let mut command = command();
     command.build();
     let named = args
         .iter()
         .skip(1)
         .find_map(|arg| command.find_subcommand(arg).cloned());
-    println!("{}", named.unwrap_or(command).render_usage());
+    print(&format!("{}\n", named.unwrap_or(command).render_usage()))
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -169,7 +175,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
 fn refused(verb: &str, result: Result<u8, ClientError>) -> Result<u8> {
     match result {
         Err(error @ ClientError::Refused { .. }) => {
-            eprintln!("could not {verb} because {error}");
+            complain(format_args!("could not {verb} because {error}"));
             Ok(1)
         }
         other => Ok(other?),
@@ -193,7 +199,7 @@ struct Target {
     #[arg(value_name = "SOCK")]
     socket: String,
     /// The snapshot's number.
-    #[arg(value_name = "TAG", value_parser = snap_tag)]
+    #[arg(value_name = "TAG", value_parser = snap_tag, allow_negative_numbers = true)]
     tag: SnapTag,
 }
 

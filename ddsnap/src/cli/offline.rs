@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::device::lock::{StoreLock, lock_store, share_store};
+use crate::device::lock::{LockError, StoreLock, lock_store, share_store};
 use crate::device::uring::Access;
 use crate::server::start::open_device;
 use crate::store::{Devices, OpenOptions, StoreError, View};
@@ -22,18 +22,27 @@ pub struct Unsound(#[from] pub StoreError);
 ///
 /// # Errors
 /// Somebody holds or reads it, or it cannot be opened for writing.
-pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
-    let locked = meta.unwrap_or(snapstore);
-    lock_store(locked).with_context(|| format!("cannot lock {}", locked.display()))
+pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<Vec<StoreLock>> {
+    each(snapstore, meta, lock_store)
 }
 
 /// Keeps servers off a store that is read; others may read it too.
 ///
 /// # Errors
 /// A server holds it, or it cannot be opened.
-pub fn share(snapstore: &Path, meta: Option<&Path>) -> Result<StoreLock> {
-    let locked = meta.unwrap_or(snapstore);
-    share_store(locked).with_context(|| format!("cannot lock {}", locked.display()))
+pub fn share(snapstore: &Path, meta: Option<&Path>) -> Result<Vec<StoreLock>> {
+    each(snapstore, meta, share_store)
+}
+
+fn each(
+    snapstore: &Path,
+    meta: Option<&Path>,
+    lock: impl Fn(&Path) -> Result<StoreLock, LockError>,
+) -> Result<Vec<StoreLock>> {
+    let paths = meta.into_iter().chain([snapstore]);
+    paths
+        .map(|path| lock(path).with_context(|| format!("cannot lock {}", path.display())))
+        .collect()
 }
 
 /// The store on devices opened for reading.

@@ -6,9 +6,9 @@ use clap::Args;
 use nix::errno::Errno;
 
 use super::Target;
-use super::output::print;
 use super::refused;
 use crate::client::ClientError;
+use crate::stdio::print;
 
 /// Set how dearly a snapshot is kept when the store is full: -128 (given up first) to 127 (never).
 ///

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap resize`.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::numbers::bytes;
-use super::output::print;
 use super::progress::bar;
 use super::refused;
 use crate::client::{Client, NewSizes};
+use crate::stdio::{complain, print};
 
 /// Exit code: a size is not what was asked for.
 const OTHER_SIZE: u8 = 255;
@@ -24,19 +24,21 @@ pub struct Resize {
     #[arg(value_name = "SOCK")]
     socket: String,
     /// New size of the origin: bytes, or with k, m or g. Snapshots keep their size, and what it loses.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
-    #[arg(required_unless_present_any = ["snapshot", "metadata"])]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     origin: Option<u64>,
     /// New size of the snapshot store.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     snapshot: Option<u64>,
     /// New size of the metadata device.
-    #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     metadata: Option<u64>,
 }
 
 impl Resize {
     pub fn run(&self) -> Result<u8> {
+        if [self.origin, self.snapshot, self.metadata] == [None; 3] {
+            bail!("no size was given; use --origin, --snapshot or --metadata, or several of them");
+        }
         let wanted = NewSizes {
             origin: self.origin,
             store: self.snapshot,
@@ -64,15 +66,18 @@ impl Resize {
             .collect();
         print(&lines.concat())?;
         if let Some(why) = &sizes.refused {
-            eprintln!("could not resize because {why}");
+            complain(format_args!("could not resize because {why}"));
             return Ok(OTHER_SIZE);
         }
-        let other =
-            |(_, found, wanted): &(_, u64, Option<u64>)| wanted.is_some_and(|w| w != *found);
-        Ok(if found.iter().any(other) {
-            OTHER_SIZE
-        } else {
-            0
-        })
+        let mut code = 0;
+        for (name, bytes, wanted) in found {
+            if let Some(wanted) = wanted.filter(|&wanted| wanted != bytes) {
+                complain(format_args!(
+                    "{name}: {wanted} bytes were asked for, it has {bytes}: sizes are whole chunks or blocks"
+                ));
+                code = OTHER_SIZE;
+            }
+        }
+        Ok(code)
     }
 }

@@ -13,6 +13,7 @@ use nix::libc;
 
 use super::progress::bar;
 use super::{Target, refused};
+use crate::stdio::complain;
 
 /// Give the volume the content it had when a snapshot was taken.
 ///
@@ -38,7 +39,9 @@ impl Revert {
             Some(Held::Free(file, path)) => Some((file, path)),
             Some(Held::InUse(path)) => {
                 let path = path.display();
-                eprintln!("could not {verb} because {path} is in use; unmount it first");
+                complain(format_args!(
+                    "could not {verb} because {path} is in use; unmount it first"
+                ));
                 return Ok(1);
             }
             None => None,
@@ -58,9 +61,9 @@ impl Revert {
         match result {
             Ok(0) => Ok(0),
             Ok(skipped) => {
-                eprintln!(
+                complain(format_args!(
                     "{skipped} chunks could not be read and are as they were; the server's log names them"
-                );
+                ));
                 Ok(1)
             }
             Err(error) => refused(&verb, Err(error)),

@@ -6,10 +6,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::numbers::bytes;
-use super::output::print;
 use super::progress::bar;
 use super::refused;
 use crate::client::{BadChunk, Client};
+use crate::stdio::print;
 
 /// Exit code: something is bad.
 const BAD: u8 = 1;

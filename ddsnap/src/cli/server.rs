@@ -14,6 +14,7 @@ use super::numbers::bytes;
 use crate::daemon::background::{self, Started};
 use crate::protocol::address::SocketName;
 use crate::server::start::{self, Config};
+use crate::stdio::complain;
 
 const USAGE: &str = "ddsnap server [OPTIONS] SNAPSTORE ORIGIN [METADEV] AGENTSOCK SERVERSOCK";
 /// Where the log goes if nobody says otherwise.
@@ -35,7 +36,7 @@ pub struct Server {
     operands: Vec<String>,
     /// The most memory for cached metadata, locked: bytes, or with k, m or g. Default: 128m, or a
     /// quarter of memory if that is less.
-    #[arg(short = 'k', long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(short = 'k', long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
     cachesize: Option<u64>,
     /// How many seconds to wait for another server of the volume to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -58,7 +59,7 @@ impl Server {
                 let (code, error) = error.into_parts();
                 tracing::error!("{error:#}");
                 if !log.is_stderr() {
-                    eprintln!("ddsnap: {error:#}");
+                    complain(format_args!("ddsnap: {error:#}"));
                 }
                 Ok(code)
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap status`.
 
+use std::ffi::OsString;
 use std::fmt::Write;
 
 use anyhow::Result;
@@ -8,14 +9,14 @@ use clap::Args;
 use nix::errno::Errno;
 
 use super::numbers::{ctime, thousands};
-use super::output::print;
 use super::progress::counting;
 use super::{json, refused, snap_tag};
 use crate::client::{Client, ClientError, Level, MANY, Snapshot, SnapshotState, Usage};
+use crate::stdio::{complain, print};
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
 
 /// Exit code of --state: the state cannot be told.
-const STATE_UNKNOWN: u8 = 9;
+pub const STATE_UNKNOWN: u8 = 9;
 
 /// Show the store and what each snapshot uses of it.
 #[derive(Debug, Args)]
@@ -24,7 +25,7 @@ pub struct Status {
     #[arg(value_name = "SOCK")]
     socket: String,
     /// Only this snapshot.
-    #[arg(value_name = "SNAP", value_parser = snap_tag)]
+    #[arg(value_name = "SNAP", value_parser = snap_tag, allow_negative_numbers = true)]
     tag: Option<SnapTag>,
     /// Show with how many others chunks are shared, a column for each number.
     #[arg(short, long)]
@@ -45,6 +46,12 @@ pub struct Status {
     /// Print JSON, schema ddsnap-status-1.
     #[arg(long, group = "what")]
     json: bool,
+}
+
+/// Whether a command line asks for a snapshot's state: then no mistake in it may end with 1, which says
+/// that there is no such snapshot.
+pub fn asks_for_state(args: &[OsString]) -> bool {
+    args.get(1).is_some_and(|verb| verb == "status") && args.iter().any(|arg| arg == "--state")
 }
 
 impl Status {
@@ -93,20 +100,20 @@ impl Status {
 
     fn state(&self) -> Result<u8> {
         let Some(tag) = self.tag else {
-            // Not 1: that would say that the snapshot is absent.
-            eprintln!("ddsnap: --state needs the number of a snapshot");
+            complain("ddsnap: --state needs the number of a snapshot");
             return Ok(STATE_UNKNOWN);
         };
-        let mut client = Client::connect(&self.socket)?;
-        Ok(match client.state(tag) {
-            Ok(Some(SnapshotState::Live)) => 0,
-            Ok(None) => 1,
-            Ok(Some(SnapshotState::Squashed)) => 2,
+        let state = Client::connect(&self.socket).and_then(|mut client| client.state(tag));
+        match state {
+            Ok(Some(SnapshotState::Live)) => Ok(0),
+            Ok(None) => Ok(1),
+            Ok(Some(SnapshotState::Squashed)) => Ok(2),
+            Err(error @ ClientError::Connect { .. }) => Err(error.into()),
             Err(error) => {
-                eprintln!("ddsnap: {:#}", anyhow::Error::from(error));
-                STATE_UNKNOWN
+                complain(format_args!("ddsnap: {:#}", anyhow::Error::from(error)));
+                Ok(STATE_UNKNOWN)
             }
-        })
+        }
     }
 
     /// Of a snapshot that is none: says so, and 0 sectors, without failing. Scripts rely on it.

@@ -14,6 +14,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
 
+use crate::stdio::complain;
+
 /// Where the daemon is on its way to the background.
 #[derive(Debug)]
 pub struct Background {
@@ -51,7 +53,9 @@ pub fn start(foreground: bool) -> io::Result<Started> {
             match waitpid(child, None)? {
                 WaitStatus::Exited(_, code) if code != 0 => Ok(Started::Caller(code as u8)),
                 WaitStatus::Signaled(_, signal, _) => {
-                    eprintln!("ddsnap: the daemon was ended by {signal} while it started");
+                    complain(format_args!(
+                        "ddsnap: the daemon was ended by {signal} while it started"
+                    ));
                     Ok(Started::Caller(1))
                 }
                 _ => Ok(Started::Caller(1)),

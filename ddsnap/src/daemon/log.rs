@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{Event, Level, Subscriber};
@@ -19,6 +20,8 @@ pub struct Log {
     /// None: standard error.
     path: Option<PathBuf>,
     file: Arc<Mutex<Option<File>>>,
+    /// Lines that could not be written since one could.
+    lost: Arc<AtomicU64>,
 }
 
 impl Log {
@@ -35,6 +38,7 @@ impl Log {
         let log = Log {
             path,
             file: Arc::new(Mutex::new(file)),
+            lost: Arc::default(),
         };
         let level = if debug {
             LevelFilter::DEBUG
@@ -81,12 +85,24 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// A line that cannot be written is lost, and the next one that can says so. It is no error: the subscriber
+/// would complain on standard error, and panic if nobody reads that either.
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.lock().as_mut() {
-            Some(file) => file.write(bytes),
-            None => io::stderr().write(bytes),
-        }
+        let mut file = self.lock();
+        let lost = self.lost.load(Ordering::Relaxed);
+        let note = match lost {
+            0 => String::new(),
+            lost => format!("{lost} lines of the log could not be written\n"),
+        };
+        let line = [note.as_bytes(), bytes].concat();
+        let written = match file.as_mut() {
+            Some(file) => file.write_all(&line),
+            None => io::stderr().write_all(&line),
+        };
+        let lost = if written.is_ok() { 0 } else { lost + 1 };
+        self.lost.store(lost, Ordering::Relaxed);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -126,5 +142,33 @@ where
         }
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full disk, or a standard error that nobody read any more, ended the daemon.
+    #[test]
+    fn a_line_that_cannot_be_written_is_counted_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = open(Path::new("/dev/full")).unwrap();
+        let mut log = Log {
+            path: None,
+            file: Arc::new(Mutex::new(Some(full))),
+            lost: Arc::default(),
+        };
+        log.write_all(b"one\n").unwrap();
+        log.write_all(b"two\n").unwrap();
+        let path = dir.path().join("log");
+        *log.lock() = Some(open(&path).unwrap());
+        log.write_all(b"three\n").unwrap();
+        log.write_all(b"four\n").unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(
+            text,
+            "2 lines of the log could not be written\nthree\nfour\n"
+        );
     }
 }

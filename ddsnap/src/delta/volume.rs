@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The devices or plain files that deltas are made from and applied to: STEM and STEM(TAG).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -202,56 +202,5 @@ impl Volume {
             at,
             source,
         }
-    }
-}
-
-/// A file that appears under its name whole or not at all.
-#[derive(Debug)]
-pub struct NewFile {
-    file: tempfile::NamedTempFile,
-    path: PathBuf,
-}
-
-impl NewFile {
-    /// Begins a file that is to replace `path`.
-    ///
-    /// # Errors
-    /// The directory takes no file, or there is something else than a plain file at `path`.
-    pub fn create(path: &Path) -> io::Result<NewFile> {
-        // Of a link, what it leads to is meant.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
-            return Err(io::Error::other("it is there and is no plain file"));
-        }
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut prefix = name.to_owned();
-        prefix.push(".");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".partial")
-            .tempfile_in(directory_of(&path))?;
-        Ok(NewFile { file, path })
-    }
-
-    /// What to write to.
-    pub fn file(&self) -> &File {
-        self.file.as_file()
-    }
-
-    /// Makes it durable and gives it its name.
-    ///
-    /// # Errors
-    /// That failed; what was there before is there still.
-    pub fn publish(self) -> io::Result<()> {
-        self.file.as_file().sync_all()?;
-        self.file.persist(&self.path).map_err(|error| error.error)?;
-        File::open(directory_of(&self.path))?.sync_all()
-    }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! One server to a store: an exclusive advisory lock on the store's device or file.
+//! One server to a store: an exclusive advisory lock on each of its devices or files, and on the origin.
 //!
 //! The lock belongs to the open file, so it goes when its holder dies, however it dies. It is an "open
 //! file description" lock (fcntl(2)), not flock(2): udev takes and heeds flock on block devices, so a
@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-/// The lock; dropping it, or the end of the process, gives it up.
+/// The lock on one device or file; dropping it, or the end of the process, gives it up.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: File,
@@ -29,7 +29,7 @@ pub struct StoreLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("{} holds the snapshot store; stop it first", name_of(.0))]
+    #[error("it is held by {}; stop that first", name_of(.0))]
     Held(Option<u32>),
     /// The file cannot be opened or locked.
     #[error(transparent)]

@@ -7,6 +7,7 @@
 //! memory. Real devices run a batch in parallel.
 
 pub mod fault;
+pub mod identity;
 pub mod latched;
 pub mod lock;
 pub mod memory;

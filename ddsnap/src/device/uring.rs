@@ -15,6 +15,7 @@ use std::path::Path;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::{BlockDevice, Read, Write};
+use crate::stdio::complain;
 
 /// Requests in the kernel at a time.
 pub const IN_FLIGHT: u32 = 256;
@@ -217,10 +218,10 @@ impl UringDevice {
     /// Ends the process: requests may be in flight into buffers that an unwinding caller would
     /// free. It does not happen short of a bug, here or in the kernel.
     fn give_up(&self, error: &io::Error) -> ! {
-        eprintln!(
+        complain(format_args!(
             "{}: io_uring failed with requests in flight: {error}",
             self.name
-        );
+        ));
         std::process::abort();
     }
 

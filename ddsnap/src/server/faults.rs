@@ -58,6 +58,7 @@ pub const NAMES: &[&str] = &[
     "DUMP_TREE_RANGE",
     "REVERT",
     "SCRUB",
+    "STREAM_CHANGELIST",
     "START_SERVER",
     "SHUTDOWN_SERVER",
 ];
@@ -207,6 +208,13 @@ mod tests {
             Some(Action::Delay(Duration::from_millis(7)))
         );
         assert_eq!(faults.hit("QUERY_WRITE"), None);
+    }
+
+    /// Every command of the control socket is a trigger: a changelist was none.
+    #[test]
+    fn a_changelist_can_be_hit() {
+        let mut faults = faults("STREAM_CHANGELIST", "", "close").unwrap();
+        assert_eq!(faults.hit("STREAM_CHANGELIST"), Some(Action::Close));
     }
 
     #[test]

@@ -23,12 +23,15 @@ use crate::daemon::background::Background;
 use crate::daemon::log::Log;
 use crate::daemon::pidfile::PidFile;
 use crate::daemon::{memory, signals};
+use crate::device::identity::distinct;
 use crate::device::lock::{StoreLock, lock_store_within};
 use crate::device::uring::{Access, UringDevice};
 use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
 use crate::protocol::line::{FromAgent, ToAgent};
+use crate::stdio::{complain, print};
 use crate::store::{Devices, OpenOptions, Store, StoreError};
+use crate::units::ChunkShift;
 
 /// How long a dead server's socket may still answer.
 const LAST_BREATH: Duration = Duration::from_secs(5);
@@ -94,14 +97,55 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     if faults.strike("START_SERVER") {
         return Err(anyhow!("DDSNAP_ACTION closed the connection to the agent").into());
     }
-    let (store, _lock) = open_store(config)?;
+    let (store, _locks) = open_store(config)?;
     let engine = StoreEngine(store);
-    let (listener, _socket_file) = listen(&config.socket)?;
+    let prepared = prepare(config, engine.status().chunk, agent, log, &faults);
+    let (parts, pidfile, _socket_file) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // Nobody was served: there shall be nothing to recover.
+            if let Err(error) = engine.close() {
+                error!("the store was not closed, it will be recovered: {error}");
+            }
+            return Err(error.into());
+        }
+    };
+    let ring = Ring::new(engine, parts).context("cannot use io_uring")?;
+    if let Err(error) = print(&format!("pid = {}\n", std::process::id())) {
+        warn!("{error:#}");
+    }
+    background.up().context("cannot go to the background")?;
+    info!("serving {} on {}", config.origin.display(), config.socket);
+
+    let (engine, reason, fault) = ring.run().context("io_uring failed")?;
+    info!("shutting down: {reason}");
+    drop(pidfile);
+    let _ = faults.strike("SHUTDOWN_SERVER");
+    match fault {
+        // Recovery starts from what is durable; closing could only add to the damage.
+        Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
+        None => match engine.close() {
+            Ok(()) => info!("the store is closed"),
+            Err(error) => error!("the store was not closed, it will be recovered: {error}"),
+        },
+    }
+    Ok(())
+}
+
+/// All that a server needs beside its store; with the files that go with it.
+fn prepare(
+    config: &Config,
+    chunk: ChunkShift,
+    agent: UnixStream,
+    log: &Log,
+    faults: &Faults,
+) -> anyhow::Result<(Parts<Kernel>, Option<PidFile>, SocketFile)> {
+    let (listener, socket_file) = listen(&config.socket)?;
     let mut kernel = Kernel {
         key: config.agent.clone(),
-        chunk: engine.status().chunk,
+        chunk,
     };
-    let channel = connect_within(&mut kernel, config.patience).map_err(anyhow::Error::from)?;
+    let channel = connect_within(&mut kernel, config.patience)?;
     let signals = signals().context("cannot receive signals")?;
     memory::hold_on();
     let pidfile = match &config.pidfile {
@@ -121,24 +165,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         faults: faults.clone(),
         on_hangup: Box::new(move || hangup_log.reopen()),
     };
-    let ring = Ring::new(engine, parts).context("cannot use io_uring")?;
-    println!("pid = {}", std::process::id());
-    background.up().context("cannot go to the background")?;
-    info!("serving {} on {}", config.origin.display(), config.socket);
-
-    let (engine, reason, fault) = ring.run().context("io_uring failed")?;
-    info!("shutting down: {reason}");
-    drop(pidfile);
-    let _ = faults.strike("SHUTDOWN_SERVER");
-    match fault {
-        // Recovery starts from what is durable; closing could only add to the damage.
-        Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
-        None => match engine.close() {
-            Ok(()) => info!("the store is closed"),
-            Err(error) => error!("the store was not closed, it will be recovered: {error}"),
-        },
-    }
-    Ok(())
+    Ok((parts, pidfile, socket_file))
 }
 
 /// Connects to the agent and waits for our turn.
@@ -172,10 +199,12 @@ fn stand_in_line(config: &Config) -> Result<UnixStream, StartError> {
                 active = Some(active_pid);
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => match active {
-                Some(pid) if tell_at.take().is_some() && Instant::now() < deadline => eprintln!(
-                    "ddsnap server: server {pid} is active; waiting up to {} s for it to end",
-                    config.patience.as_secs()
-                ),
+                Some(pid) if tell_at.take().is_some() && Instant::now() < deadline => {
+                    complain(format_args!(
+                        "ddsnap server: server {pid} is active; waiting up to {} s for it to end",
+                        config.patience.as_secs()
+                    ));
+                }
                 Some(pid) => {
                     let error = anyhow!("server {pid} is still active at {name}; stop it first");
                     return Err(error.into());
@@ -236,20 +265,33 @@ fn hear_agent(
 }
 
 /// Locks and opens the store, and says in the log what state it was in.
-fn open_store(config: &Config) -> Result<(Store, StoreLock), StartError> {
-    let locked = config.meta.as_deref().unwrap_or(&config.snapstore);
-    let tell = |holder: Option<u32>| {
-        let holder = holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
-        let seconds = config.patience.as_secs();
-        let text = format!(
-            "{holder} holds {}; waiting up to {seconds} s for it to let go",
-            locked.display()
-        );
-        eprintln!("ddsnap server: {text}");
-        info!("{text}");
-    };
-    let lock = lock_store_within(locked, config.patience, QUIET, tell)
-        .with_context(|| format!("cannot lock {}", locked.display()))?;
+fn open_store(config: &Config) -> Result<(Store, Vec<StoreLock>), StartError> {
+    let meta = config.meta.as_deref();
+    // The origin too: another store on it would not see what this one's clients write.
+    let paths: Vec<&Path> = meta
+        .into_iter()
+        .chain([&*config.snapstore, &*config.origin])
+        .collect();
+    distinct(&paths).map_err(anyhow::Error::msg)?;
+    let deadline = Instant::now() + config.patience;
+    let mut locks = Vec::new();
+    for path in paths {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let tell = |holder: Option<u32>| {
+            let holder =
+                holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+            let text = format!(
+                "{holder} holds {}; waiting up to {:.0} s for it to let go",
+                path.display(),
+                left.as_secs_f64()
+            );
+            complain(format_args!("ddsnap server: {text}"));
+            info!("{text}");
+        };
+        let lock = lock_store_within(path, left, QUIET, tell)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        locks.push(lock);
+    }
     let devices = Devices {
         // Written to in a revert and at no other time.
         origin: Box::new(open_device(&config.origin, Access::ReadWrite)?),
@@ -271,11 +313,27 @@ fn open_store(config: &Config) -> Result<(Store, StoreLock), StartError> {
             opened.replayed_records, opened.dropped_records
         );
     }
-    Ok((store, lock))
+    let found = store.status().origin_chunks;
+    if found < opened.origin_chunks {
+        warn!(
+            "{}: the origin has {found} chunks, it had {}; snapshots keep their size",
+            config.origin.display(),
+            opened.origin_chunks
+        );
+    }
+    Ok((store, locks))
 }
 
 fn unusable(error: StoreError) -> StartError {
-    StartError::Unusable(error.into())
+    let damaged = matches!(
+        error,
+        StoreError::Damaged { .. } | StoreError::Inconsistent { .. } | StoreError::Journal { .. }
+    );
+    let error = anyhow::Error::from(error);
+    StartError::Unusable(match damaged {
+        true => error.context("the store is damaged, `ddsnap check` names all that is wrong"),
+        false => error,
+    })
 }
 
 /// Opens a device of a store.

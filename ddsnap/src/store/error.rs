@@ -105,7 +105,9 @@ pub enum StoreError {
         wanted: u32,
     },
     /// There is no store here.
-    #[error("{device}: no snapshot store here (initialise it first): {problem}")]
+    #[error(
+        "{device}: no snapshot store here: {problem}; is it the right device? (initialize makes an empty store and destroys what is there)"
+    )]
     NoStore {
         /// The device.
         device: String,
@@ -136,6 +138,9 @@ pub enum StoreError {
         /// What does not fit, and what to do.
         problem: String,
     },
+    /// What was found could not be reported, so nothing was done about it.
+    #[error("a problem could not be reported")]
+    Untold,
     /// The metadata region has no free block where the engine had kept some: a bug or damage.
     #[error("{device}: no free metadata block")]
     MetaExhausted {

@@ -69,6 +69,10 @@ impl Media {
     }
 
     /// Name of the device that holds the metadata, for messages.
+    pub fn origin_name(&self) -> String {
+        self.origin.name().to_owned()
+    }
+
     pub fn meta_name(&self) -> String {
         self.meta.as_ref().unwrap_or(&self.data).name().to_owned()
     }

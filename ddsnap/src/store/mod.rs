@@ -80,6 +80,8 @@ pub struct Opened {
     /// Of these, records of which a part was left out because its data was never written: they were
     /// not acknowledged. 0 or 1.
     pub dropped_records: u64,
+    /// Length of the origin when the store was last in use, in chunks.
+    pub origin_chunks: u64,
 }
 
 /// An open store.

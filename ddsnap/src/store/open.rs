@@ -46,6 +46,15 @@ impl Store {
             opened,
             dropped,
         } = Store::recover(devices, options, &mut recover::ask_origin)?;
+        if store.state.origin_chunks == 0 {
+            return Err(StoreError::WrongDevice {
+                device: store.media.origin_name(),
+                problem: format!(
+                    "it is shorter than one chunk of {} bytes; is it the origin?",
+                    store.superblock.chunk.bytes()
+                ),
+            });
+        }
         store.media.flush_both()?;
         if opened.clean {
             store.begin_epoch()?;
@@ -111,6 +120,7 @@ impl Store {
             clean: superblock.clean,
             replayed_records: 0,
             dropped_records: 0,
+            origin_chunks: 0,
         };
         let mut ring = Ring::new(&superblock);
         let mut dropped = Vec::new();
@@ -125,6 +135,7 @@ impl Store {
             )?;
             (ring, dropped) = (replayed.ring, replayed.dropped);
         }
+        opened.origin_chunks = state.origin_chunks;
         state.origin_chunks = origin_device_chunks;
         state.snapshots.drain_all_squashed();
         Ok(Recovered {
@@ -277,7 +288,7 @@ pub(super) fn check_devices(
     let data_bytes = superblock.data_end.to_offset(superblock.chunk);
     if devices.data.len_bytes() < data_bytes {
         let problem = format!(
-            "it has {} bytes, the store on it {data_bytes}",
+            "it has {} bytes, the store on it {data_bytes}: make it as long again",
             devices.data.len_bytes()
         );
         return wrong(&*devices.data, problem);
@@ -292,7 +303,7 @@ pub(super) fn check_devices(
         .saturating_mul(META_BLOCK_BYTES);
     if meta.len_bytes() < meta_bytes {
         let problem = format!(
-            "it has {} bytes, the store's metadata {meta_bytes}",
+            "it has {} bytes, the store's metadata {meta_bytes}: make it as long again",
             meta.len_bytes()
         );
         return wrong(meta, problem);

@@ -12,7 +12,7 @@ use regex::Regex;
 use super::{Problem, Source};
 
 /// Each module with those it may use. `cli` sees everything and is not listed
-/// by others; `units` and `buffer` are seen by everything.
+/// by others; `units`, `buffer` and `stdio` are seen by everything.
 const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
@@ -33,11 +33,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("daemon", &[]),
     ("buffer", &[]),
+    ("stdio", &[]),
     ("units", &[]),
 ];
 
 /// What every module may use.
-const BASE: &[&str] = &["units", "buffer"];
+const BASE: &[&str] = &["units", "buffer", "stdio"];
 
 const ROOT: &str = "ddsnap/src";
 

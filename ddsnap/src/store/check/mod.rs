@@ -245,6 +245,7 @@ fn replay(
         clean: superblock.clean,
         replayed_records: 0,
         dropped_records: 0,
+        origin_chunks: superblock.origin_chunks,
     };
     let mut unwritten = Vec::new();
     let replayed = recover::replay(
