@@ -16,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -187,7 +188,7 @@ pub fn settle() {
     let argv = ["udevadm".into(), "settle".into(), timeout.into()];
     // Without udev, or when time is up: the volume is tried all the same.
     if let Err(error) = process::run(&argv, PROBE_DEADLINE) {
-        eprintln!("{error:#}");
+        complain(format_args!("{error:#}"));
     }
 }
 

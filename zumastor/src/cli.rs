@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use ddsnap::stdio::complain;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::control::{self, Event, Request};
@@ -289,7 +290,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
             Ok(()) => OK,
             Err(error) => {
                 // The journal reads stderr, and nobody reads a daemon's stdout.
-                eprintln!("zumastor: {error:#}");
+                complain(format_args!("zumastor: {error:#}"));
                 FAILED
             }
         },

@@ -19,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -126,13 +127,13 @@ impl Daemon {
         let mut volume = match self.load(name) {
             Ok(volume) => volume,
             Err(error) => {
-                eprintln!("{name}: {error:#}");
+                complain(format_args!("{name}: {error:#}"));
                 *lock(&handle.view) = View::broken(name, &format!("{error:#}"));
                 return;
             }
         };
         if let Err(error) = volume.thaw_leftovers() {
-            eprintln!("{name}: {error:#}");
+            complain(format_args!("{name}: {error:#}"));
         }
         volume.await_devices();
         let level = volume.full_level();
@@ -142,7 +143,7 @@ impl Daemon {
         } else {
             "is NOT up"
         };
-        eprintln!("{name}: {text}");
+        complain(format_args!("{name}: {text}"));
         handle.publish(&volume);
         *slot = Some(volume);
     }
@@ -153,8 +154,8 @@ impl Daemon {
             let mut slot = lock(&handle.volume);
             let Some(volume) = slot.as_mut() else { return };
             match volume.down(crate::plan::Level::Down) {
-                Ok(()) => eprintln!("{name}: is down"),
-                Err(error) => eprintln!("{name}: stays up: {error:#}"),
+                Ok(()) => complain(format_args!("{name}: is down")),
+                Err(error) => complain(format_args!("{name}: stays up: {error:#}")),
             }
             handle.publish(volume);
         };
@@ -179,11 +180,13 @@ impl Daemon {
                 let Some(volume) = slot.as_mut().filter(|v| v.worth_retrying()) else {
                     return;
                 };
-                eprintln!("{name}: a device appeared or changed; trying again");
+                complain(format_args!(
+                    "{name}: a device appeared or changed; trying again"
+                ));
                 lock(&handle.view).warning = Some("a device appeared; it is being started".into());
                 let level = volume.level;
                 if volume.up(level, &mut |_| ()).is_ok() && volume.failure.is_none() {
-                    eprintln!("{name}: is up");
+                    complain(format_args!("{name}: is up"));
                 }
                 handle.publish(volume);
             });
@@ -262,7 +265,7 @@ fn remove(path: &std::path::Path) {
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(e),
     }) {
-        eprintln!("could not remove {}: {error}", path.display());
+        complain(format_args!("could not remove {}: {error}", path.display()));
     }
 }
 

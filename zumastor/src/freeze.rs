@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc::c_int;
 
@@ -103,7 +104,7 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         // Only reached with something frozen when the caller is failing already.
         if let Err(error) = self.thaw_all() {
-            eprintln!("{error:#}");
+            complain(format_args!("{error:#}"));
         }
     }
 }

@@ -18,6 +18,9 @@
 //!
 //! A snapshot store's formats are the business of the `ddsnap` crate alone.
 
+// They panic when nobody can read: a daemon must outlive its log, above all while it holds a volume frozen.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod blockdev;
 pub mod cli;
 pub mod config;

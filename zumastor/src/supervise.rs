@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -212,7 +213,7 @@ impl Supervisor {
             let lived = charge.since.map_or(Duration::ZERO, |since| now - since);
             let delay = charge.backoff.next(lived);
             let text = format!("the {what} is gone; restarting it in {} s", delay.as_secs());
-            eprintln!("{}: {text}", self.volume);
+            complain(format_args!("{}: {text}", self.volume));
             charge.trouble = Some(text);
             now + delay
         });
@@ -223,18 +224,21 @@ impl Supervisor {
         charge.due = None;
         match self.host.start_process(&charge.spec) {
             Ok(pid) => {
-                eprintln!("{}: restarted the {what}, pid = {pid}", self.volume);
+                complain(format_args!(
+                    "{}: restarted the {what}, pid = {pid}",
+                    self.volume
+                ));
                 charge.trouble = None;
                 self.host.exit_fd(pid).map_err(|_| FIRST_DELAY)
             }
             Err(error) => {
                 let delay = charge.backoff.next(Duration::ZERO);
                 let text = format!("could not restart the {what}: {error:#}");
-                eprintln!(
+                complain(format_args!(
                     "{}: {text}; trying again in {} s",
                     self.volume,
                     delay.as_secs()
-                );
+                ));
                 charge.trouble = Some(text);
                 charge.due = Some(now + delay);
                 Err(delay)
@@ -255,7 +259,7 @@ fn wait(wake: &OwnedFd, fds: &[OwnedFd], timeout: Option<Duration>) {
     if let Err(error) = poll(&mut polled, timeout) {
         // Interrupted: look again, as after any event.
         if error != Errno::EINTR {
-            eprintln!("waiting for processes failed: {error}");
+            complain(format_args!("waiting for processes failed: {error}"));
         }
     }
 }

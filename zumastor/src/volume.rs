@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::stdio::complain;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Snapshot, VolumeConfig};
@@ -149,7 +150,7 @@ impl Volume {
     }
 
     fn log(&self, text: &str) {
-        eprintln!("{}: {text}", self.name);
+        complain(format_args!("{}: {text}", self.name));
         append_log(&self.layout, &self.name, &self.host.now(), text);
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tells systemd how the daemon is, by the protocol of sd_notify(3).
 
+use ddsnap::stdio::complain;
 use std::env;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +18,6 @@ pub fn send(state: &str) {
     };
     let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &a));
     if let Err(error) = sent {
-        eprintln!("could not notify systemd: {error}");
+        complain(format_args!("could not notify systemd: {error}"));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::stdio::complain;
 
 use super::{Daemon, Handle, lock};
 use crate::config::{self, VolumeConfig};
@@ -29,7 +30,7 @@ impl Daemon {
             let stream = match stream {
                 Ok(stream) => stream,
                 Err(error) => {
-                    eprintln!("could not take a connection: {error}");
+                    complain(format_args!("could not take a connection: {error}"));
                     // Out of descriptors, most likely: the others have to end first.
                     thread::park_timeout(PEER_DEADLINE / 10);
                     continue;
@@ -47,7 +48,7 @@ impl Daemon {
             let this = self.clone();
             thread::spawn(move || {
                 if let Err(error) = this.answer(&stream) {
-                    eprintln!("control connection: {error:#}");
+                    complain(format_args!("control connection: {error:#}"));
                 }
                 CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
             });
@@ -88,7 +89,7 @@ impl Daemon {
                 let _ = sender.send(event);
             });
             if let (Err(error), Some(name)) = (&result, request.volume()) {
-                eprintln!("{name}: {error:#}");
+                complain(format_args!("{name}: {error:#}"));
             }
             let _ = sender.send(Event::Done {
                 error: result.err().map(|e| format!("{e:#}")),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result};
+use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
@@ -48,7 +49,7 @@ fn listen(fd: &OwnedFd, daemon: &Arc<Daemon>) {
             // The queue ran over: something was missed, so look.
             Err(Errno::ENOBUFS) => daemon.retry(),
             Err(error) => {
-                eprintln!("no longer listening for devices: {error}");
+                complain(format_args!("no longer listening for devices: {error}"));
                 return;
             }
         }
