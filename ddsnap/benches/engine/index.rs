@@ -268,6 +268,50 @@ pub fn changes(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Index entries of a step in the background, as the server has it.
+const SWEEP_BUDGET: usize = 256;
+/// Copy-outs of the group between two steps.
+const SWEEP_DEPTH: u64 = 32;
+/// Steps for each of these groups.
+const STEPS_PER_GROUP: u64 = 16;
+
+/// Deletes the snapshot that nearly all exceptions serve while chunks go on being copied out, and times
+/// each of the sweep's steps, checkpoints included, and of the groups.
+pub fn sweep(options: &Options) -> Result<()> {
+    let (mut store, _) = options.open()?;
+    let order = options.order();
+    let mut next = options.exceptions + options.exceptions / CHANGED_ONE_IN;
+    let status = store.status();
+    let used = status.data_chunks - status.free_chunks;
+    let started = Instant::now();
+    store.delete(SnapTag(TAG))??;
+    println!("delete_ms {:.3}", millis(started.elapsed()));
+    let (mut steps, mut longest_step, mut longest_group) = (0, Duration::ZERO, Duration::ZERO);
+    let started = Instant::now();
+    let mut more = true;
+    while more {
+        let step = Instant::now();
+        more = store.background_step(SWEEP_BUDGET)?;
+        longest_step = longest_step.max(step.elapsed());
+        steps += 1;
+        if steps % STEPS_PER_GROUP == 0 {
+            let group = Instant::now();
+            let chunks = (next..next + SWEEP_DEPTH).map(|index| order.at(index));
+            volume::copy_out(&mut store, chunks)?;
+            next += SWEEP_DEPTH;
+            longest_group = longest_group.max(group.elapsed());
+        }
+    }
+    println!("sweep_seconds {:.3}", started.elapsed().as_secs_f64());
+    println!("sweep_step_longest_ms {:.3}", millis(longest_step));
+    println!("sweep_group_longest_ms {:.3}", millis(longest_group));
+    let status = store.status();
+    let left = status.data_chunks - status.free_chunks;
+    println!("sweep_freed_chunks {}", used.saturating_sub(left));
+    store.close()?;
+    Ok(())
+}
+
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

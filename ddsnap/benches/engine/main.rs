@@ -37,6 +37,8 @@ enum What {
     Change(index::Options),
     /// Times the list of these.
     Changes(index::Options),
+    /// Deletes the snapshot that most of the index serves, and times what happens between the sweep's steps.
+    Sweep(index::Options),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +67,6 @@ fn run(what: What) -> Result<()> {
         What::Open(options) => index::open(&options),
         What::Change(options) => index::change(&options),
         What::Changes(options) => index::changes(&options),
+        What::Sweep(options) => index::sweep(&options),
     }
 }

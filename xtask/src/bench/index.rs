@@ -50,7 +50,12 @@ pub fn measure(
     let changes = program
         .run(&args("changes", CACHE_BYTES))?
         .get("changes_ms")?;
+    let swept = program.run(&args("sweep", CACHE_BYTES))?;
     files.remove(FILE)?;
+    ensure!(
+        swept.get("sweep_freed_chunks")? > scale.exceptions as f64 / 2.0,
+        "the sweep has freed next to nothing"
+    );
     let thin = thin::delta_ms(files, scale.exceptions)?;
     step.done(&format!("{changes:.0} ms, thin_delta {thin:.0} ms"));
     ensure!(
@@ -99,6 +104,19 @@ pub fn measure(
         ),
         Figure::limited("open/crashed", crashed.get("open_ms")?, "ms", 2000.0),
         Figure::limited("pause/qd32", built.get("qd32/longest_ms")?, "ms", 100.0),
+        // A snapshot that nearly all of the index serves is deleted: the longest that a request waits.
+        Figure::limited(
+            "pause/sweep",
+            swept.get("sweep_step_longest_ms")?,
+            "ms",
+            100.0,
+        ),
+        Figure::limited(
+            "pause/sweep/qd32",
+            swept.get("sweep_group_longest_ms")?,
+            "ms",
+            100.0,
+        ),
         Figure::new(
             "changelist/one-in-100",
             changes,
