@@ -267,6 +267,10 @@ fn an_output_is_not_an_input() {
         1,
         "held by process",
     );
+    let (delta, origin) = (volume.name("delta"), volume.name("origin"));
+    filled(&volume, "vol(4)", 2);
+    good(&["delta", "create", &list, &delta, &stem]);
+    refused(&["delta", "apply", &delta, &origin], 1, "held by process");
     refused(
         &["delta", "changelist", &socket, &list, "3", "99"],
         1,

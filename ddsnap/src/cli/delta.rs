@@ -16,6 +16,7 @@ use crate::delta::changelist::{self, ChangelistWriter};
 use crate::delta::extent::{Encoder, MAX_EXTENT_BYTES, MAX_LEVEL, Mode};
 use crate::delta::volume::snapshot_path;
 use crate::delta::{Header, Side, apply, create};
+use crate::device::lock::{LockError, share_store};
 use crate::units::SnapTag;
 
 /// Files of what differs between two snapshots.
@@ -204,6 +205,14 @@ pub struct Apply {
 
 impl Apply {
     fn run(&self) -> Result<u8> {
+        // Writes to a served volume's own origin go round its server: snapshots would change with it.
+        let _lock = match share_store(&self.stem) {
+            Err(error @ LockError::Held(_)) => {
+                return Err(error).with_context(|| format!("cannot write {}", self.stem.display()));
+            }
+            // What cannot be opened is told below.
+            other => other.ok(),
+        };
         let bar = bar()?;
         let mut progress = |done, total| {
             bar.set_length(total);
