@@ -431,3 +431,63 @@ fn saved_last(volume: &mut Volume) -> u64 {
         _ => panic!("{entries:?}"),
     }
 }
+
+/// The new state is written beside the old one. Without room for it nothing may have changed.
+#[test]
+fn a_repair_without_room_leaves_the_store_as_it_was() {
+    const SMALL: Shape = Shape {
+        chunk_bytes: 512,
+        origin_chunks: 4000,
+        data_bytes: 64 << 20,
+        meta_bytes: 1200 << 10,
+        snapshots: 60,
+    };
+    let mut volume = Volume::new(SMALL);
+    for tag in 1.. {
+        volume.apply(&Step::Create(tag));
+        if volume.refused_full > 0 {
+            break;
+        }
+        // None is given up for room.
+        volume.apply(&Step::Priority(tag, 127));
+        for first in (0..SMALL.origin_chunks).step_by(100) {
+            let ops = (first..first + 100)
+                .map(|chunk| Op::OriginWrite(Chunk(chunk * 7 % SMALL.origin_chunks)))
+                .collect();
+            volume.apply(&Step::Group { ops, write: false });
+        }
+    }
+    let Volume {
+        store,
+        machine,
+        model,
+        ..
+    } = volume;
+    let free = store.status().free_meta_blocks;
+    store.close().expect("close");
+    let before = compare(&SMALL, &copy_of(&machine), &model, "before");
+    // A node of an index, so that the index has to be made anew.
+    let mut refused = 0;
+    for sector in (256..SMALL.meta_bytes / 512).step_by(8) {
+        let copy = copy_of(&machine);
+        let offset = sector * 512;
+        let mut old = [0; 512];
+        let into = &mut old[..];
+        copy.device(META)
+            .read(&mut [Read { offset, into }])
+            .expect("read");
+        copy.corrupt(META, offset, &[0x55; 512]);
+        let mended = repair(devices(&SMALL, &copy, true), &OPTIONS, &mut |_| Ok(()));
+        let Err(error) = mended else { continue };
+        assert!(matches!(error, StoreError::MetaExhausted { .. }), "{error}");
+        refused += 1;
+        copy.corrupt(META, offset, &old);
+        assert_sound(&SMALL, &copy);
+        assert_eq!(compare(&SMALL, &copy, &model, "after"), before);
+        if refused == 3 {
+            break;
+        }
+    }
+    println!("{free} free blocks, {refused} repairs refused");
+    assert_eq!(refused, 3);
+}
