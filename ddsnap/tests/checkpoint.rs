@@ -100,6 +100,59 @@ fn a_checkpoint_between_requests_loses_nothing() {
     assert!(crashes.iter().all(|&count| count > 10), "{crashes:?}");
 }
 
+/// A crash can leave as many changes as two checkpoints had to merge: more than memory is to hold. The
+/// first request then waited for a whole checkpoint, over a second at ten million exceptions.
+#[test]
+fn after_a_crash_the_first_request_waits_for_no_whole_checkpoint() {
+    const GROUP: u64 = 128;
+    const BIG: Shape = Shape {
+        chunk_bytes: 512,
+        origin_chunks: 160_000,
+        data_bytes: 100 << 20,
+        meta_bytes: 1 << 30,
+        snapshots: 1,
+    };
+    /// The most that memory is to hold with the cache of these tests.
+    const MOST: u64 = 65_536 / 3 * 5;
+    let mut volume = Volume::new(BIG);
+    let tag = SnapTag(1);
+    volume.store.create(tag, 1).unwrap().unwrap();
+    let mut known = Acknowledged {
+        tags: vec![tag],
+        saved: Vec::new(),
+    };
+    let mut next = 0;
+    let mut save = |store: &mut Store, known: &mut Acknowledged| {
+        let chunks = (next..next + GROUP).map(|index| Chunk(index * 7 % BIG.origin_chunks));
+        let ops: Vec<Op> = chunks.clone().map(Op::OriginWrite).collect();
+        let answers = store.commit(&ops).unwrap();
+        assert!(answers.iter().all(|answer| *answer == Ok(Done::Unique)));
+        known.saved.extend(chunks.map(|chunk| (tag, chunk)));
+        next += GROUP;
+        next
+    };
+    while save(&mut volume.store, &mut known) < MOST + 20_000 {}
+    assert!(volume.store.is_checkpoint_under_way());
+    let mut rng = Rng::new(seed());
+    let machine = volume.machine.moment().cut(Survival::None, &mut rng);
+    let (mut store, opened) = BIG.open(&machine).unwrap();
+    assert!(opened.replayed_records * GROUP > MOST, "{opened:?}");
+    machine.record();
+    save(&mut store, &mut known);
+    let flushes = machine.recorded();
+    let flushes = flushes
+        .iter()
+        .filter(|event| matches!(event, Event::Flush { .. }));
+    assert!(store.is_checkpoint_under_way());
+    assert!(flushes.count() <= 2, "data and record, and no superblock");
+    for _ in 0..20 {
+        save(&mut store, &mut known);
+    }
+    let machine = machine.moment().cut(Survival::None, &mut rng);
+    let (mut store, _) = BIG.open(&machine).unwrap();
+    known.check(&mut store).unwrap();
+}
+
 /// The copy of the superblock that recovery read was the only good one of its generation, when the
 /// next checkpoint overwrote it first: torn there, the store was left with the older copy, whose
 /// blocks had been used again.

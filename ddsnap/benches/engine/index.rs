@@ -186,6 +186,9 @@ impl Writer {
     }
 }
 
+/// Copy-outs of the first group after a crash.
+const FIRST_GROUP: u64 = 32;
+
 /// Times the opening of what `build` left, then looks up exceptions and watches the memory.
 pub fn open(options: &Options) -> Result<()> {
     let before = resident_bytes()?;
@@ -194,6 +197,13 @@ pub fn open(options: &Options) -> Result<()> {
     println!("open_ms {:.3}", millis(started.elapsed()));
     println!("replayed_records {}", opened.replayed_records);
     println!("clean {}", u8::from(opened.clean));
+    if !opened.clean {
+        let last = options.origin_chunks() - FIRST_GROUP;
+        let chunks = (last..last + FIRST_GROUP).map(|index| options.order().at(index));
+        let started = Instant::now();
+        volume::copy_out(&mut store, chunks)?;
+        println!("first_group_ms {:.3}", millis(started.elapsed()));
+    }
     let status = store.status();
     let used_blocks = status.meta_blocks - status.free_meta_blocks;
     println!("disk_bytes {}", used_blocks * META_BLOCK_BYTES);

@@ -183,6 +183,13 @@ impl Store {
         Ok(())
     }
 
+    /// Makes room in memory: what is recent becomes what a checkpoint merges. That need not be complete
+    /// for it, only the one before. After a crash there may be as much as two of them had to merge.
+    pub(crate) fn freeze_recent(&mut self) -> Result<(), StoreError> {
+        self.settle_checkpoint()?;
+        self.checkpoint_step()
+    }
+
     fn is_behind(&self) -> bool {
         let Some(checkpoint) = &self.checkpoint else {
             return true;

@@ -278,7 +278,7 @@ impl Store {
 
     fn try_record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         if self.most_recent() >= self.max_recent() {
-            self.checkpoint()?;
+            self.freeze_recent()?;
         }
         let placed = self.place_record(entries)?;
         self.media.write_meta(&[Write {

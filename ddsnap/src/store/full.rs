@@ -34,7 +34,7 @@ impl Store {
         loop {
             let recent = self.most_recent();
             if recent > 0 && recent + wanted > self.max_recent() {
-                self.checkpoint()?;
+                self.freeze_recent()?;
                 continue;
             }
             let data = usize::try_from(self.state.space.free()).unwrap_or(usize::MAX);

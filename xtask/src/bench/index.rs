@@ -103,6 +103,12 @@ pub fn measure(
             ((SMALL_BYTES + BESIDE_CACHE_BYTES) >> 20) as f64,
         ),
         Figure::limited("open/crashed", crashed.get("open_ms")?, "ms", 2000.0),
+        Figure::limited(
+            "pause/after-crash",
+            crashed.get("first_group_ms")?,
+            "ms",
+            100.0,
+        ),
         Figure::limited("pause/qd32", built.get("qd32/longest_ms")?, "ms", 100.0),
         // A snapshot that nearly all of the index serves is deleted: the longest that a request waits.
         Figure::limited(
