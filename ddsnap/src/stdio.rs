@@ -14,14 +14,26 @@ use anyhow::{Context, Result};
 /// # Errors
 /// The output cannot be written: a full disk must not look like success.
 pub fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match written(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to standard output"),
+        other => other.context(FAILED),
     }
+}
+
+/// Prints what must be out before something is done. A reader that has gone is an error too.
+///
+/// # Errors
+/// Nobody can read it.
+pub fn announce(text: &str) -> Result<()> {
+    written(text).context(FAILED)
+}
+
+const FAILED: &str = "cannot write to standard output";
+
+fn written(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 /// Says something on standard error, in a line of its own. If nobody can hear it, that changes nothing.

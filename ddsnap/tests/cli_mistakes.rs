@@ -181,6 +181,7 @@ fn a_misused_state_is_not_an_absent_snapshot() {
         &["status", "--state", "", "0"],
         &["status", "--state", &too_long, "0"],
         &["status", "--state", &socket],
+        &["status", "--state=0", &socket],
     ] {
         assert_eq!(ddsnap_with(args).code, 9, "{args:?}");
     }
@@ -215,6 +216,17 @@ fn a_repair_that_cannot_name_what_is_lost_gives_nothing_up() {
         repair.stderr.contains("nothing was written to the store"),
         "{repair:?}"
     );
+    assert!(fs::read(&store).unwrap() == bytes);
+    // As with `| head`: the reader is gone.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let mut command = ddsnap();
+    let repair = ran(command
+        .args(["check", &store, "--repair"])
+        .stdout(writer)
+        .output()
+        .unwrap());
+    assert_eq!(repair.code, 1, "{repair:?}");
     assert!(fs::read(&store).unwrap() == bytes);
     assert_eq!(ddsnap_with(&["check", &store, "--repair"]).code, 2);
 }

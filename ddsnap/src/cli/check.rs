@@ -12,7 +12,7 @@ use super::{offline, progress};
 use crate::device::BlockDevice;
 use crate::device::uring::Access;
 use crate::server::start::open_device;
-use crate::stdio::print;
+use crate::stdio::{announce, complain, print};
 use crate::store::StoreError;
 use crate::store::check::{
     CheckDevices, CheckOptions, Checked, Event, Place, Problem, Repaired, Severity, check, repair,
@@ -76,7 +76,7 @@ impl Check {
             cache_bytes: offline::CACHE_BYTES,
             data: !self.no_data,
         };
-        let mut printer = Printer::new(self.json)?;
+        let mut printer = Printer::new(self.json, self.repair)?;
         let mut tell = |event| printer.event(&event);
         let examined = match self.repair {
             false => check(devices, &options, &mut tell).map(|checked| (checked, None)),
@@ -93,7 +93,11 @@ impl Check {
             Err(error) => return Err(offline::Unsound(error).into()),
         };
         printer.bar.finish_and_clear();
-        printer.end(&checked, repaired)?;
+        match (printer.end(&checked, repaired), repaired) {
+            // What was lost was named before; that it is done must show in the exit code.
+            (Err(error), Some(Repaired::WithLoss)) => complain(format_args!("ddsnap: {error:#}")),
+            (ended, _) => ended?,
+        }
         Ok(match repaired {
             None => u8::from(checked.problems > 0),
             Some(Repaired::Sound | Repaired::Whole) => 0,
@@ -107,6 +111,8 @@ impl Check {
 struct Printer {
     bar: ProgressBar,
     json: bool,
+    /// What will be given up must have been read, what is only told need not.
+    print: fn(&str) -> Result<()>,
     printed: u64,
     /// A repair has begun to write, and squashes these.
     repairing: bool,
@@ -116,10 +122,11 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(json: bool) -> Result<Printer> {
+    fn new(json: bool, repair: bool) -> Result<Printer> {
         Ok(Printer {
             bar: progress::counting()?,
             json,
+            print: if repair { announce } else { print },
             printed: 0,
             repairing: false,
             squashed: Vec::new(),
@@ -141,7 +148,7 @@ impl Printer {
                 self.squashed = tags.iter().map(|tag| tag.0).collect();
                 match self.json {
                     true => Ok(()),
-                    false => print(&format!("repairing: {}\n", gives_up(&self.squashed))),
+                    false => (self.print)(&format!("repairing: {}\n", gives_up(&self.squashed))),
                 }
             }
             Event::Problem(problem) => {
@@ -166,14 +173,14 @@ impl Printer {
 
     fn problem(&self, problem: &Problem) -> Result<()> {
         if !self.json {
-            return print(&format!("{problem}\n"));
+            return (self.print)(&format!("{problem}\n"));
         }
         let start = match self.printed {
             0 => head(),
             _ => ",\n".to_owned(),
         };
         let problem = serde_json::to_string(&ProblemObject::from(problem))?;
-        print(&format!("{start}    {problem}"))
+        (self.print)(&format!("{start}    {problem}"))
     }
 
     fn end(self, checked: &Checked, repaired: Option<Repaired>) -> Result<()> {

@@ -12,6 +12,7 @@ use clap::Args;
 use super::new_file::{NewFile, refuse_input};
 use super::{check_operands, offline, progress, snap_tag};
 use crate::buffer::AlignedBuf;
+use crate::device::lock::{StoreLock, lock_store};
 use crate::store::{SnapState, View};
 use crate::units::{Chunk, SnapTag};
 
@@ -56,7 +57,7 @@ impl Extract {
         }
         let len_bytes = info.origin_chunks * view.status().chunk.bytes();
         match target {
-            Target::Device(device, path) => {
+            Target::Device(device, path, _lock) => {
                 let room = io::Seek::seek(&mut &device, io::SeekFrom::End(0))
                     .with_context(|| format!("cannot find the size of {}", path.display()))?;
                 if room < len_bytes {
@@ -99,7 +100,7 @@ impl Extract {
 enum Target {
     /// A file that is not there, or may be replaced.
     File(PathBuf),
-    Device(File, PathBuf),
+    Device(File, PathBuf, StoreLock),
 }
 
 impl Target {
@@ -133,7 +134,9 @@ impl Target {
             .custom_flags(nix::libc::O_EXCL)
             .open(&path)
             .with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(Target::Device(device, path))
+        // A server's devices are not all part of another.
+        let lock = lock_store(&path).with_context(|| format!("cannot write {}", out.display()))?;
+        Ok(Target::Device(device, path, lock))
     }
 }
 

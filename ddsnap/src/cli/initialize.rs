@@ -73,7 +73,7 @@ impl Initialize {
         };
         if Store::probe(&mut *devices.origin)? {
             bail!(
-                "{} holds a snapshot store and cannot be an origin: the order is SNAPSTORE ORIGIN",
+                "{} holds a snapshot store and cannot be an origin; the order is SNAPSTORE ORIGIN (if it is the origin, clear its first 128 KiB)",
                 self.origin.display()
             );
         }

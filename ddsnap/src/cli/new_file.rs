@@ -49,15 +49,9 @@ impl NewFile {
             .file_name()
             .with_context(|| format!("{} is not a file's name", path.display()))?;
         let failed = || format!("cannot create {}", path.display());
-        let unnamed = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(libc::O_TMPFILE)
-            .open(directory_of(&path));
-        let (file, named) = match unnamed {
-            Ok(file) => (file, None),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+        let (file, named) = match unnamed(directory_of(&path)).with_context(failed)? {
+            Some(file) => (file, None),
+            None => {
                 let mut prefix = name.to_owned();
                 prefix.push(".");
                 let (file, named) = tempfile::Builder::new()
@@ -69,7 +63,6 @@ impl NewFile {
                     .into_parts();
                 (file, Some(named))
             }
-            Err(error) => return Err(error).with_context(failed),
         };
         Ok(NewFile { file, named, path })
     }
@@ -124,16 +117,32 @@ pub fn refuse_input(out: &Path, inputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
+/// A file without a name; none where there is no such thing, or no way to give it one later.
+fn unnamed(directory: &Path) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_TMPFILE)
+        .open(directory);
+    match opened {
+        // Without /proc it would come to nothing in the end.
+        Ok(file) => Ok(Some(file).filter(|file| proc_path(file).exists())),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EISDIR) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn proc_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// Gives an unnamed file a name, as open(2) has it for O_TMPFILE.
 fn link(file: &File, path: &Path) -> io::Result<()> {
-    let unnamed = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    nix::unistd::linkat(
-        AT_FDCWD,
-        &unnamed,
-        AT_FDCWD,
-        path,
-        AtFlags::AT_SYMLINK_FOLLOW,
-    )?;
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    nix::unistd::linkat(AT_FDCWD, &proc_path(file), AT_FDCWD, path, follow)?;
     Ok(())
 }
 

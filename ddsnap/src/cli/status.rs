@@ -51,7 +51,8 @@ pub struct Status {
 /// Whether a command line asks for a snapshot's state: then no mistake in it may end with 1, which says
 /// that there is no such snapshot.
 pub fn asks_for_state(args: &[OsString]) -> bool {
-    args.get(1).is_some_and(|verb| verb == "status") && args.iter().any(|arg| arg == "--state")
+    let is_state = |arg: &OsString| arg.to_string_lossy().starts_with("--state");
+    args.get(1).is_some_and(|verb| verb == "status") && args.iter().any(is_state)
 }
 
 impl Status {

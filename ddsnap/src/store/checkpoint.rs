@@ -43,6 +43,9 @@ const MOST_TO_BEGIN: usize = 6 << 16;
 const SLICE_CHANGES: usize = 512;
 /// The most changes of a slice: they may all fall to one branch.
 const MAX_SLICE_CHANGES: usize = 4096;
+/// One block of the ring in so many is used only after a crash: then the checkpoint that was nearly
+/// complete begins anew, and requests need not wait for all of it.
+const KEPT_FOR_RECOVERY: u64 = 8;
 /// Bitmaps of a step.
 const SLICE_BITMAPS: usize = 64;
 
@@ -201,7 +204,12 @@ impl Store {
         );
         // Each record takes a block at least; one that fills it has about 128 entries.
         let room = self.max_recent().saturating_sub(self.most_recent()) / 128;
-        steps >= (self.ring.blocks - self.ring.used).min(room as u64)
+        let kept = match self.recovered {
+            true => 0,
+            false => self.ring.blocks / KEPT_FOR_RECOVERY,
+        };
+        let left = (self.ring.blocks - kept).saturating_sub(self.ring.used);
+        steps >= left.min(room as u64)
     }
 
     /// Changes in memory of the index that has more of them.
@@ -360,6 +368,7 @@ impl Store {
             self.ring.sequence = next.tail_sequence;
         }
         self.ring.used -= ring_blocks;
+        self.recovered = false;
         self.superblock = next;
         Ok(())
     }

@@ -99,6 +99,8 @@ pub struct Store {
     copies: crate::buffer::AlignedBuf,
     /// The checkpoint under way.
     checkpoint: Option<checkpoint::Checkpoint>,
+    /// The store was recovered from its ring, and no checkpoint has been completed since.
+    recovered: bool,
     /// Why the store takes no more changes.
     failed: Option<String>,
     /// Snapshots given up for lack of room, and whether they were squashed.

@@ -63,6 +63,7 @@ impl Store {
                 write_copy(&mut store.media, &store.superblock, copy)?;
             }
             store.seal_recovery(&dropped)?;
+            store.recovered = true;
         }
         Ok((store, opened))
     }
@@ -172,6 +173,7 @@ impl Store {
             sweep,
             copies: AlignedBuf::default(),
             checkpoint: None,
+            recovered: false,
             failed: None,
             given_up: Vec::new(),
             sparing: false,
