@@ -159,12 +159,16 @@ impl Media {
             return Err(self.damaged(pointer, source));
         }
         let mut bytes = AlignedBuf::zeroed(pointers.len() * BLOCK_LEN);
-        let parts = bytes.chunks_exact_mut(BLOCK_LEN);
-        let reads = pointers.iter().zip(parts).map(|(p, into)| Read {
-            offset: p.block.to_offset(),
-            into,
-        });
-        let mut reads: Vec<_> = reads.collect();
+        // A checkpoint writes neighbouring leaves to neighbouring blocks: those are one read.
+        let runs = pointers.chunk_by(|a, b| a.block.0 + 1 == b.block.0);
+        let mut rest = &mut bytes[..];
+        let mut reads = Vec::new();
+        for run in runs {
+            let (into, behind) = rest.split_at_mut(run.len() * BLOCK_LEN);
+            rest = behind;
+            let offset = run[0].block.to_offset();
+            reads.push(Read { offset, into });
+        }
         read_batch(self.meta(), &mut reads)?;
         let mut blocks = Vec::with_capacity(pointers.len());
         for (&pointer, bytes) in pointers.iter().zip(bytes.chunks_exact(BLOCK_LEN)) {
