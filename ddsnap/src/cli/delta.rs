@@ -79,8 +79,7 @@ impl Changelist {
     /// What could not be done, with the snapshot that is in the way if there is one.
     fn verb(&self) -> String {
         let unusable = Client::connect(&self.socket).ok().and_then(|mut client| {
-            let live = |tag| matches!(client.state(tag), Ok(Some(SnapshotState::Live)));
-            let mut live = live;
+            let mut live = |tag| matches!(client.state(tag), Ok(Some(SnapshotState::Live)));
             self.tags.iter().copied().find(|&tag| !live(tag))
         });
         match unusable {

@@ -24,6 +24,8 @@ const DEFAULT_BYTES: u64 = 4096;
 const LEAST_JOURNAL_BYTES: u64 = 64 << 10;
 
 /// Make an empty snapshot store. What the origin holds is not touched.
+///
+/// Devices that a server holds are refused, and so is an origin that holds a store itself.
 #[derive(Debug, Args)]
 pub struct Initialize {
     /// Device or file that is to keep the snapshots; everything on it is lost.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap usecount`.
 
-use crate::stdio::print;
 use anyhow::Result;
 use clap::Args;
 
 use super::Target;
 use super::refused;
+use crate::stdio::print;
 
 /// Add to a snapshot's use count and print it: what was added by this command, and its devices.
 #[derive(Debug, Args)]

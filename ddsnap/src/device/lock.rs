@@ -29,14 +29,16 @@ pub struct StoreLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("it is held by {}; stop that first", name_of(.0))]
+    #[error("it is held by {}; stop that first", name_of(*.0))]
     Held(Option<u32>),
     /// The file cannot be opened or locked.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-fn name_of(holder: &Option<u32>) -> String {
+/// The process that holds a lock, in words; not every one can be found out.
+#[must_use]
+pub fn name_of(holder: Option<u32>) -> String {
     holder.map_or("another process".to_owned(), |pid| format!("process {pid}"))
 }
 

@@ -24,7 +24,7 @@ use crate::daemon::log::Log;
 use crate::daemon::pidfile::PidFile;
 use crate::daemon::{memory, signals};
 use crate::device::identity::distinct;
-use crate::device::lock::{StoreLock, lock_store_within};
+use crate::device::lock::{StoreLock, lock_store_within, name_of};
 use crate::device::uring::{Access, UringDevice};
 use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
@@ -104,9 +104,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         Ok(prepared) => prepared,
         Err(error) => {
             // Nobody was served: there shall be nothing to recover.
-            if let Err(error) = engine.close() {
-                error!("the store was not closed, it will be recovered: {error}");
-            }
+            close(engine);
             return Err(error.into());
         }
     };
@@ -124,12 +122,16 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     match fault {
         // Recovery starts from what is durable; closing could only add to the damage.
         Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
-        None => match engine.close() {
-            Ok(()) => info!("the store is closed"),
-            Err(error) => error!("the store was not closed, it will be recovered: {error}"),
-        },
+        None => close(engine),
     }
     Ok(())
+}
+
+fn close(engine: StoreEngine) {
+    match engine.close() {
+        Ok(()) => info!("the store is closed"),
+        Err(error) => error!("the store was not closed, it will be recovered: {error}"),
+    }
 }
 
 /// All that a server needs beside its store; with the files that go with it.
@@ -278,10 +280,9 @@ fn open_store(config: &Config) -> Result<(Store, Vec<StoreLock>), StartError> {
     for path in paths {
         let left = deadline.saturating_duration_since(Instant::now());
         let tell = |holder: Option<u32>| {
-            let holder =
-                holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
             let text = format!(
-                "{holder} holds {}; waiting up to {:.0} s for it to let go",
+                "{} holds {}; waiting up to {:.0} s for it to let go",
+                name_of(holder),
                 path.display(),
                 left.as_secs_f64()
             );
