@@ -14,15 +14,20 @@ use crate::{lock, packages, paths};
 
 /// What every guest has: systemd, the agent, storage tools, a load generator.
 const COMMON: &[&str] = &[
+    "btrfs-progs",
     "cron",
+    "cryptsetup-bin",
     "dbus",
     "dmsetup",
     "e2fsprogs",
+    "fdisk",
     "fio",
     "iproute2",
     "kmod",
+    "logrotate",
     "lvm2",
     "mount",
+    "openssh-client",
     "openssh-server",
     "procps",
     "psmisc",
