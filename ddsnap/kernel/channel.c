@@ -134,6 +134,10 @@ static ssize_t channel_write(struct kiocb *iocb, struct iov_iter *from)
 			r = -EFAULT;
 		else
 			r = ddsnap_volume_reply(v, &reply);
+		if (r == -EPROTO)
+			DMERR_LIMIT("%s: the snapshot server's reply to request %llu (operation %u) is not in order: refused",
+				    v->key, le64_to_cpu(reply.id),
+				    le32_to_cpu(reply.op));
 		if (!r)
 			done += sizeof(reply);
 	}

@@ -46,9 +46,11 @@ enum ddsnap_place {
  * @dev: the asking device, or the one that has stopped; NULL for
  *	BARRIER_REACHED
  * @chunk: the chunk asked about (I/O only)
+ * @since: when it was first asked, in jiffies (I/O only)
  * @list: on the list @place names
  * @by_id: in volume->by_id while sent
  * @by_chunk: in volume->questions while outstanding (I/O only)
+ * @asked: in volume->asked while outstanding (I/O only)
  * @bios: the bios that wait for the answer, in order (I/O only)
  *
  * All under volume->lock.
@@ -59,7 +61,9 @@ struct ddsnap_question {
 	u16 place;
 	struct ddsnap_device *dev;
 	u64 chunk;
+	unsigned long since;
 	struct list_head list;
+	struct list_head asked;
 	struct hlist_node by_id;
 	struct hlist_node by_chunk;
 	struct bio_list bios;
@@ -116,19 +120,13 @@ struct ddsnap_io {
 	};
 };
 
-/* Why a device pushes back or fails its I/O while no server is there. */
-enum ddsnap_suspending {
-	SUSPENDING_NOT,
-	SUSPENDING_NOFLUSH,	/* push back to dm core */
-	SUSPENDING_FLUSH,	/* fail, so that the suspension ends */
-};
-
 /* One CPU's counters for /proc/driver/ddsnap/NAME. */
 struct ddsnap_counts {
 	u64 reads;		/* bios */
 	u64 writes;		/* bios; discards and write-zeroes included */
 	u64 questions;		/* requests queued for the server */
 	u64 at_once;		/* origin writes to unique chunks */
+	u64 dropped;		/* discards of chunks not known to be unique */
 };
 
 /* A mapped device's counters, shared by its old and its new table. */
@@ -157,8 +155,9 @@ struct ddsnap_device {
 	unsigned int server_timeout;	/* seconds */
 	bool timeout_given;		/* in the table line */
 
-	/* volume->lock, and ddsnap_volumes_mutex too for changing the list */
+	/* volume->lock, and ddsnap_volumes_mutex too for changing the lists */
 	struct list_head list;
+	struct list_head origins;	/* in volume->origins, if it is one */
 	struct ddsnap_call *call;
 
 	/* volume->lock */
@@ -169,7 +168,7 @@ struct ddsnap_device {
 	bool failing;			/* no server for too long */
 	bool stopped;			/* for good; read without lock too */
 	bool tell_stopped;		/* the server awaits DEVICE_STOPPED */
-	u8 suspending;			/* enum ddsnap_suspending */
+	bool pushing_back;		/* noflush suspension: I/O that has no server */
 	struct ddsnap_question stop;	/* DEVICE_STOPPED */
 
 	/* A snapshot's bios on their way down. Grows under volume->lock only. */
@@ -204,8 +203,11 @@ struct ddsnap_volume {
 
 	spinlock_t lock;		/* irqs off: taken at the end of bios */
 
-	/* lock, and ddsnap_volumes_mutex too for changing it */
+	struct workqueue_struct *wq;	/* submits bios, watches the clock */
+
+	/* lock, and ddsnap_volumes_mutex too for changing them */
 	struct list_head devices;
+	struct list_head origins;	/* those of the origin: two while a table is reloaded */
 
 	/* lock */
 	struct ddsnap_channel *channel;	/* the attached server's, or NULL */
@@ -219,20 +221,29 @@ struct ddsnap_volume {
 	struct list_head sent;
 	struct list_head held;
 	struct list_head granted;
+	struct list_head asked;		/* all outstanding I/O, oldest first */
+	unsigned long shortest;		/* jiffies: no device's I/O waits less */
+	u32 late;			/* answers still to come that nobody awaits */
 	DECLARE_HASHTABLE(by_id, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(questions, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(tracked, DDSNAP_HASH_BITS);
 	struct bio_list ready;		/* for submit_work */
 
 	u8 gate;			/* enum ddsnap_gate; read without lock */
+	bool all_unique;		/* no snapshot needs the origin; as the unique bits */
 	u64 barrier_id;
 	struct ddsnap_question reached;	/* BARRIER_REACHED */
 
 	atomic_t origin_writes;		/* in flight, plus those just looking */
 
+	/* Bios that wait for an answer, or since then for submit_work. */
+	atomic_t pending;
+	wait_queue_head_t throttle;	/* submitters, while those are too many */
+
 	wait_queue_head_t wait;		/* the server's read and poll */
 	struct work_struct submit_work;
 	struct delayed_work lost_work;
+	struct delayed_work age_work;
 };
 
 /*
@@ -241,7 +252,6 @@ struct ddsnap_volume {
 
 /* volume.c */
 extern struct mutex ddsnap_volumes_mutex;
-extern struct workqueue_struct *ddsnap_wq;
 unsigned int ddsnap_volumes_lock(void);
 void ddsnap_volumes_unlock(unsigned int noio);
 struct ddsnap_volume *ddsnap_volume_get(const char *key);
@@ -250,8 +260,6 @@ int __must_check ddsnap_volume_attach(struct ddsnap_volume *v,
 				      struct ddsnap_channel *channel,
 				      unsigned int chunk_shift);
 void ddsnap_volume_detach(struct ddsnap_volume *v);
-int ddsnap_volume_init(void);
-void ddsnap_volume_exit(void);
 
 /* device.c */
 struct ddsnap_call *ddsnap_call_of(struct ddsnap_question *q);
@@ -273,6 +281,7 @@ bool ddsnap_origin_write_begin(struct ddsnap_volume *v);
 void ddsnap_origin_write_end(struct ddsnap_volume *v);
 void __ddsnap_open_gate(struct ddsnap_volume *v);
 void __ddsnap_take_back_granted(struct ddsnap_volume *v);
+void ddsnap_all_unique(struct ddsnap_volume *v);
 void ddsnap_clear_unique(struct ddsnap_volume *v);
 int __must_check ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id);
 int __must_check ddsnap_barrier_end(struct ddsnap_volume *v, u64 id,
@@ -280,7 +289,7 @@ int __must_check ddsnap_barrier_end(struct ddsnap_volume *v, u64 id,
 
 /* question.c */
 void ddsnap_wake_server(struct ddsnap_volume *v);
-void ddsnap_end_bios(struct bio_list *bios);
+void ddsnap_end_bios(struct ddsnap_volume *v, struct bio_list *bios);
 bool ddsnap_is_io(const struct ddsnap_question *q);
 void __ddsnap_unlist(struct ddsnap_volume *v, struct ddsnap_question *q);
 void __ddsnap_make_unsent(struct ddsnap_volume *v, struct ddsnap_question *q,
@@ -295,9 +304,11 @@ void __ddsnap_cancel(struct ddsnap_volume *v, struct ddsnap_question *q,
 		     blk_status_t status, struct bio_list *ended);
 void __ddsnap_sweep(struct ddsnap_volume *v, struct bio_list *ended);
 void ddsnap_submit_ready(struct work_struct *work);
+void ddsnap_expire_old(struct work_struct *work);
 void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
 		    struct dm_dev *to, enum ddsnap_io_state state);
 bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk);
+bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk);
 void __ddsnap_release_origin_write(struct ddsnap_volume *v,
 				   struct ddsnap_question *q);
 void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io);
@@ -327,6 +338,8 @@ void ddsnap_stats_exit(void);
 
 /* target.c */
 extern unsigned int ddsnap_server_timeout;
+extern unsigned int ddsnap_max_waiting;
+unsigned long ddsnap_answer_limit(const struct ddsnap_device *dev);
 
 static inline struct ddsnap_io *ddsnap_io(struct bio *bio)
 {

@@ -146,6 +146,7 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 	kref_init(&call->kref);
 	init_completion(&call->done);
 	INIT_LIST_HEAD(&call->q.list);
+	INIT_LIST_HEAD(&dev->origins);
 	call->q.dev = dev;
 	call->snapshot = dev->snapshot;
 	call->sectors = dev->sectors;
@@ -158,13 +159,15 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 	spin_lock_irq(&v->lock);
 	/* A new table of the same mapped device is loaded beside the old. */
 	if (dev->snapshot == DDSNAP_ORIGIN)
-		list_for_each_entry(other, &v->devices, list)
-			if (other->snapshot == DDSNAP_ORIGIN &&
-			    other->md != dev->md)
+		list_for_each_entry(other, &v->origins, origins)
+			if (other->md != dev->md)
 				r = -EBUSY;
 	if (!r) {
 		call->device = __new_device_number(v);
 		list_add_tail(&dev->list, &v->devices);
+		if (dev->snapshot == DDSNAP_ORIGIN)
+			list_add_tail(&dev->origins, &v->origins);
+		v->shortest = min(v->shortest, ddsnap_answer_limit(dev));
 		if (v->channel) {
 			__ddsnap_queue_call(v, call, DDSNAP_IDENTIFY, &v->unsent);
 			timeout = max(timeout, GONE_WAIT_SECONDS * (unsigned long)HZ);
@@ -203,6 +206,7 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 
 	spin_lock_irq(&v->lock);
 	list_del(&dev->list);
+	list_del(&dev->origins);
 	__ddsnap_forget_stop(dev);
 	/* dm core has waited for its I/O: nothing should be found. */
 	dev->refused = true;
@@ -222,7 +226,7 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 	ddsnap_volumes_unlock(noio);
 
 	WARN_ON_ONCE(!bio_list_empty(&ended));
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 
 	ddsnap_wake_server(v);
 	if (pending && wait &&
@@ -317,7 +321,7 @@ int ddsnap_device_stop(struct ddsnap_volume *v, u64 number)
 	}
 	spin_unlock_irq(&v->lock);
 
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 	ddsnap_wake_server(v);
 	if (first)
 		DMWARN("%s: the snapshot server has stopped snapshot %llu: its I/O fails",
@@ -335,9 +339,9 @@ int ddsnap_device_stop(struct ddsnap_volume *v, u64 number)
  * @dev: the device
  * @noflush: I/O may be pushed back to dm core
  *
- * With a server there, the suspension waits for its answers. Without one it
- * must not: as dm-mpath does without a path, I/O is pushed back where dm core
- * allows it and fails where not.
+ * The suspension waits for the server's answers, or for those of the next one,
+ * but no longer than the I/O does: then that fails. Without a server I/O is
+ * pushed back where dm core allows it, as dm-mpath does without a path.
  */
 void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush)
 {
@@ -345,10 +349,10 @@ void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush)
 	struct ddsnap_volume *v = dev->volume;
 
 	spin_lock_irq(&v->lock);
-	dev->suspending = noflush ? SUSPENDING_NOFLUSH : SUSPENDING_FLUSH;
+	dev->pushing_back = noflush;
 	__ddsnap_sweep(v, &ended);
 	spin_unlock_irq(&v->lock);
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 }
 
 /**
@@ -358,6 +362,6 @@ void ddsnap_device_suspend(struct ddsnap_device *dev, bool noflush)
 void ddsnap_device_resume(struct ddsnap_device *dev)
 {
 	spin_lock_irq(&dev->volume->lock);
-	dev->suspending = SUSPENDING_NOT;
+	dev->pushing_back = false;
 	spin_unlock_irq(&dev->volume->lock);
 }

@@ -21,8 +21,10 @@
 /*
  * History: 1 - first version.
  * 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags.
+ * 3 - devices of any length, whose last chunk may be short; ALL_UNIQUE; I/O
+ *     fails when its question is too old, and the reply is taken all the same.
  */
-#define DDSNAP_PROTOCOL_VERSION	2
+#define DDSNAP_PROTOCOL_VERSION	3
 
 /* Bytes of a volume's key (the agent socket's name), with its NUL. */
 #define DDSNAP_KEY_SIZE		108
@@ -128,11 +130,15 @@ struct ddsnap_request {
  * any more, send DEVICE_STOPPED. value is the device's number. Of a device that
  * has been stopped before it asks for another DEVICE_STOPPED; to a device that
  * is gone it does nothing. A question the server has read still wants a reply.
+ * ALL_UNIQUE: there is no snapshot that needs anything of the origin, so that no
+ * chunk needs to be asked about until the next one is created. id and value are
+ * 0. While a barrier is under way it means nothing.
  */
 enum ddsnap_command_op {
 	DDSNAP_BARRIER_BEGIN	= 0x100,
 	DDSNAP_BARRIER_END	= 0x101,
 	DDSNAP_DEVICE_STOP	= 0x102,
+	DDSNAP_ALL_UNIQUE	= 0x103,
 };
 
 /* ddsnap_reply.flags */
@@ -142,7 +148,7 @@ enum ddsnap_command_op {
 /**
  * struct ddsnap_reply - what the server writes
  * @id: the request's id, or a number the server gives a barrier; 0 for
- *      DEVICE_STOP
+ *      DEVICE_STOP and ALL_UNIQUE
  * @op: the request's op, or enum ddsnap_command_op
  * @status: 0, or a positive errno the I/O or the device's creation fails with
  * @flags: DDSNAP_REPLY_*
@@ -154,6 +160,8 @@ enum ddsnap_command_op {
  * A write(2) takes whole records in order and returns the bytes taken. A
  * record for an id or op nobody waits for, or with unknown bits, fails the
  * write with EPROTO and changes nothing; the server must then close the file.
+ * The reply to a question about I/O that has failed meanwhile, because it was
+ * not answered in the device's time, is taken and means nothing.
  */
 struct ddsnap_reply {
 	__le64 id;

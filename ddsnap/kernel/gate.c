@@ -93,6 +93,22 @@ void __ddsnap_take_back_granted(struct ddsnap_volume *v)
 	}
 }
 
+/**
+ * ddsnap_all_unique - the server says that no snapshot needs the origin
+ * @v: the volume
+ *
+ * It counts for nothing while a snapshot may be about to be created, as the
+ * answer about one chunk does, or while a read of a snapshot that has gone is
+ * still on its way to the origin. The server says it again when it is asked.
+ */
+void ddsnap_all_unique(struct ddsnap_volume *v)
+{
+	spin_lock_irq(&v->lock);
+	if (v->gate == GATE_OPEN && hash_empty(v->tracked))
+		WRITE_ONCE(v->all_unique, true);
+	spin_unlock_irq(&v->lock);
+}
+
 /* The gate is closed, so that nobody relies on a bit while it is cleared. */
 void ddsnap_clear_unique(struct ddsnap_volume *v)
 {
@@ -100,7 +116,8 @@ void ddsnap_clear_unique(struct ddsnap_volume *v)
 
 	lockdep_assert_held(&ddsnap_volumes_mutex);
 
-	list_for_each_entry(dev, &v->devices, list) {
+	WRITE_ONCE(v->all_unique, false);
+	list_for_each_entry(dev, &v->origins, origins) {
 		unsigned long from = 0;
 
 		while (dev->unique && from < dev->unique_chunks) {

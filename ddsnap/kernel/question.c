@@ -9,17 +9,35 @@
 
 #include <linux/poll.h>
 
+/* Bios submitted between two looks for somebody who waits for room. */
+#define SUBMITTED_STEP	32
+
 /* The server's read() and poll() look again. */
 void ddsnap_wake_server(struct ddsnap_volume *v)
 {
 	wake_up_interruptible_poll(&v->wait, EPOLLIN | EPOLLRDNORM);
 }
 
+/* That many bios wait no longer, neither for an answer nor to be submitted. */
+static void bios_go(struct ddsnap_volume *v, int count)
+{
+	int max = max_t(int, READ_ONCE(ddsnap_max_waiting), 1);
+
+	/* Not at each: who is woken is to find room for some more. */
+	if (atomic_sub_return(count, &v->pending) <= max - max / 8 - 1 &&
+	    wq_has_sleeper(&v->throttle))
+		wake_up_all(&v->throttle);
+}
+
 /* Ends bios whose bi_status is set. Not under a lock: dm core may call back. */
-void ddsnap_end_bios(struct bio_list *bios)
+void ddsnap_end_bios(struct ddsnap_volume *v, struct bio_list *bios)
 {
 	struct bio *bio;
+	int count = bio_list_size(bios);
 
+	if (!count)
+		return;
+	bios_go(v, count);
 	while ((bio = bio_list_pop(bios)))
 		bio_endio(bio);
 }
@@ -111,6 +129,7 @@ void __ddsnap_end_question(struct ddsnap_volume *v, struct ddsnap_question *q,
 
 	__ddsnap_unlist(v, q);
 	hash_del(&q->by_chunk);
+	list_del(&q->asked);
 	atomic_sub(bio_list_size(&q->bios), &q->dev->stats->waiting);
 	bio_list_merge(bios, &q->bios);
 	bio_list_init(&q->bios);
@@ -143,9 +162,9 @@ static int __verdict(const struct ddsnap_device *dev)
 		return DM_MAPIO_KILL;
 	if (dev->volume->channel)
 		return 0;
-	if (dev->suspending == SUSPENDING_NOFLUSH)
+	if (dev->pushing_back)
 		return DM_MAPIO_REQUEUE;
-	if (dev->suspending == SUSPENDING_FLUSH || dev->failing)
+	if (dev->failing)
 		return DM_MAPIO_KILL;
 	return 0;
 }
@@ -179,6 +198,48 @@ void __ddsnap_sweep(struct ddsnap_volume *v, struct bio_list *ended)
 	__sweep_list(v, &v->held, ended);
 }
 
+/* Ends what is older than its device lets it be. True: something is left. */
+static bool __expire_old(struct ddsnap_volume *v, struct bio_list *ended)
+{
+	struct ddsnap_question *q, *next;
+	unsigned long now = jiffies;
+
+	lockdep_assert_held(&v->lock);
+
+	list_for_each_entry_safe(q, next, &v->asked, asked) {
+		if (time_before(now, q->since + v->shortest))
+			break;
+		if (time_before(now, q->since + ddsnap_answer_limit(q->dev)))
+			continue;
+		/* The server may answer yet: see io_reply(). */
+		if (q->place == PLACE_SENT)
+			v->late++;
+		__ddsnap_cancel(v, q, BLK_STS_IOERR, ended);
+	}
+	return !list_empty(&v->asked);
+}
+
+/*
+ * Nothing waits longer than its device's limit, whatever the server does: is
+ * stopped, hangs, or is lost anew at each attempt to serve one request.
+ */
+void ddsnap_expire_old(struct work_struct *work)
+{
+	struct ddsnap_volume *v = container_of(to_delayed_work(work),
+					       struct ddsnap_volume, age_work);
+	struct bio_list ended = BIO_EMPTY_LIST;
+
+	spin_lock_irq(&v->lock);
+	if (__expire_old(v, &ended))
+		queue_delayed_work(v->wq, &v->age_work, HZ);
+	spin_unlock_irq(&v->lock);
+
+	if (!bio_list_empty(&ended))
+		DMERR_LIMIT("%s: the snapshot server has not answered in time: %u requests fail",
+			    v->key, bio_list_size(&ended));
+	ddsnap_end_bios(v, &ended);
+}
+
 /*----------------------------------------------------------------
  * Bios on their way down
  *----------------------------------------------------------------
@@ -192,6 +253,7 @@ void ddsnap_submit_ready(struct work_struct *work)
 	struct bio_list bios;
 	struct blk_plug plug;
 	struct bio *bio;
+	int count = 0;
 
 	spin_lock_irq(&v->lock);
 	bios = v->ready;
@@ -202,9 +264,16 @@ void ddsnap_submit_ready(struct work_struct *work)
 	while ((bio = bio_list_pop(&bios))) {
 		bio_set_dev(bio, ddsnap_io(bio)->to->bdev);
 		dm_submit_bio_remap(bio, NULL);
+		/* Now and then: the device below may hold up the rest. */
+		if (++count == SUBMITTED_STEP) {
+			bios_go(v, count);
+			count = 0;
+		}
 		cond_resched();
 	}
 	blk_finish_plug(&plug);
+	if (count)
+		bios_go(v, count);
 }
 
 void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
@@ -217,7 +286,7 @@ void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
 	io->state = state;
 	io->to = to;
 	bio_list_add(&v->ready, bio);
-	queue_work(ddsnap_wq, &v->submit_work);
+	queue_work(v->wq, &v->submit_work);
 }
 
 bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk)
@@ -228,6 +297,22 @@ bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk)
 
 	hash_for_each_possible(v->tracked, io, tracked, chunk)
 		if (io->tracked_chunk == chunk)
+			return true;
+	return false;
+}
+
+/* May the chunk of the origin be written without asking? */
+bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk)
+{
+	struct ddsnap_device *dev;
+
+	lockdep_assert_held(&v->lock);
+
+	if (v->all_unique)
+		return true;
+	list_for_each_entry(dev, &v->origins, origins)
+		if (dev->unique && chunk < dev->unique_chunks &&
+		    test_bit(chunk, dev->unique))
 			return true;
 	return false;
 }
@@ -263,15 +348,17 @@ void __ddsnap_release_origin_write(struct ddsnap_volume *v,
  */
 void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
 {
-	struct ddsnap_question *q, *next;
+	struct ddsnap_question *q;
 	u64 chunk = io->tracked_chunk;
+	struct hlist_node *next;
 	unsigned long flags;
 
 	spin_lock_irqsave(&v->lock, flags);
 	hash_del(&io->tracked);
 	if (!list_empty(&v->granted) && !__ddsnap_is_tracked(v, chunk))
-		list_for_each_entry_safe(q, next, &v->granted, list)
-			if (q->chunk == chunk)
+		hash_for_each_possible_safe(v->questions, q, next, by_chunk,
+					    chunk)
+			if (q->chunk == chunk && q->place == PLACE_GRANTED)
 				__ddsnap_release_origin_write(v, q);
 	spin_unlock_irqrestore(&v->lock, flags);
 }
@@ -280,6 +367,27 @@ void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
  * Asking, and the server reads
  *----------------------------------------------------------------
  */
+
+/*
+ * Bounds what waits: a discard or write-zeroes of a large device is cut into a
+ * bio for each chunk, and each holds memory that cannot be reclaimed. To sleep
+ * in map is harmless. Nothing is counted or locked yet, and what the submitter
+ * has sent down before is on its way: the block layer submits bios for lower
+ * devices first, and the scheduler unplugs. What has been asked ends by itself
+ * within its time. But who frees memory must not wait for room here; swap has
+ * a bound of its own in dm core.
+ */
+static void throttle(struct ddsnap_volume *v, const struct bio *bio)
+{
+	if (likely(atomic_read(&v->pending) <
+		   max_t(int, READ_ONCE(ddsnap_max_waiting), 1)) ||
+	    bio->bi_opf & (REQ_NOWAIT | REQ_SWAP) ||
+	    current->flags & PF_MEMALLOC)
+		return;
+	io_wait_event(v->throttle,
+		      atomic_read(&v->pending) <
+			      max_t(int, READ_ONCE(ddsnap_max_waiting), 1));
+}
 
 /**
  * ddsnap_ask - a bio needs the server's answer
@@ -300,10 +408,11 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	bool asked = false;
 	int r;
 
+	throttle(v, bio);
 	spin_lock_irq(&v->lock);
 
-	if (op == DDSNAP_ORIGIN_WRITE && v->gate == GATE_OPEN && dev->unique &&
-	    chunk < dev->unique_chunks && test_bit(chunk, dev->unique)) {
+	if (op == DDSNAP_ORIGIN_WRITE && v->gate == GATE_OPEN &&
+	    __ddsnap_is_unique(v, chunk)) {
 		/* It was granted between the look without the lock and now. */
 		atomic_inc(&v->origin_writes);
 		spin_unlock_irq(&v->lock);
@@ -325,7 +434,9 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 		q->op = op;
 		q->dev = dev;
 		q->chunk = chunk;
+		q->since = jiffies;
 		bio_list_init(&q->bios);
+		list_add_tail(&q->asked, &v->asked);
 		hash_add(v->questions, &q->by_chunk, chunk);
 		if (op == DDSNAP_ORIGIN_WRITE) {
 			__ddsnap_ask_origin_write(v, q);
@@ -337,9 +448,13 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	}
 	bio_list_add(&q->bios, bio);
 	atomic_inc(&dev->stats->waiting);
+	atomic_inc(&v->pending);
 	spin_unlock_irq(&v->lock);
 
 	if (asked) {
+		/* Looks once a second until nothing is left. */
+		if (!delayed_work_pending(&v->age_work))
+			queue_delayed_work(v->wq, &v->age_work, HZ);
 		this_cpu_inc(dev->stats->counts->questions);
 		ddsnap_wake_server(v);
 	}

@@ -60,7 +60,7 @@ out:
 	kref_put(&call->kref, ddsnap_call_free);
 	spin_unlock_irq(&v->lock);
 
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 	ddsnap_wake_server(v);
 	if (refused)
 		DMERR("%s: the new snapshot server refuses %s %lld (error %u): its I/O fails",
@@ -70,11 +70,40 @@ out:
 	return 0;
 }
 
-/* True if the mapping is good; false if its bios are to end with an error. */
-static bool __snapshot_mapped(struct ddsnap_volume *v,
-			      struct ddsnap_question *q, bool from_origin,
-			      u64 value, struct bio_list *ended)
+/*
+ * What is wrong with a mapping, or NULL. The origin's last chunk may be short;
+ * the store's chunks are whole.
+ */
+static const char *__mapping_error(struct ddsnap_volume *v,
+				   const struct ddsnap_question *q,
+				   bool from_origin, u64 value)
 {
+	struct ddsnap_device *dev = q->dev;
+	struct dm_dev *to = from_origin ? dev->origin : dev->store;
+	sector_t sectors = bdev_nr_sectors(to->bdev);
+	struct bio *bio;
+
+	lockdep_assert_held(&v->lock);
+
+	if (!from_origin)
+		return value < ddsnap_sector_to_chunk(dev, sectors) ?
+			NULL : "to a store chunk beyond the store's end";
+	/* See "Snapshot reads from the origin" in target.c. */
+	if (__ddsnap_is_unique(v, q->chunk))
+		return "to the origin, which may have been written since";
+	bio_list_for_each(bio, &q->bios)
+		if (bio_end_sector(bio) > sectors)
+			return "to the origin beyond the origin's end";
+	return NULL;
+}
+
+/* NULL, or why the mapping is refused and its bios are to end with an error. */
+static const char *__snapshot_mapped(struct ddsnap_volume *v,
+				     struct ddsnap_question *q,
+				     bool from_origin, u64 value,
+				     struct bio_list *ended)
+{
+	const char *wrong = __mapping_error(v, q, from_origin, value);
 	struct ddsnap_device *dev = q->dev;
 	struct dm_dev *to = from_origin ? dev->origin : dev->store;
 	struct bio_list bios = BIO_EMPTY_LIST;
@@ -83,11 +112,9 @@ static bool __snapshot_mapped(struct ddsnap_volume *v,
 
 	lockdep_assert_held(&v->lock);
 
-	if (from_origin)
-		value = chunk;
-	if (value >= ddsnap_sector_to_chunk(dev, bdev_nr_sectors(to->bdev))) {
+	if (wrong) {
 		__ddsnap_cancel(v, q, BLK_STS_IOERR, ended);
-		return false;
+		return wrong;
 	}
 
 	/* The question lies in one of the bios: it is over before they go. */
@@ -108,7 +135,7 @@ static bool __snapshot_mapped(struct ddsnap_volume *v,
 			__ddsnap_ready(v, bio, to, IO_SNAPSHOT);
 		}
 	}
-	return true;
+	return NULL;
 }
 
 /* Upper layers know what to do about these; all else is an I/O error. */
@@ -117,26 +144,47 @@ static blk_status_t status_to_blk(u32 status)
 	return status == ENOSPC ? BLK_STS_NOSPC : BLK_STS_IOERR;
 }
 
+/*
+ * Is it the answer to a question that has failed meanwhile for its age? Then it
+ * is over, and means nothing any more: no bit is set, no read tracked.
+ */
+static bool __is_late(struct ddsnap_volume *v, u64 id)
+{
+	struct ddsnap_question *q;
+
+	lockdep_assert_held(&v->lock);
+
+	if (!v->late || !id || id > v->next_id)
+		return false;
+	hash_for_each_possible(v->by_id, q, by_id, id)
+		if (q->id == id)
+			return false;
+	v->late--;
+	return true;
+}
+
 static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 		    bool from_origin, u64 value)
 {
 	struct bio_list ended = BIO_EMPTY_LIST;
+	const char *wrong = NULL;
 	struct ddsnap_question *q;
-	bool in_range = true;
 	u64 chunk;
+	bool late;
 
 	spin_lock_irq(&v->lock);
 	q = __ddsnap_find_sent(v, id, op);
 	if (!q) {
+		late = __is_late(v, id);
 		spin_unlock_irq(&v->lock);
-		return -EPROTO;
+		return late ? 0 : -EPROTO;
 	}
 	chunk = q->chunk;
 
 	if (!__may_go_on(q, status)) {
 		__ddsnap_cancel(v, q, status_to_blk(status), &ended);
 	} else if (op != DDSNAP_ORIGIN_WRITE) {
-		in_range = __snapshot_mapped(v, q, from_origin, value, &ended);
+		wrong = __snapshot_mapped(v, q, from_origin, value, &ended);
 	} else if (v->gate != GATE_OPEN) {
 		/* Does it hold after the snapshot too? Ask again then. */
 		__ddsnap_unlist(v, q);
@@ -150,12 +198,10 @@ static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 	}
 	spin_unlock_irq(&v->lock);
 
-	ddsnap_end_bios(&ended);
-	if (!in_range)
-		DMERR_LIMIT("%s: the server maps chunk %llu to %s %llu, beyond its end",
-			    v->key, chunk,
-			    from_origin ? "origin chunk" : "store chunk",
-			    from_origin ? chunk : value);
+	ddsnap_end_bios(v, &ended);
+	if (wrong)
+		DMERR_LIMIT("%s: the snapshot server maps a snapshot's chunk %llu %s: I/O error",
+			    v->key, chunk, wrong);
 	return 0;
 }
 
@@ -199,6 +245,11 @@ int ddsnap_volume_reply(struct ddsnap_volume *v,
 		       ddsnap_barrier_end(v, id, flags & DDSNAP_REPLY_CREATED);
 	case DDSNAP_DEVICE_STOP:
 		return status || id ? -EPROTO : ddsnap_device_stop(v, value);
+	case DDSNAP_ALL_UNIQUE:
+		if (status || id || value)
+			return -EPROTO;
+		ddsnap_all_unique(v);
+		return 0;
 	default:
 		return -EPROTO;
 	}

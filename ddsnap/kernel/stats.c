@@ -19,7 +19,7 @@ static struct proc_dir_entry *stats_dir;
 static int stats_show(struct seq_file *m, void *unused)
 {
 	struct ddsnap_stats *stats = m->private;
-	u64 reads = 0, writes = 0, questions = 0, at_once = 0;
+	u64 reads = 0, writes = 0, questions = 0, at_once = 0, dropped = 0;
 	int cpu;
 
 	for_each_possible_cpu(cpu) {
@@ -29,11 +29,13 @@ static int stats_show(struct seq_file *m, void *unused)
 		writes += c->writes;
 		questions += c->questions;
 		at_once += c->at_once;
+		dropped += c->dropped;
 	}
 	seq_printf(m, "reads: %llu\n", reads);
 	seq_printf(m, "writes: %llu\n", writes);
 	seq_printf(m, "questions: %llu\n", questions);
 	seq_printf(m, "released_at_once: %llu\n", at_once);
+	seq_printf(m, "discards_dropped: %llu\n", dropped);
 	seq_printf(m, "waiting: %d\n", atomic_read(&stats->waiting));
 	return 0;
 }

@@ -23,14 +23,22 @@
  *   origin write	goes to the origin once the server says that the old data
  *			is durable wherever a snapshot needs it. The chunk is
  *			then unique: until the next snapshot is created nobody
- *			needs to ask about it. One bit a chunk remembers that.
+ *			needs to ask about it. One bit a chunk remembers that,
+ *			and a flag that all are, for want of any snapshot.
  *   snapshot read	goes to the store chunk the server names, or to the
  *			origin if the server says that the chunk is still there
  *   snapshot write	goes to the private store chunk the server names
  *
- * Discards and write-zeroes change data and are writes. A bio that has to ask
- * lies within one chunk. The question is part of the first bio for its chunk,
- * so that asking needs no memory; others join it.
+ * Write-zeroes change data and are writes. A bio that has to ask lies within
+ * one chunk, which is short at the end of a device whose length is no multiple
+ * of the chunk. The question is part of the first bio for its chunk, so that
+ * asking needs no memory; others join it. What waits is bounded: too many, and
+ * the submitter waits.
+ *
+ * A discard is advice, and nothing is copied out for advice: it goes to the
+ * origin where the chunks are known to be unique, and is over at once where
+ * not. Devices of snapshots have none: a snapshot's copies come free only with
+ * the snapshot, so that a discard could not give back any room.
  *
  * Why an origin write destroys nothing a snapshot needs
  * -----------------------------------------------------
@@ -38,7 +46,8 @@
  * that the copy and the record of it are durable. A crash before finds the
  * origin as it was. The unique bit only repeats that reply. It must not outlive
  * it: a new snapshot needs the present data, so its creation goes through the
- * gate.
+ * gate. The flag that all chunks are unique lives and ends as the bits do; it is
+ * not set while a read is tracked (below), which a write may then not outrun.
  *
  * The gate
  * --------
@@ -87,7 +96,7 @@
  * submitted. So it is tracked when the write is released.
  * And once the chunk is unique, the server has a copy for every snapshot there
  * is, so no read goes to the origin for it until the next snapshot clears the
- * bit, behind the gate.
+ * bit, behind the gate. A FROM_ORIGIN that says otherwise is not believed.
  *
  * Stopping a device
  * -----------------
@@ -125,20 +134,29 @@
  * and recorded, the next one finds; a copy not recorded counts for nothing, as
  * the origin was not touched. Unique chunks may be written without a server: no
  * snapshot comes into being but through the gate, and for that a server has to
- * be attached. If the server is lost while the gate is closed, the snapshot may
- * or may not have been committed. Then the gate stays closed until another
- * server is there; attaching clears the bits and opens it, and the held writes
- * are asked about, which is right in both cases.
+ * be attached. If the server is lost after it has read BARRIER_REACHED, the
+ * snapshot may or may not have been committed. Then the gate stays closed until
+ * another server is there; attaching clears the bits and opens it, and the held
+ * writes are asked about, which is right in both cases. If it is lost before,
+ * there is no snapshot, and the gate opens.
  *
- * Questions wait for a new server for a bounded time, then end with an I/O
- * error, and later ones fail at once until a server attaches. Suspending a
- * device does not wait for one either, nor does its removal.
+ * How long anything waits
+ * -----------------------
+ * A question fails when it is older than its device's server_timeout, wherever
+ * it is: with no server, with one that hangs or is stopped, behind a closed gate,
+ * or when servers die of it one after the other. Its age counts from when it was
+ * first asked; so nothing waits for ever for the sake of one request. The answer
+ * of a server that was only slow is taken and means nothing: a copy it has made
+ * is found again when somebody asks again, no bit is set, and a FROM_ORIGIN sends
+ * no read. Once no server has been there for that time, later I/O fails at once
+ * until one attaches. So suspending and removing a device end in that time too.
  *
  * Never waiting on itself
  * -----------------------
  * The server may be what memory reclaim waits for. In the I/O path nothing is
- * allocated and nothing blocks: map remaps or queues, a WQ_MEM_RECLAIM worker
- * submits. Mutexes the server needs are held over no allocation that does I/O.
+ * allocated, and nothing blocks but submitters that do not free memory, when
+ * very many bios wait: map remaps or queues, a worker of the volume's own
+ * WQ_MEM_RECLAIM workqueue submits. Mutexes the server needs are held over no allocation that does I/O.
  *
  * Locks, outermost first
  * ----------------------
@@ -160,11 +178,37 @@
 
 #define SERVER_TIMEOUT_DEFAULT	60
 #define SERVER_TIMEOUT_MAX	86400
+#define MAX_WAITING_DEFAULT	1024
+
+/*
+ * Write-zeroes at once: a larger bio would be cut into chunks, and wait for all
+ * their answers, in one system call that cannot be interrupted.
+ */
+#define WRITE_ZEROES_BYTES	(16U << 20)
 
 unsigned int ddsnap_server_timeout = SERVER_TIMEOUT_DEFAULT;
 module_param_named(server_timeout, ddsnap_server_timeout, uint, 0644);
 MODULE_PARM_DESC(server_timeout,
-		 "Seconds that I/O waits for a snapshot server (0: not at all)");
+		 "Seconds that I/O waits for the snapshot server's answer (0: not at all without a server, 60 with one)");
+
+unsigned int ddsnap_max_waiting = MAX_WAITING_DEFAULT;
+module_param_named(max_waiting, ddsnap_max_waiting, uint, 0644);
+MODULE_PARM_DESC(max_waiting,
+		 "Bios of a volume that wait for the snapshot server before submitters wait");
+
+/**
+ * ddsnap_answer_limit - how long a device's I/O waits for an answer
+ * @dev: the device
+ *
+ * A server needs some time to answer, also where I/O is not to wait for one that
+ * is not there.
+ *
+ * Return: the limit, in jiffies.
+ */
+unsigned long ddsnap_answer_limit(const struct ddsnap_device *dev)
+{
+	return (dev->server_timeout ?: SERVER_TIMEOUT_DEFAULT) * HZ;
+}
 
 /*----------------------------------------------------------------
  * Mapping
@@ -187,44 +231,86 @@ static void cut_to_chunk(struct ddsnap_device *dev, struct bio *bio)
 		dm_accept_partial_bio(bio, left);
 }
 
+/* Only the part of @bio before chunk @end stays. */
+static void cut_before(struct ddsnap_device *dev, struct bio *bio, u64 end)
+{
+	sector_t left = ddsnap_chunk_to_sector(dev, end) -
+			bio->bi_iter.bi_sector;
+
+	if (bio_sectors(bio) > left)
+		dm_accept_partial_bio(bio, left);
+}
+
+static u64 first_chunk(struct ddsnap_device *dev, const struct bio *bio)
+{
+	return ddsnap_sector_to_chunk(dev, bio->bi_iter.bi_sector);
+}
+
+static u64 end_chunk(struct ddsnap_device *dev, const struct bio *bio)
+{
+	return ddsnap_sector_to_chunk(dev, bio_end_sector(bio) - 1) + 1;
+}
+
 /*
  * Takes the part of @bio that starts with unique chunks. Only for a caller
  * between ddsnap_origin_write_begin() and _end(). False if there is none.
  */
 static bool take_unique(struct ddsnap_device *dev, struct bio *bio)
 {
-	u64 first = ddsnap_sector_to_chunk(dev, bio->bi_iter.bi_sector);
-	u64 end = ddsnap_sector_to_chunk(dev, bio_end_sector(bio) - 1) + 1;
-	u64 shared;
+	u64 first = first_chunk(dev, bio), end = end_chunk(dev, bio), shared;
 
+	if (READ_ONCE(dev->volume->all_unique))
+		return true;
 	if (!dev->unique || end > dev->unique_chunks)
 		return false;
 	shared = find_next_zero_bit(dev->unique, end, first);
 	if (shared == first)
 		return false;
-	if (shared < end)
-		dm_accept_partial_bio(bio, ddsnap_chunk_to_sector(dev, shared) -
-					   bio->bi_iter.bi_sector);
+	cut_before(dev, bio, shared);
 	return true;
+}
+
+/* Sends the unique part at the start of @bio on its way. False: there is none. */
+static bool map_unique(struct ddsnap_device *dev, struct bio *bio)
+{
+	struct ddsnap_volume *v = dev->volume;
+
+	if (!ddsnap_origin_write_begin(v))
+		return false;
+	if (!take_unique(dev, bio)) {
+		ddsnap_origin_write_end(v);
+		return false;
+	}
+	ddsnap_io(bio)->state = IO_ORIGIN_WRITE;
+	bio_set_dev(bio, dev->origin->bdev);
+	this_cpu_inc(dev->stats->counts->at_once);
+	return true;
+}
+
+/* What is not known to be unique is left as it is: nothing is asked. */
+static int map_origin_discard(struct ddsnap_device *dev, struct bio *bio)
+{
+	u64 end = end_chunk(dev, bio);
+
+	if (map_unique(dev, bio))
+		return DM_MAPIO_REMAPPED;
+
+	/* The first chunk is not, whatever has become of it since. */
+	if (dev->unique && end <= dev->unique_chunks)
+		cut_before(dev, bio, find_next_bit(dev->unique, end,
+						   first_chunk(dev, bio) + 1));
+	this_cpu_inc(dev->stats->counts->dropped);
+	bio_endio(bio);
+	return DM_MAPIO_SUBMITTED;
 }
 
 static int map_origin_write(struct ddsnap_device *dev, struct bio *bio)
 {
-	struct ddsnap_volume *v = dev->volume;
-
-	if (ddsnap_origin_write_begin(v)) {
-		if (take_unique(dev, bio)) {
-			ddsnap_io(bio)->state = IO_ORIGIN_WRITE;
-			bio_set_dev(bio, dev->origin->bdev);
-			this_cpu_inc(dev->stats->counts->at_once);
-			return DM_MAPIO_REMAPPED;
-		}
-		ddsnap_origin_write_end(v);
-	}
+	if (map_unique(dev, bio))
+		return DM_MAPIO_REMAPPED;
 
 	cut_to_chunk(dev, bio);
-	return ddsnap_ask(dev, bio, DDSNAP_ORIGIN_WRITE,
-			  ddsnap_sector_to_chunk(dev, bio->bi_iter.bi_sector));
+	return ddsnap_ask(dev, bio, DDSNAP_ORIGIN_WRITE, first_chunk(dev, bio));
 }
 
 static int ddsnap_map(struct dm_target *ti, struct bio *bio)
@@ -253,9 +339,10 @@ static int ddsnap_map(struct dm_target *ti, struct bio *bio)
 		return ddsnap_ask(dev, bio,
 				  write ? DDSNAP_SNAPSHOT_WRITE :
 					  DDSNAP_SNAPSHOT_READ,
-				  ddsnap_sector_to_chunk(dev,
-							 bio->bi_iter.bi_sector));
+				  first_chunk(dev, bio));
 	}
+	if (bio_op(bio) == REQ_OP_DISCARD)
+		return map_origin_discard(dev, bio);
 	if (write)
 		return map_origin_write(dev, bio);
 
@@ -367,18 +454,29 @@ static int open_devices(struct ddsnap_device *dev, const char *store,
 	return 0;
 }
 
+/*
+ * A file system knows its sector size: a snapshot has to have the origin's. With
+ * larger ones of the store it could not: they cannot be written in part.
+ */
+static int check_sector_sizes(struct ddsnap_device *dev)
+{
+	unsigned int origin = bdev_logical_block_size(dev->origin->bdev);
+	unsigned int store = bdev_logical_block_size(dev->store->bdev);
+
+	if (store <= origin)
+		return 0;
+	DMERR("%s has logical sectors of %u bytes, the origin %s of %u",
+	      dev->store->name, store, dev->origin->name, origin);
+	dev->ti->error = "the snapshot store's logical sectors are larger than the origin's: its snapshots could not be mounted; use a store with sectors of the origin's size";
+	return -EINVAL;
+}
+
 /* What can be told only now that the server has given the chunk size. */
 static int check_chunk_size(struct ddsnap_device *dev)
 {
 	sector_t chunk_sectors = ddsnap_chunk_to_sector(dev, 1);
 	struct dm_target *ti = dev->ti;
 
-	if (dev->sectors & (chunk_sectors - 1)) {
-		DMERR("%s: %llu sectors are no multiple of the chunk size, %llu sectors",
-		      dev->volume->key, (u64)dev->sectors, (u64)chunk_sectors);
-		ti->error = "the length is no multiple of the chunk size";
-		return -EINVAL;
-	}
 	if (bdev_logical_block_size(dev->origin->bdev) >> SECTOR_SHIFT >
 			chunk_sectors ||
 	    bdev_logical_block_size(dev->store->bdev) >> SECTOR_SHIFT >
@@ -392,7 +490,8 @@ static int check_chunk_size(struct ddsnap_device *dev)
 /* Without it every write to the origin asks: slower, nothing else. */
 static void make_unique_bits(struct ddsnap_device *dev)
 {
-	u64 chunks = ddsnap_sector_to_chunk(dev, dev->sectors);
+	/* The last one may be short. */
+	u64 chunks = ddsnap_sector_to_chunk(dev, dev->sectors - 1) + 1;
 	unsigned long *bits = NULL;
 
 	if (chunks <= ULONG_MAX - BITS_PER_LONG)
@@ -471,6 +570,9 @@ static int ddsnap_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	r = open_devices(dev, store, origin);
 	if (r)
 		goto bad;
+	r = check_sector_sizes(dev);
+	if (r)
+		goto bad;
 
 	dev->stats = ddsnap_stats_get(dev->md);
 	dev->volume = ddsnap_volume_get(key);
@@ -498,6 +600,8 @@ static int ddsnap_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ti->num_write_zeroes_bios = 1;
 	if (is_origin(dev))
 		ti->num_discard_bios = 1;
+	/* Swap is bounded by dm core, which the bound of questions leaves out. */
+	ti->limit_swap_bios = true;
 	ti->per_io_data_size = sizeof(struct ddsnap_io);
 	ti->accounts_remapped_io = true;
 	ti->private = dev;
@@ -591,6 +695,24 @@ static int ddsnap_iterate_devices(struct dm_target *ti,
 }
 
 /*
+ * A file system on the volume, or in a snapshot, is to see the origin's device:
+ * it was there before the volume and is there after it.
+ */
+static void ddsnap_io_hints(struct dm_target *ti, struct queue_limits *limits)
+{
+	struct ddsnap_device *dev = ti->private;
+	struct block_device *origin = dev->origin->bdev;
+
+	ddsnap_cap_write_zeroes(limits, WRITE_ZEROES_BYTES >> SECTOR_SHIFT);
+	if (is_origin(dev))
+		return;
+	limits->logical_block_size = bdev_logical_block_size(origin);
+	limits->physical_block_size = bdev_physical_block_size(origin);
+	limits->io_min = bdev_io_min(origin);
+	limits->io_opt = bdev_io_opt(origin);
+}
+
+/*
  * No DM_TARGET_ flag but this one: neither DAX nor zoned devices nor integrity
  * data, all of which would bypass or outwit the copying of chunks.
  */
@@ -608,15 +730,13 @@ static struct target_type ddsnap_target = {
 	.resume			= ddsnap_resume,
 	.status			= ddsnap_status,
 	.iterate_devices	= ddsnap_iterate_devices,
+	.io_hints		= ddsnap_io_hints,
 };
 
 static int __init dm_ddsnap_init(void)
 {
 	int r;
 
-	r = ddsnap_volume_init();
-	if (r)
-		return r;
 	ddsnap_stats_init();
 	r = ddsnap_channel_init();
 	if (r) {
@@ -632,7 +752,6 @@ bad_target:
 	ddsnap_channel_exit();
 bad_channel:
 	ddsnap_stats_exit();
-	ddsnap_volume_exit();
 	return r;
 }
 
@@ -641,7 +760,6 @@ static void __exit dm_ddsnap_exit(void)
 	dm_unregister_target(&ddsnap_target);
 	ddsnap_channel_exit();
 	ddsnap_stats_exit();
-	ddsnap_volume_exit();
 }
 
 module_init(dm_ddsnap_init);

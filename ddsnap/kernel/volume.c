@@ -13,9 +13,6 @@
 DEFINE_MUTEX(ddsnap_volumes_mutex);
 static LIST_HEAD(volumes);
 
-/* Submits bios, watches the clock. */
-struct workqueue_struct *ddsnap_wq;
-
 /*
  * A server that attaches needs the mutex, and writeback may wait for that very
  * server. So nobody who holds it may wait for writeback: memory is allocated
@@ -101,12 +98,12 @@ static void lost_too_long(struct work_struct *work)
 	tell = __tell_failing(v);
 	lost_at = v->lost_at;
 	if (next)
-		mod_delayed_work(ddsnap_wq, &v->lost_work, next);
+		mod_delayed_work(v->wq, &v->lost_work, next);
 	spin_unlock_irq(&v->lock);
 
 	if (tell)
 		log_failing(v, lost_at);
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 }
 
 /**
@@ -114,8 +111,9 @@ static void lost_too_long(struct work_struct *work)
  * @v: the volume
  *
  * What the server had read and not answered goes back to the front of the
- * queue, in order. A barrier stays: whether its snapshot was committed, only
- * the next server knows.
+ * queue, in order. If the server has read BARRIER_REACHED, the barrier stays:
+ * whether its snapshot was committed, only the next server knows. If not, none
+ * was.
  */
 void ddsnap_volume_detach(struct ddsnap_volume *v)
 {
@@ -130,10 +128,13 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 	v->channel = NULL;
 	v->lost_at = jiffies;
 	v->told_failing = false;
+	v->late = 0;
 
 	if (v->gate == GATE_DRAINED)
 		__ddsnap_unlist(v, &v->reached);
-	if (v->gate != GATE_OPEN)
+	if (v->gate == GATE_DRAINING || v->gate == GATE_DRAINED)
+		__ddsnap_open_gate(v);
+	else if (v->gate != GATE_OPEN)
 		WRITE_ONCE(v->gate, GATE_LOST);
 
 	list_for_each_entry_safe_reverse(q, tmp, &v->sent, list) {
@@ -161,7 +162,7 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 	next = __expire(v, &ended);
 	tell = __tell_failing(v);
 	if (next)
-		mod_delayed_work(ddsnap_wq, &v->lost_work, next);
+		mod_delayed_work(v->wq, &v->lost_work, next);
 	spin_unlock_irq(&v->lock);
 
 	if (devices)
@@ -169,7 +170,7 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 		       v->key, devices);
 	if (tell)
 		log_failing(v, jiffies);
-	ddsnap_end_bios(&ended);
+	ddsnap_end_bios(v, &ended);
 }
 
 /**
@@ -244,24 +245,56 @@ static struct ddsnap_volume *volume_new(const char *key)
 
 	if (!v)
 		return NULL;
+	/*
+	 * Each volume has its own, with its own rescuer: one volume may lie on
+	 * another. The name is none that a script takes for the server.
+	 */
+	v->wq = alloc_workqueue("dds_submit",
+				WQ_MEM_RECLAIM | DDSNAP_WQ_PERCPU, 0);
+	if (!v->wq) {
+		kvfree(v);
+		return NULL;
+	}
 	strscpy(v->key, key, sizeof(v->key));
 	spin_lock_init(&v->lock);
 	INIT_LIST_HEAD(&v->devices);
+	INIT_LIST_HEAD(&v->origins);
 	INIT_LIST_HEAD(&v->unsent);
 	INIT_LIST_HEAD(&v->sent);
 	INIT_LIST_HEAD(&v->held);
 	INIT_LIST_HEAD(&v->granted);
+	INIT_LIST_HEAD(&v->asked);
+	v->shortest = MAX_JIFFY_OFFSET;
 	hash_init(v->by_id);
 	hash_init(v->questions);
 	hash_init(v->tracked);
 	bio_list_init(&v->ready);
 	v->reached.op = DDSNAP_BARRIER_REACHED;
 	INIT_LIST_HEAD(&v->reached.list);
+	init_waitqueue_head(&v->throttle);
 	init_waitqueue_head(&v->wait);
 	INIT_WORK(&v->submit_work, ddsnap_submit_ready);
 	INIT_DELAYED_WORK(&v->lost_work, lost_too_long);
-	list_add_tail(&v->list, &volumes);
+	INIT_DELAYED_WORK(&v->age_work, ddsnap_expire_old);
 	return v;
+}
+
+static void volume_free(struct ddsnap_volume *v)
+{
+	destroy_workqueue(v->wq);
+	kvfree(v);
+}
+
+static struct ddsnap_volume *find_volume(const char *key)
+{
+	struct ddsnap_volume *v;
+
+	lockdep_assert_held(&ddsnap_volumes_mutex);
+
+	list_for_each_entry(v, &volumes, list)
+		if (!strcmp(v->key, key))
+			return v;
+	return NULL;
 }
 
 /**
@@ -272,17 +305,29 @@ static struct ddsnap_volume *volume_new(const char *key)
  */
 struct ddsnap_volume *ddsnap_volume_get(const char *key)
 {
-	unsigned int noio = ddsnap_volumes_lock();
-	struct ddsnap_volume *v;
+	struct ddsnap_volume *v, *new = NULL;
+	unsigned int noio;
 
-	list_for_each_entry(v, &volumes, list)
-		if (!strcmp(v->key, key))
-			goto found;
-	v = volume_new(key);
-found:
-	if (v)
-		v->refs++;
-	ddsnap_volumes_unlock(noio);
+	for (;;) {
+		noio = ddsnap_volumes_lock();
+		v = find_volume(key);
+		if (!v && new) {
+			v = new;
+			new = NULL;
+			list_add_tail(&v->list, &volumes);
+		}
+		if (v)
+			v->refs++;
+		ddsnap_volumes_unlock(noio);
+		if (v)
+			break;
+		/* Not under the mutex: a workqueue is made by other tasks too. */
+		new = volume_new(key);
+		if (!new)
+			return NULL;
+	}
+	if (new)
+		volume_free(new);
 	return v;
 }
 
@@ -302,19 +347,10 @@ void ddsnap_volume_put(struct ddsnap_volume *v)
 		return;
 
 	cancel_delayed_work_sync(&v->lost_work);
+	cancel_delayed_work_sync(&v->age_work);
 	cancel_work_sync(&v->submit_work);
 	WARN_ON_ONCE(!list_empty(&v->unsent) || !list_empty(&v->sent) ||
-		     !list_empty(&v->held) || !list_empty(&v->granted));
-	kvfree(v);
-}
-
-int __init ddsnap_volume_init(void)
-{
-	ddsnap_wq = alloc_workqueue("ddsnap", WQ_MEM_RECLAIM, 0);
-	return ddsnap_wq ? 0 : -ENOMEM;
-}
-
-void ddsnap_volume_exit(void)
-{
-	destroy_workqueue(ddsnap_wq);
+		     !list_empty(&v->held) || !list_empty(&v->granted) ||
+		     !list_empty(&v->asked));
+	volume_free(v);
 }

@@ -59,6 +59,7 @@ struct state {
 	uint64_t snapshots;
 	uint64_t copies;
 	uint64_t next_store_chunk;
+	uint64_t poison;			/* plus 1; 0: none */
 	struct snapshot snapshot[SNAPSHOTS_MAX];
 	struct copy copy[COPIES_MAX];
 };
@@ -66,7 +67,8 @@ struct state {
 static struct state *state;
 static int32_t *first_copy;		/* per chunk, index or -1 */
 static int32_t next_copy[COPIES_MAX];
-static uint64_t origin_chunks, store_chunks;
+static uint64_t origin_chunks, store_chunks;	/* the origin's last may be short */
+static uint64_t origin_sectors;
 static uint32_t chunk_shift;		/* log2 bytes */
 static size_t chunk_size;
 static int channel = -1, origin = -1, store = -1;
@@ -83,6 +85,7 @@ static bool silent_gone;		/* answer no GONE */
 static uint32_t fail_status[8];		/* by op */
 static bool beyond;			/* name store chunks that do not exist */
 static long delay_us;			/* before each batch of answers */
+static uint64_t poison = ~0ULL;		/* dies when asked about this chunk */
 
 /* A barrier under way. */
 static uint64_t barrier;		/* id, 0: none */
@@ -157,8 +160,12 @@ static struct copy *find_exception(uint64_t seq, uint64_t chunk)
 static void move(int from, uint64_t from_chunk, uint64_t to_chunk)
 {
 	off_t in = from_chunk << chunk_shift, out = to_chunk << chunk_shift;
+	size_t size = chunk_size;
 
-	if (pread(from, buffer, chunk_size, in) != (ssize_t)chunk_size)
+	if (from == origin && from_chunk == origin_chunks - 1)
+		size = (origin_sectors << 9) - in;
+	memset(buffer, 0, chunk_size);
+	if (pread(from, buffer, size, in) != (ssize_t)size)
 		die("cannot read chunk %llu: %m", (long long)from_chunk);
 	if (pwrite(store, buffer, chunk_size, out) != (ssize_t)chunk_size)
 		die("cannot write store chunk %llu: %m", (long long)to_chunk);
@@ -229,7 +236,7 @@ static int snapshot_write(struct snapshot *s, uint64_t chunk, uint64_t *value)
 
 static int identify(uint64_t tag, uint64_t sectors, uint64_t *value)
 {
-	*value = origin_chunks << (chunk_shift - 9);
+	*value = origin_sectors;
 	if (tag != DDSNAP_ORIGIN && !find_snapshot(tag))
 		return ENOENT;
 	if (sectors != *value)
@@ -256,6 +263,8 @@ static struct ddsnap_reply answer(const struct ddsnap_request *q)
 	} else if (q->chunk >= origin_chunks) {
 		die("asked about chunk %llu of %llu", (long long)q->chunk,
 		    (long long)origin_chunks);
+	} else if (q->chunk == poison) {
+		kill(getpid(), SIGKILL);
 	} else if (q->op == DDSNAP_ORIGIN_WRITE) {
 		status = origin_write(q->chunk);
 	} else if (!s) {
@@ -533,6 +542,22 @@ static const char *do_beyond(const char *arg, char *text, size_t size)
 	return "ok";
 }
 
+/* A chunk whose question kills the server; kept for the next one. */
+static const char *do_poison(const char *arg, char *text, size_t size)
+{
+	(void)text, (void)size;
+	state->poison = strtoull(arg, NULL, 0) + 1;
+	poison = state->poison - 1;
+	return "ok";
+}
+
+/* No snapshot needs the origin, true or not. */
+static const char *do_all_unique(const char *arg, char *text, size_t size)
+{
+	(void)arg;
+	return errno_text(command(DDSNAP_ALL_UNIQUE, 0, 0), text, size);
+}
+
 static const char *do_fail(const char *arg, char *text, size_t size)
 {
 	unsigned int op, status;
@@ -567,6 +592,10 @@ static const char *do_rubbish(const char *arg, char *text, size_t size)
 	else if (!strcmp(arg, "stop-status"))
 		r = (struct ddsnap_reply){ .op = DDSNAP_DEVICE_STOP,
 					   .status = EIO, .value = 1U << 30 };
+	else if (!strcmp(arg, "all-unique-id"))
+		r = (struct ddsnap_reply){ .id = 1, .op = DDSNAP_ALL_UNIQUE };
+	else if (!strcmp(arg, "all-unique-value"))
+		r = (struct ddsnap_reply){ .op = DDSNAP_ALL_UNIQUE, .value = 1 };
 	else if (!strcmp(arg, "op-device-stopped"))
 		r.op = DDSNAP_DEVICE_STOPPED;
 	else if (!strcmp(arg, "two"))
@@ -667,6 +696,8 @@ static const struct {
 	{ "commit", do_commit },		/* TAG: record only */
 	{ "end", do_end },			/* nothing was created */
 	{ "stop", do_stop },			/* [DEVICE]: DEVICE_STOP */
+	{ "all-unique", do_all_unique },
+	{ "poison", do_poison },		/* CHUNK */
 	{ "stats", do_stats },
 	{ "silent", do_silent },		/* on, gone, off */
 	{ "delay", do_delay },			/* MICROSECONDS before answers */
@@ -740,7 +771,7 @@ static int control(int argc, char **argv)
 	return strncmp(line, "ok", 2) != 0;
 }
 
-static uint64_t device_chunks(const char *path, int *fd)
+static uint64_t device_sectors(const char *path, int *fd)
 {
 	uint64_t bytes;
 
@@ -749,7 +780,7 @@ static uint64_t device_chunks(const char *path, int *fd)
 		die("cannot open %s: %m", path);
 	if (ioctl(*fd, BLKGETSIZE64, &bytes))
 		die("%s is no block device", path);
-	return bytes >> chunk_shift;
+	return bytes >> 9;
 }
 
 static void open_state(const char *path, bool new)
@@ -766,6 +797,7 @@ static void open_state(const char *path, bool new)
 	memset(first_copy, -1, origin_chunks * sizeof(*first_copy));
 	for (uint64_t i = 0; i < state->copies; i++)
 		index_copy(i);
+	poison = state->poison - 1;
 }
 
 static void __attribute__((noreturn)) serve(int argc, char **argv)
@@ -778,8 +810,10 @@ static void __attribute__((noreturn)) serve(int argc, char **argv)
 
 	chunk_shift = atoi(argv[5]);
 	chunk_size = (size_t)1 << chunk_shift;
-	store_chunks = device_chunks(argv[1], &store);
-	origin_chunks = device_chunks(argv[2], &origin);
+	store_chunks = device_sectors(argv[1], &store) >> (chunk_shift - 9);
+	origin_sectors = device_sectors(argv[2], &origin);
+	origin_chunks = (origin_sectors + (chunk_size >> 9) - 1) >>
+			(chunk_shift - 9);
 	open_state(argv[3], argc > 6 && !strcmp(argv[6], "new"));
 	if (posix_memalign((void **)&buffer, 4096, chunk_size))
 		die("no memory");

@@ -21,6 +21,7 @@ tmp=$(mktemp -d) || exit 1
 ctl_socket=$tmp/control
 failed=0
 server=
+loops=
 
 #
 # Helpers
@@ -56,7 +57,7 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 # start_server [new]
 start_server() {
 	# The layer of stoppable() is not between the server and the devices.
-	"$here/fake-server" serve $key $store_loop $origin_loop "$tmp/state" \
+	"$here/fake-server" serve $key $store_loop $served_origin "$tmp/state" \
 		"$ctl_socket" $shift "$@" 2>>"$tmp/server.err" &
 	server=$!
 	within 20 ctl ping || fail "fake-server does not come up: $(tail -1 "$tmp/server.err")"
@@ -64,6 +65,7 @@ start_server() {
 
 kill_server() {
 	[ -n "$server" ] || return 0
+	kill -CONT $server 2>/dev/null
 	kill -9 $server 2>/dev/null
 	wait $server 2>/dev/null
 	server=
@@ -130,6 +132,9 @@ set_up() {
 	blkdiscard -z $origin_loop
 	origin=$origin_loop
 	store=$store_loop
+	served_origin=$origin_loop
+	sectors=$((origin_mib * 2048))
+	echo 1024 >/sys/module/dm_ddsnap/parameters/max_waiting
 }
 
 clean_up() {
@@ -150,6 +155,8 @@ clean_up() {
 		timeout 60 dmsetup remove --retry layer || fail "device layer stays"
 	fi
 	[ ! -e /proc/driver/ddsnap/origin ] || fail "counters stay"
+	[ -z "$loops" ] || losetup -d $loops || fail "a loop device stays"
+	loops=
 	if log | grep -E \
 		'BUG:|WARNING:|Oops|KASAN|possible (recursive|circular|irq)|blocked for more|list_(add|del) corruption' \
 		>"$tmp/kernel"; then
@@ -349,23 +356,190 @@ t_discard_and_zeroes() {
 	make_snapshot 0 || return
 	# Neither begins nor ends with a chunk.
 	blkdiscard -z -o $((chunk / 2)) -l $((chunk * 20)) $org || fail "write-zeroes" || return
-	blkdiscard -o $((chunk * 30)) -l $((chunk * 20)) $org || fail "discard" || return
 	holds $org 5 0 || return
 	[ "$(get $org 0)" = 0061 ] || fail "chunk 0 holds $(get $org 0)" || return
 	[ "$(get $org 20)" = 0061 ] || fail "chunk 20 holds $(get $org 20)" || return
-	holds $org 21 a && holds $org 29 a && holds $org 35 0 && holds $org 50 a || return
+	holds $org 21 a && holds $org 29 a && holds $org 50 a || return
 	local i
 	for i in 0 1 10 20 21 30 35 49 50 63; do
 		holds /dev/mapper/snap0 $i a || return
 	done
-	[ "$(stat copies)" = 41 ] || fail "$(stat copies) copies, 41 wanted" || return
+	[ "$(stat copies)" = 21 ] || fail "$(stat copies) copies, 21 wanted" || return
 	# Unique by now: no question.
 	blkdiscard -z -o $((chunk * 2)) -l $((chunk * 10)) $org || fail "write-zeroes" || return
-	[ "$(stat origin_write)" = 105 ] || fail "$(stat origin_write) questions, 105 wanted" || return
+	[ "$(stat origin_write)" = 85 ] || fail "$(stat origin_write) questions, 85 wanted" || return
 	blkdiscard -z -o 0 -l $((chunk * 3 + 512)) /dev/mapper/snap0 || fail "write-zeroes of a snapshot" || return
 	holds /dev/mapper/snap0 2 0 && holds /dev/mapper/snap0 4 a && holds $org 21 a || return
 	[ "$(get /dev/mapper/snap0 3)" = 0061 ] || fail "chunk 3 holds $(get /dev/mapper/snap0 3)" || return
 	expect_error "a snapshot takes discards" blkdiscard -l $chunk /dev/mapper/snap0
+}
+
+# A discard copied out each of its chunks: the weekly fstrim filled the store and squashed snapshots.
+t_discard() {
+	start_server new || return
+	make_origin || return
+	put $org 0 a 64 || fail "write" || return
+	make_snapshot 0 && make_snapshot 2 || return
+	# Nothing is unique: nothing happens, and nobody is asked, whatever the server does.
+	ctl silent on >/dev/null
+	timeout 20 blkdiscard -o $((chunk * 30)) -l $((chunk * 20)) $org || fail "discard" || return
+	ctl silent off >/dev/null
+	[ "$(stat origin_write)" = 64 ] || fail "$(stat origin_write) questions, 64 wanted" || return
+	holds $org 35 a || return
+	# Unique are 4 to 7 and 10: these go to the disk, the part of a chunk too.
+	put $org 4 b 4 && put $org 10 b || fail "write" || return
+	[ "$(stat copies)" = 5 ] || fail "$(stat copies) copies, 5 wanted" || return
+	blkdiscard -o $((chunk * 2 + chunk / 2)) -l $((chunk * 8)) $org || fail "discard" || return
+	holds $org 2 a && holds $org 3 a && holds $org 4 0 && holds $org 7 0 &&
+		holds $org 8 a && holds $org 9 a || return
+	[ "$(get $org 10)" = 0062 ] || fail "chunk 10 holds $(get $org 10)" || return
+	local i
+	for i in 2 3 4 7 8 9 10 30 35 49; do
+		holds /dev/mapper/snap0 $i a && holds /dev/mapper/snap2 $i a || return
+	done
+	[ "$(stat copies)" = 5 ] || fail "$(stat copies) copies, 5 wanted" || return
+	[ "$(stat origin_write)" = 69 ] || fail "$(stat origin_write) questions, 69 wanted" || return
+	# Not in a barrier either: it would change what the new snapshot shows.
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	timeout 20 blkdiscard -o $((chunk * 10)) -l $chunk $org || fail "discard in a barrier" || return
+	ctl end >/dev/null || fail "end" || return
+	[ "$(get $org 10)" = 0062 ] || fail "discarded in a barrier" || return
+	# Nor does one wait for a server that is not there.
+	kill_server
+	timeout 20 blkdiscard -o $((chunk * 40)) -l $chunk $org || fail "discard without a server"
+}
+
+# Without a snapshot each chunk was asked about: mkfs.xfs of a new 2 TB volume took 23 minutes.
+t_all_unique() {
+	start_server new && make_origin || return
+	ctl all-unique >/dev/null || fail "not taken" || return
+	put $org 0 a 64 || fail "write" || return
+	blkdiscard -o $((chunk * 8)) -l $((chunk * 8)) $org || fail "discard" || return
+	blkdiscard -z -o $((chunk * 16)) -l $((chunk * 8)) $org || fail "write-zeroes" || return
+	[ "$(stat origin_write)" = 0 ] || fail "$(stat origin_write) questions" || return
+	holds $org 7 a && holds $org 8 0 && holds $org 15 0 && holds $org 16 0 && holds $org 24 a || return
+	# It ends with the next snapshot.
+	make_snapshot 0 || return
+	put $org 1 b || fail "write" || return
+	blkdiscard -o $((chunk * 30)) -l $((chunk * 8)) $org || fail "discard" || return
+	[ "$(stat origin_write)" = 1 ] || fail "$(stat origin_write) questions, 1 wanted" || return
+	holds /dev/mapper/snap0 1 a && holds /dev/mapper/snap0 30 a && holds $org 30 a || return
+	# It means nothing in a barrier.
+	ctl begin >/dev/null && ctl all-unique >/dev/null && ctl reached >/dev/null &&
+		ctl end >/dev/null || fail "barrier" || return
+	put $org 2 b || fail "write" || return
+	[ "$(stat origin_write)" = 2 ] || fail "taken in a barrier" || return
+	# And it ends with the server.
+	ctl all-unique >/dev/null || fail "not taken" || return
+	kill_server
+	start_server || return
+	put $org 3 b || fail "write" || return
+	[ "$(stat origin_write)" = 1 ] || fail "it outlived the server" || return
+	holds /dev/mapper/snap0 2 a && holds /dev/mapper/snap0 3 a
+}
+
+# A read that is on its way to the origin is not outrun, and a server that lies is not believed.
+t_all_unique_and_reads() {
+	stoppable && start_server new && make_origin && make_snapshot 0 || return
+	local read before
+	before=$(stat snapshot_read)
+	stop || return
+	get /dev/mapper/snap0 6 >"$tmp/read" &
+	read=$!
+	within 20 has snapshot_read $((before + 1)) || fail "no question" || return
+	within 20 snapshot_waits 0 || fail "not answered" || return
+	ctl all-unique >/dev/null || fail "not taken" || return
+	put $org 6 n &
+	local write=$!
+	within 20 has origin_write 1 || fail "the write did not ask" || return
+	still $write || fail "the write did not wait for the read" || return
+	go || return
+	wait $write || fail "the write failed" || return
+	wait $read
+	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
+	ctl all-unique >/dev/null || fail "not taken" || return
+	expect_error "read from the origin" dd if=/dev/mapper/snap0 of=/dev/null bs=$chunk skip=9 count=1 iflag=direct status=none || return
+	log_has "maps a snapshot's chunk 9 to the origin, which may have been written since" || fail "no word about it" || return
+	holds /dev/mapper/snap0 6 0
+}
+
+# Write-zeroes of a large device made a bio for each of its chunks, without a bound.
+t_throttle() {
+	start_server new && make_origin && make_snapshot 0 || return
+	echo 32 >/sys/module/dm_ddsnap/parameters/max_waiting
+	ctl silent on >/dev/null
+	blkdiscard -z $org &
+	local zeroes=$!
+	within 10 counter_is waiting 32 || fail "$(counter waiting) bios wait, 32 wanted" || return
+	# Who waits for room is not in the way of a barrier, or of a suspension.
+	timeout 100 dd if=/dev/mapper/snap0 of=/dev/null bs=64k count=32 iflag=direct status=none &
+	local read=$!
+	sleep 1
+	counter_is waiting 32 || fail "$(counter waiting) bios wait, 32 wanted" || return
+	ctl silent off >/dev/null
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	still $zeroes || fail "write-zeroes did not wait for the barrier" || return
+	[ "$(counter waiting)" -le 33 ] || fail "$(counter waiting) bios wait" || return
+	ctl end >/dev/null || fail "end" || return
+	wait $zeroes || fail "write-zeroes failed" || return
+	wait $read || fail "the read failed" || return
+	[ "$(stat copies)" = $((sectors * 512 / chunk)) ] || fail "$(stat copies) copies" || return
+	holds $org 77 0
+}
+
+# The device was shorter than the disk, without a word.
+t_odd_length() {
+	# Seven sectors in the last chunk.
+	served_origin=$(losetup -f --show --sizelimit $((chunk * 33 + 7 * 512)) "$tmp/origin") || return
+	loops=$served_origin
+	origin=$served_origin
+	sectors=$((chunk / 512 * 33 + 7))
+	start_server new && make_origin || return
+	[ "$(blockdev --getsz $org)" = $sectors ] || fail "the origin has $(blockdev --getsz $org) sectors" || return
+	put_end $org a || fail "write" || return
+	make_snapshot 0 && make_snapshot 2 || return
+	[ "$(blockdev --getsz /dev/mapper/snap0)" = $sectors ] || fail "the snapshot has other sectors" || return
+	holds /dev/mapper/snap0 33 a || return
+	put_end $org b || fail "write" || return
+	holds $org 33 b && holds /dev/mapper/snap0 33 a && holds /dev/mapper/snap2 33 a || return
+	put_end /dev/mapper/snap0 c || fail "write of a snapshot" || return
+	holds /dev/mapper/snap0 33 c && holds /dev/mapper/snap2 33 a && holds $org 33 b || return
+	# The end of it, and all of the device.
+	head -c 512 /dev/zero | tr '\0' d | dd of=$org bs=512 seek=$((sectors - 1)) oflag=direct conv=notrunc status=none || fail "write" || return
+	[ "$(get $org 33)" = 6264 ] || fail "chunk 33 holds $(get $org 33)" || return
+	[ "$(stat origin_write)" = 2 ] || fail "$(stat origin_write) questions, 2 wanted" || return
+	blkdiscard -z $org || fail "write-zeroes" || return
+	holds $org 33 0 && holds /dev/mapper/snap2 33 a || return
+	[ "$(dd if=/dev/mapper/snap2 bs=64k iflag=direct status=none | wc -c)" = $((sectors * 512)) ] || fail "it cannot be read to its end" || return
+	blkdiscard $org || fail "discard" || return
+	# A length of its own for an old snapshot is not taken, a sector more or less.
+	sectors=$((sectors - 1)) expect_error "wrong size created" create_device snap4 2
+}
+
+# put_end DEVICE LETTER: the short last chunk
+put_end() {
+	head -c $((7 * 512)) /dev/zero | tr '\0' "$2" |
+		timeout 100 dd of="$1" bs=512 seek=$((sectors - 7)) iflag=fullblock oflag=direct conv=notrunc status=none
+}
+
+# A snapshot had the store's sectors, and a file system made for smaller ones did not mount.
+t_sector_sizes() {
+	local large
+	large=$(losetup -f --show --sector-size 4096 "$tmp/store") || return
+	loops=$large
+	start_server new || return
+	store=$large expect_error "a store of larger sectors was taken" create_device origin -1 || return
+	log_has "logical sectors are larger than the origin's" || fail "no word about the sectors" || return
+	kill_server
+	served_origin=$(losetup -f --show --sector-size 4096 "$tmp/origin") || return
+	loops="$loops $served_origin"
+	origin=$served_origin
+	start_server new && make_origin && make_snapshot 0 || return
+	local device
+	for device in $org /dev/mapper/snap0; do
+		[ "$(blockdev --getss $device)" = 4096 ] || fail "$device has sectors of $(blockdev --getss $device)" || return
+	done
+	put $org 1 a && holds /dev/mapper/snap0 1 0 && holds $org 1 a
 }
 
 t_flush_and_fua() {
@@ -643,7 +817,7 @@ t_timeout_zero() {
 
 t_remove_without_server() {
 	start_server new || return
-	make_origin || return
+	make_origin 2 server_timeout 4 || return
 	make_snapshot 0 || return
 	kill_server
 	local start
@@ -681,19 +855,183 @@ t_suspend_without_server() {
 	wait $write || fail "the write failed" || return
 	wait $read
 	[ "$(cat "$tmp/read")" = 00 ] || fail "the read saw $(cat "$tmp/read")" || return
-	holds $org 2 b || return
-	# Flushing: fails, and does not wait for the timeout.
+	holds $org 2 b
+}
+
+# A flushing suspension failed all I/O at once, though the server was only being restarted.
+t_flushing_suspension_waits() {
+	start_server new || return
+	make_origin 2 server_timeout 6 || return
 	kill_server
-	put $org 4 b 2>/dev/null &
+	put $org 4 b &
+	local write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 30 dmsetup suspend origin &
+	local suspend=$!
+	still $suspend || fail "suspended with a write that waits" || return
+	start_server || return
+	wait $write || fail "the write failed" || return
+	wait $suspend || fail "suspend" || return
+	timeout 20 dmsetup resume origin || fail "resume" || return
+	holds $org 4 b || return
+	# Without a server it ends when the I/O does.
+	kill_server
+	put $org 5 b 2>/dev/null &
 	write=$!
 	within 5 counter_is waiting 1 || fail "no write waits" || return
-	timeout 20 dmsetup suspend origin || fail "suspend" || return
+	local start
+	start=$(milliseconds)
+	timeout 30 dmsetup suspend origin || fail "suspend" || return
+	[ $(($(milliseconds) - start)) -lt 15000 ] || fail "suspending took too long" || return
 	if wait $write; then fail "the write succeeded" || return; fi
 	timeout 20 dmsetup resume origin || fail "resume" || return
-	put $org 4 c &
-	write=$!
 	start_server || return
-	wait $write || fail "the write after the resumption failed"
+	put $org 5 c || fail "the write after the resumption failed"
+}
+
+# waits_for SECONDS PID: it ends with an error, and in that time, give or take
+waits_for() {
+	local start
+	start=$(milliseconds)
+	within $(($1 + 8)) ended $2 || fail "what waits does not end" || return
+	if wait $2; then fail "it succeeded" || return; fi
+	[ $(($(milliseconds) - start)) -ge $((($1 - 2) * 1000)) ] || fail "it did not wait"
+}
+
+# A server that hangs had no limit: writes waited for ever, and so did suspend and remove --force.
+t_stuck_server() {
+	start_server new || return
+	make_origin 2 server_timeout 4 || return
+	make_snapshot 0 2 server_timeout 4 || return
+	put $org 1 a || fail "write" || return
+	kill -STOP $server
+	put $org 2 b 2>/dev/null &
+	local write=$!
+	get /dev/mapper/snap0 3 >"$tmp/read" 2>/dev/null &
+	local read=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	waits_for 4 $write || return
+	within 4 ended $read || fail "the read waits longer" || return
+	[ -z "$(cat "$tmp/read")" ] || fail "the read saw $(cat "$tmp/read")" || return
+	log_has "the snapshot server has not answered in time" || fail "no word about it" || return
+	put $org 1 b || fail "a unique chunk cannot be written" || return
+	# A suspension ends, flushing or not.
+	put $org 2 b 2>/dev/null &
+	write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 15 dmsetup suspend origin || fail "suspend" || return
+	timeout 5 dmsetup resume origin || fail "resume" || return
+	if wait $write; then fail "the write succeeded" || return; fi
+	put $org 2 b 2>/dev/null &
+	write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	timeout 15 dmsetup suspend --noflush --nolockfs origin || fail "suspend --noflush" || return
+	timeout 5 dmsetup resume origin || fail "resume" || return
+	if wait $write; then fail "the write succeeded" || return; fi
+	# It goes on: its late answers are taken, and mean nothing.
+	kill -CONT $server
+	put $org 2 c || fail "write" || return
+	holds $org 2 c && holds /dev/mapper/snap0 2 0 && holds /dev/mapper/snap0 3 0 || return
+	ctl create 2 >/dev/null || fail "no snapshot" || return
+	# And a removal by force.
+	kill -STOP $server
+	put $org 7 b 2>/dev/null &
+	write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	local start
+	start=$(milliseconds)
+	timeout 40 dmsetup remove --force origin 2>/dev/null
+	[ $(($(milliseconds) - start)) -lt 20000 ] || fail "remove --force took too long" || return
+	if wait $write; then fail "the write succeeded" || return; fi
+	within 20 remove_if_there origin || fail "remove --force"
+}
+
+# An answer that comes too late is that to nothing: no bit, no tracked read.
+t_late_answers() {
+	start_server new || return
+	make_origin 2 server_timeout 2 || return
+	make_snapshot 0 2 server_timeout 2 || return
+	ctl silent on >/dev/null
+	put $org 6 b 2>/dev/null &
+	local write=$!
+	get /dev/mapper/snap0 7 >"$tmp/read" 2>/dev/null &
+	local read=$!
+	within 5 has queued 2 || fail "no questions" || return
+	within 10 ended $write && within 10 ended $read || fail "they do not end" || return
+	[ "$(ctl rubbish id)" = "err EPROTO" ] || fail "an answer to nothing was taken" || return
+	ctl silent off >/dev/null
+	within 5 devices_are 2 || fail "the server did not survive" || return
+	[ "$(stat queued)" = 0 ] || fail "$(stat queued) answers are withheld" || return
+	[ "$(stat copies)" = 1 ] || fail "$(stat copies) copies, 1 wanted" || return
+	holds $origin_loop 6 0 || return
+	# No bit: it asks. No tracked read: the write does not wait.
+	put $org 6 c && put $org 7 c || fail "write" || return
+	[ "$(stat origin_write)" = 3 ] || fail "$(stat origin_write) questions, 3 wanted" || return
+	holds /dev/mapper/snap0 6 0 && holds /dev/mapper/snap0 7 0 || return
+	# All have been taken: one more is one too many.
+	ctl silent on >/dev/null
+	put $org 8 c &
+	write=$!
+	within 5 has queued 1 || fail "no question" || return
+	[ "$(ctl rubbish other-op)" = "err EPROTO" ] || fail "a wrong answer was taken" || return
+	log_has "is not in order: refused" || fail "no word about it" || return
+	ctl silent off >/dev/null
+	wait $write || fail "the write failed"
+}
+
+# A request of which each server dies started the clock anew each time.
+t_poison() {
+	start_server new || return
+	make_origin 2 server_timeout 5 || return
+	ctl create 0 >/dev/null || fail "no snapshot" || return
+	ctl poison 7 >/dev/null
+	put $org 7 a 2>/dev/null &
+	local write=$! start deaths=0
+	start=$(milliseconds)
+	while ! ended $write; do
+		if ended $server; then
+			deaths=$((deaths + 1))
+			"$here/fake-server" serve $key $store_loop $origin_loop "$tmp/state" \
+				"$ctl_socket" $shift 2>>"$tmp/server.err" &
+			server=$!
+		fi
+		[ $(($(milliseconds) - start)) -lt 20000 ] || fail "it waits for ever" || return
+		sleep 0.1
+	done
+	if wait $write; then fail "the write succeeded" || return; fi
+	[ $deaths -ge 2 ] || fail "only $deaths servers died" || return
+	# The volume goes on.
+	within 20 ctl ping || { kill_server; start_server || return; }
+	put $org 8 b || fail "write" || return
+	holds $org 8 b && holds $org 7 0
+}
+
+# The gate stayed shut though no server had read BARRIER_REACHED: no snapshot was made.
+t_gate_opens_after_loss() {
+	stoppable && start_server new && make_origin || return
+	put $org 0 a && put $org 1 a || fail "write" || return
+	local write
+	stop || return
+	put $org 0 b &
+	write=$!
+	within 20 counter_is released_at_once 1 || fail "not released at once" || return
+	ctl begin >/dev/null || fail "begin" || return
+	kill_server
+	go || return
+	wait $write || fail "the write failed" || return
+	timeout 5 dd if=/dev/zero of=$org bs=$chunk seek=1 count=1 oflag=direct conv=notrunc status=none ||
+		fail "a unique chunk waits for a server" || return
+	holds $origin_loop 1 0
+}
+
+# Scripts that look for the server by its name found a thread of the kernel.
+t_thread_names() {
+	start_server new && make_origin || return
+	put $org 1 a || fail "write" || return
+	kill_server
+	local found
+	found=$(grep -l ddsnap /proc/[0-9]*/comm)
+	[ -z "$found" ] || fail "$(cat $found) is found by its name"
 }
 
 t_server_lost_in_suspension() {
@@ -785,7 +1123,7 @@ t_rubbish() {
 	make_origin || return
 	make_snapshot 0 || return
 	local kind
-	for kind in id op op-barrier-reached op-device-stopped end stop-id stop-status two fault-write:EFAULT short-write:EINVAL short-read:EINVAL; do
+	for kind in id op op-barrier-reached op-device-stopped all-unique-id all-unique-value end stop-id stop-status two fault-write:EFAULT short-write:EINVAL short-read:EINVAL; do
 		[ "$(ctl rubbish ${kind%:*})" = "err $(echo "$kind:EPROTO" | cut -d: -f2)" ] ||
 			fail "$kind: $(ctl rubbish ${kind%:*})" || return
 	done
@@ -851,7 +1189,7 @@ t_errors() {
 	ctl fail 5 0 >/dev/null
 	ctl beyond on >/dev/null
 	expect_error "read" dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
-	log_has "beyond its end" || fail "no word about it" || return
+	log_has "beyond the store's end" || fail "no word about it" || return
 	ctl beyond off >/dev/null
 	holds /dev/mapper/snap0 1 0
 }

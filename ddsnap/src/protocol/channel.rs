@@ -12,8 +12,9 @@ use crate::units::{Chunk, ChunkShift, SnapTag};
 
 /// The device to open.
 pub const DEVICE: &str = "/dev/ddsnap";
-/// History: 1 - first version. 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags.
-pub const VERSION: u32 = 2;
+/// History: 1 - first version. 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags. 3 - devices of any
+/// length; ALL_UNIQUE; the reply to a question whose I/O has failed for its age is taken.
+pub const VERSION: u32 = 3;
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 64;
 /// Bytes of a reply or command.
@@ -37,6 +38,7 @@ const DEVICE_STOPPED: u32 = 7;
 const BARRIER_BEGIN: u32 = 0x100;
 const BARRIER_END: u32 = 0x101;
 const DEVICE_STOP: u32 = 0x102;
+const ALL_UNIQUE: u32 = 0x103;
 
 /// The one flag of a request.
 const RETURNING: u32 = 1 << 0;
@@ -235,7 +237,8 @@ impl Request {
 /// What the server answers, or commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The request's number, or the one the server gave a barrier; 0 in [`Answer::DeviceStop`].
+    /// The request's number, or the one the server gave a barrier; 0 in [`Answer::DeviceStop`] and
+    /// [`Answer::AllUnique`].
     pub id: u64,
     /// What it says.
     pub answer: Answer,
@@ -274,6 +277,9 @@ pub enum Answer {
         /// Its number.
         device: u32,
     },
+    /// No snapshot needs anything of the origin: no chunk needs to be asked about until the next one is
+    /// created. It means nothing while a barrier is under way.
+    AllUnique,
 }
 
 /// Where a chunk of a snapshot is.
@@ -302,6 +308,7 @@ impl Reply {
                 (BARRIER_END, 0, if created { CREATED } else { 0 }, 0)
             }
             Answer::DeviceStop { device } => (DEVICE_STOP, 0, 0, device.into()),
+            Answer::AllUnique => (ALL_UNIQUE, 0, 0, 0),
         };
         let mut record = [0; REPLY_BYTES];
         record[0..8].copy_from_slice(&self.id.to_le_bytes());
@@ -478,6 +485,7 @@ mod tests {
             (Answer::BarrierEnd { created: false }, [1, 1], 0, 0, 0),
             (Answer::BarrierEnd { created: true }, [1, 1], 0, 2, 0),
             (Answer::DeviceStop { device: 9 }, [2, 1], 0, 0, 9),
+            (Answer::AllUnique, [3, 1], 0, 0, 0),
         ];
         for (answer, op, status, flags, value) in golden {
             let mut record = [0; 32];
@@ -494,7 +502,7 @@ mod tests {
     fn the_attach_argument_is_these_bytes() {
         let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
         let mut expected = [0; 128];
-        expected[0] = 2;
+        expected[0] = 3;
         expected[4] = 14;
         expected[8..12].copy_from_slice(b"@vol");
         assert_eq!(found, expected);

@@ -21,8 +21,9 @@
 //! `BARRIER_REACHED`, create, `BARRIER_END`. In between no `ORIGIN_WRITE` is answered; those that
 //! arrive are held and answered after the snapshot exists, by copying for it. The target answers a
 //! barrier at once when it has no device, so one is used whenever the channel is attached: there is
-//! no moment in which a device could be overlooked. Without `/dev/ddsnap` there are no devices. While
-//! the channel is lost devices may write to chunks they know to be unique, so nothing is created.
+//! no moment in which a device could be overlooked. Without the kernel's target there are no devices;
+//! `presence` says what counts as that. While the channel is lost devices may write to chunks they know
+//! to be unique, so nothing is created.
 //!
 //! # Squashed snapshots
 //!
@@ -231,6 +232,13 @@ impl<E: Engine> Core<E> {
         }
     }
 
+    /// There may be a kernel module, which cannot be reached.
+    pub fn lost_sight(&mut self) {
+        if self.channel == ChannelState::Absent {
+            self.lost();
+        }
+    }
+
     /// There is no kernel module, so there are no devices.
     pub fn absent(&mut self, now: Now, out: &mut Output) {
         self.lost();
@@ -283,6 +291,30 @@ impl<E: Engine> Core<E> {
         self.commit_with_held(now, group, out);
         // A create may have waited for the barrier that ended in this batch.
         self.start_waiting(now, out);
+        // One who knows does not ask.
+        let ignorant = |request: &channel::Request| {
+            matches!(
+                request.ask,
+                Ask::OriginWrite(_) | Ask::Identify { snapshot: None, .. }
+            )
+        };
+        if batch.iter().any(ignorant) {
+            self.tell_all_unique(out);
+        }
+    }
+
+    /// Without a snapshot nothing of the origin needs to be asked about: a new volume's first writes would
+    /// cost a question for each chunk, and its discards would not reach the disk. The kernel heeds this
+    /// only while no barrier is under way, and forgets it when a snapshot is made.
+    fn tell_all_unique(&self, out: &mut Output) {
+        let attached = self.channel == ChannelState::Attached;
+        if attached
+            && self.fault.is_none()
+            && self.barrier.is_none()
+            && self.engine.origin_is_unique()
+        {
+            out.channel(0, Answer::AllUnique);
+        }
     }
 
     fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Place {
@@ -366,6 +398,7 @@ impl<E: Engine> Core<E> {
                 Request::Delete(tag) if self.channel != ChannelState::Lost && !self.greeting => {
                     let reply = self.delete(tag);
                     out.client(waiting.client, reply);
+                    self.tell_all_unique(out);
                 }
                 Request::Revert(tag) if self.channel != ChannelState::Lost && !self.greeting => {
                     self.start_revert(now, waiting.client, tag, out);

@@ -79,6 +79,9 @@ pub trait Engine {
     /// Says that no I/O is under way into a squashed snapshot's chunks, and none will be.
     fn set_quiet(&mut self, tag: SnapTag);
 
+    /// Whether no snapshot needs anything of the origin, wherever it is written.
+    fn origin_is_unique(&self) -> bool;
+
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;
 

@@ -28,6 +28,8 @@ pub struct Inside {
     /// A commit of this chunk of the origin fails alone, without latching.
     pub bad_chunk: Option<Chunk>,
     pub snapshots: Vec<SnapshotInfo>,
+    /// Whether it says that no snapshot needs the origin, as soon as there is none.
+    pub tells_unique: bool,
     pub in_use: Vec<SnapTag>,
     /// Copies there is room for; `None`: as many as you like.
     pub room: Option<u64>,
@@ -274,6 +276,11 @@ impl Engine for Fake {
         inside.draining.retain(|&other| other != tag);
         let more = inside.room_of_squashed;
         inside.room = inside.room.map(|room| room + more);
+    }
+
+    fn origin_is_unique(&self) -> bool {
+        let inside = self.0.borrow();
+        inside.tells_unique && inside.snapshots.is_empty()
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {

@@ -84,6 +84,10 @@ impl Engine for StoreEngine {
         self.0.set_quiet(tag);
     }
 
+    fn origin_is_unique(&self) -> bool {
+        self.0.origin_is_unique()
+    }
+
     fn snapshots(&self) -> Vec<SnapshotInfo> {
         self.0.snapshots()
     }

@@ -5,7 +5,7 @@ use super::Store;
 use super::api::{SnapshotInfo, StoreStatus};
 use super::snapshot::info;
 use crate::format::snaptable::State;
-use crate::units::SnapTag;
+use crate::units::{Chunk, SnapTag};
 
 impl Store {
     /// All snapshots that are not deleted, oldest first.
@@ -23,6 +23,13 @@ impl Store {
     #[must_use]
     pub fn snapshot(&self, tag: SnapTag) -> Option<SnapshotInfo> {
         self.state.snapshots.by_tag(tag).map(info)
+    }
+
+    /// Whether there is no live snapshot, so that nothing of the origin needs to be copied out.
+    #[must_use]
+    pub fn origin_is_unique(&self) -> bool {
+        // A snapshot has its first chunk if it has any.
+        self.state.snapshots.newest_with(Chunk(0)).is_none()
     }
 
     /// The store as a whole.

@@ -240,6 +240,75 @@ fn without_the_module_there_is_no_barrier() {
     );
 }
 
+/// A server whose node of the channel was gone made a snapshot without a barrier: it showed what was
+/// written after it.
+#[test]
+fn a_kernel_that_cannot_be_reached_is_not_absent() {
+    let fake = Fake::default();
+    let mut core = Core::new(fake.clone());
+    core.lost_sight();
+    assert_eq!(
+        command(&mut core, Request::Create(SnapTag(9))),
+        Output::default()
+    );
+    let mut out = Output::default();
+    core.tick(at(31), &mut out);
+    assert_eq!(errno_of(&out), Errno::ETIMEDOUT as i32);
+    assert!(fake.take_calls().is_empty());
+    // Later the kernel says that it has none.
+    let mut out = Output::default();
+    core.absent(at(40), &mut out);
+    assert_eq!(
+        told(&command(&mut core, Request::Create(SnapTag(9)))),
+        &Reply::Created
+    );
+}
+
+/// Without it, mkfs of a new volume asked about each chunk of the device: 23 minutes for 2 TB.
+#[test]
+fn a_kernel_that_asks_is_told_when_no_snapshot_needs_the_origin() {
+    let fake = Fake::with_snapshots(&[4]);
+    fake.0.borrow_mut().tells_unique = true;
+    let all_unique = reply(0, Answer::AllUnique);
+    let accepted = |id| {
+        reply(
+            id,
+            Answer::Identify {
+                status: 0,
+                sectors: 0,
+            },
+        )
+    };
+    let mut core = attached(&fake);
+    let origin = |id| identify(id, 50, None, ORIGIN_SECTORS);
+    assert_eq!(send(&mut core, &[origin(1)]).channel, [accepted(1)]);
+    assert_eq!(send(&mut core, &[write(2, 5)]).channel, [may_write(2)]);
+    let out = command(&mut core, Request::Delete(SnapTag(4)));
+    assert_eq!(out.channel, std::slice::from_ref(&all_unique));
+    let out = send(&mut core, &[write(3, 5)]);
+    assert_eq!(out.channel, [may_write(3), all_unique.clone()]);
+    let out = send(&mut core, &[origin(4)]);
+    assert_eq!(out.channel, [accepted(4), all_unique.clone()]);
+
+    // Not while a snapshot is being made, and not when there is one.
+    command(&mut core, Request::Create(SnapTag(5)));
+    assert_eq!(send(&mut core, &[origin(5)]).channel, [accepted(5)]);
+    let out = send(&mut core, &[write(6, 7), ask(1, Ask::BarrierReached)]);
+    assert_eq!(
+        out.channel,
+        [reply(1, Answer::BarrierEnd { created: true }), may_write(6)]
+    );
+
+    // Nor by a store that has failed: what it holds is not known.
+    let fake = Fake::default();
+    fake.0.borrow_mut().tells_unique = true;
+    let mut core = attached(&fake);
+    core.fault = Some("a test".to_owned());
+    let eio = Errno::EIO as i32;
+    let out = send(&mut core, &[write(1, 5)]);
+    assert_eq!(out.channel, [reply(1, Answer::OriginWrite { status: eio })]);
+}
+
 #[test]
 fn a_barrier_that_is_not_reached_is_given_up() {
     let fake = Fake::default();
