@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The way to `/dev/ddsnap`: opening it, attaching it to the volume, and trying again.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::presence::Place;
 use crate::protocol::address::SocketName;
 use crate::protocol::channel;
 use crate::units::ChunkShift;
@@ -19,6 +19,8 @@ pub const ABSENT_RETRY: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How often a start looks again while it cannot be told whether the module is there.
+const UNCLEAR_TRIES: u32 = 4;
 
 /// Why there is no channel.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,37 @@ pub enum LinkError {
         channel::DEVICE
     )]
     Absent,
+    /// The module is loaded, but its device is not to be seen here.
+    #[error(
+        "the kernel has the channel, but there is no {device} here; make it with `mknod -m 600 {device} c \
+         10 {minor}`, or start the server where it is: not in a chroot or container, without \
+         PrivateDevices=",
+        device = channel::DEVICE
+    )]
+    Hidden {
+        /// Of the channel's device, whose major number is 10.
+        minor: u32,
+    },
+    /// The channel's device is there and must not be opened here.
+    #[error(
+        "{} must not be opened here; start the server as root, not in a container and without \
+         PrivateDevices= or DevicePolicy=",
+        channel::DEVICE
+    )]
+    Forbidden {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Whether the kernel has devices of the volume cannot be told.
+    #[error(
+        "there is no {}, and whether the kernel has the target cannot be told: {why}; start the server \
+         where /proc is the whole system's",
+        channel::DEVICE
+    )]
+    Unclear {
+        /// What is in the way.
+        why: String,
+    },
     /// Another server is attached under the same agent socket.
     #[error("another server is attached to the kernel under {key}; stop it first")]
     Busy {
@@ -83,23 +116,7 @@ pub struct Kernel {
 
 impl Connect for Kernel {
     fn connect(&mut self) -> Result<OwnedFd, LinkError> {
-        let file = match OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(channel::DEVICE)
-        {
-            Ok(file) => file,
-            Err(source) => {
-                return Err(match source.raw_os_error().map(Errno::from_raw) {
-                    // A node without a driver is as good as none.
-                    Some(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => LinkError::Absent,
-                    _ => LinkError::System {
-                        doing: "open it",
-                        source,
-                    },
-                });
-            }
-        };
+        let file = Place::system().open()?;
         let attach = channel::attach(&self.key, self.chunk);
         // SAFETY: the descriptor is open and the argument is readable for the size that the
         // request's number says; the kernel keeps no reference to it.
@@ -167,11 +184,17 @@ pub fn connect_within(
 ) -> Result<Option<OwnedFd>, LinkError> {
     let end = std::time::Instant::now() + deadline;
     let mut backoff = Backoff::default();
+    let mut tries = 0;
     loop {
         match connect.connect() {
             Ok(file) => return Ok(Some(file)),
             Err(LinkError::Absent) => return Ok(None),
             Err(LinkError::Busy { .. }) if std::time::Instant::now() < end => {
+                std::thread::sleep(backoff.pause());
+            }
+            // The module is being loaded: wait for it to be there, or not.
+            Err(LinkError::Unclear { .. }) if tries < UNCLEAR_TRIES => {
+                tries += 1;
                 std::thread::sleep(backoff.pause());
             }
             Err(other) => return Err(other),

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod io;
 pub mod jobs;
 pub mod link;
+pub mod presence;
 pub mod refusal;
 pub mod revert;
 pub mod ring;

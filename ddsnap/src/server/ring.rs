@@ -475,6 +475,8 @@ impl<E: Engine, C: Connect> Ring<E, C> {
                     self.down_logged = true;
                     error!("{:#}; trying again", anyhow::Error::from(error));
                 }
+                // It is there, then: devices may be too.
+                self.core.lost_sight();
                 let retry_at = self.started.elapsed() + self.backoff.pause();
                 self.link = Link::Down { retry_at };
                 Ok(())
