@@ -57,18 +57,21 @@ pub struct Check {
 impl Check {
     pub fn run(&self) -> Result<u8> {
         let meta = self.meta.as_deref();
-        let (_lock, access) = match self.repair {
-            true => (offline::hold(&self.snapstore, meta)?, Access::ReadWrite),
-            false => (offline::share(&self.snapstore, meta)?, Access::Read),
+        let _lock = match self.repair {
+            true => Vec::new(), // each device that is written has its own
+            false => offline::share(&self.snapstore, meta)?,
         };
-        let open = |path: &Path, access| -> Result<Box<dyn BlockDevice>> {
-            Ok(Box::new(open_device(path, access)?))
+        let open = |path: &Path| -> Result<Box<dyn BlockDevice>> {
+            Ok(Box::new(match self.repair {
+                true => offline::hold(path)?,
+                false => open_device(path, Access::Read)?,
+            }))
         };
         let devices = CheckDevices {
-            data: open(&self.snapstore, access)?,
-            meta: meta.map(|meta| open(meta, access)).transpose()?,
+            meta: meta.map(open).transpose()?,
+            data: open(&self.snapstore)?,
             origin: match &self.origin {
-                Some(origin) => Some(open(origin, Access::Read)?),
+                Some(origin) => Some(Box::new(open_device(origin, Access::Read)?)),
                 None => None,
             },
         };

@@ -12,7 +12,7 @@ use clap::Args;
 use super::new_file::{NewFile, refuse_input};
 use super::{check_operands, offline, progress, snap_tag};
 use crate::buffer::AlignedBuf;
-use crate::device::lock::{StoreLock, lock_store};
+use crate::device::lock::{FileLock, Mode, lock};
 use crate::store::{SnapState, View};
 use crate::units::{Chunk, SnapTag};
 
@@ -100,7 +100,7 @@ impl Extract {
 enum Target {
     /// A file that is not there, or may be replaced.
     File(PathBuf),
-    Device(File, PathBuf, StoreLock),
+    Device(File, PathBuf, FileLock),
 }
 
 impl Target {
@@ -135,7 +135,8 @@ impl Target {
             .open(&path)
             .with_context(|| format!("cannot write {}", out.display()))?;
         // A server's devices are not all part of another.
-        let lock = lock_store(&path).with_context(|| format!("cannot write {}", out.display()))?;
+        let lock = lock(&device, Mode::Exclusive)
+            .with_context(|| format!("cannot write {}", out.display()))?;
         Ok(Target::Device(device, path, lock))
     }
 }

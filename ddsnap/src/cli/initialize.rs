@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::numbers::bytes;
 use super::offline;
+use crate::device::BlockDevice;
 use crate::device::identity::distinct;
 use crate::device::lock::share_store;
 use crate::device::uring::Access;
@@ -61,17 +62,15 @@ impl Initialize {
             .chain(meta)
             .collect();
         distinct(&paths).map_err(Error::msg)?;
-        let _locks = offline::hold(&self.snapstore, meta)?;
+        let held_meta = meta.map(offline::hold).transpose()?;
+        let data = offline::hold(&self.snapstore)?;
         // A store, or the origin of another server, is given in its place by mistake.
         let _origin = share_store(&self.origin)
             .with_context(|| format!("cannot use {} as origin", self.origin.display()))?;
         let mut devices = Devices {
             origin: Box::new(open_device(&self.origin, Access::Read)?),
-            data: Box::new(open_device(&self.snapstore, Access::ReadWrite)?),
-            meta: match &self.meta {
-                Some(meta) => Some(Box::new(open_device(meta, Access::ReadWrite)?)),
-                None => None,
-            },
+            data: Box::new(data),
+            meta: held_meta.map(|meta| Box::new(meta) as Box<dyn BlockDevice>),
         };
         if Store::probe(&mut *devices.origin)? {
             bail!(

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::device::lock::{LockError, StoreLock, lock_store, share_store};
-use crate::device::uring::Access;
+use crate::device::lock::{Mode, StoreLock, share_store};
+use crate::device::uring::{Access, UringDevice};
 use crate::server::start::open_device;
 use crate::store::{Devices, OpenOptions, StoreError, View};
 
@@ -18,12 +18,16 @@ pub const CACHE_BYTES: u64 = 64 << 20;
 #[error(transparent)]
 pub struct Unsound(#[from] pub StoreError);
 
-/// Takes a store for itself, as a server would.
+/// Opens a device to write to it and takes it for itself, as a server would.
 ///
 /// # Errors
 /// Somebody holds or reads it, or it cannot be opened for writing.
-pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<Vec<StoreLock>> {
-    each(snapstore, meta, lock_store)
+pub fn hold(path: &Path) -> Result<UringDevice> {
+    let mut device = open_device(path, Access::ReadWrite)?;
+    device
+        .lock(Mode::Exclusive)
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(device)
 }
 
 /// Keeps servers off a store that is read; others may read it too.
@@ -31,17 +35,9 @@ pub fn hold(snapstore: &Path, meta: Option<&Path>) -> Result<Vec<StoreLock>> {
 /// # Errors
 /// A server holds it, or it cannot be opened.
 pub fn share(snapstore: &Path, meta: Option<&Path>) -> Result<Vec<StoreLock>> {
-    each(snapstore, meta, share_store)
-}
-
-fn each(
-    snapstore: &Path,
-    meta: Option<&Path>,
-    lock: impl Fn(&Path) -> Result<StoreLock, LockError>,
-) -> Result<Vec<StoreLock>> {
     let paths = meta.into_iter().chain([snapstore]);
     paths
-        .map(|path| lock(path).with_context(|| format!("cannot lock {}", path.display())))
+        .map(|path| share_store(path).with_context(|| format!("cannot lock {}", path.display())))
         .collect()
 }
 

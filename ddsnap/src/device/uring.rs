@@ -11,9 +11,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
+use super::lock::{self, FileLock, LockError, Mode};
 use super::{BlockDevice, Read, Write};
 use crate::stdio::complain;
 
@@ -42,6 +44,7 @@ pub struct UringDevice {
     name: String,
     len_bytes: u64,
     alignment: usize,
+    lock: Option<FileLock>,
 }
 
 /// One request of a batch, split to the longest allowed.
@@ -103,13 +106,54 @@ impl UringDevice {
             name,
             len_bytes,
             alignment,
+            lock: None,
         })
     }
 
-    /// The open file, to lock it.
+    /// The open file.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Locks the device if no process holds it, and measures it.
+    ///
+    /// The lock lasts until this is dropped and the kernel has ended all that was asked of the device, also if
+    /// the process is killed before.
+    ///
+    /// # Errors
+    /// [`LockError`]; `Exclusive` needs [`Access::ReadWrite`].
+    pub fn lock(&mut self, mode: Mode) -> Result<(), LockError> {
+        let lock = lock::lock(&self.file, mode)?;
+        self.keep(lock)
+    }
+
+    /// As [`lock`](Self::lock), but waits as [`lock::lock_within`] does.
+    ///
+    /// # Errors
+    /// As of [`lock`](Self::lock).
+    pub fn lock_within(
+        &mut self,
+        mode: Mode,
+        patience: Duration,
+        quiet: Duration,
+        on_wait: impl FnOnce(Option<u32>),
+    ) -> Result<(), LockError> {
+        let lock = lock::lock_within(&self.file, mode, patience, quiet, on_wait)?;
+        self.keep(lock)
+    }
+
+    fn keep(&mut self, lock: FileLock) -> Result<(), LockError> {
+        // Requests hold on to the file they are for. The kernel lets go of what is registered with the ring
+        // when the last of the ring's requests has ended.
+        if let Some(device) = lock.device() {
+            let submitter = self.ring.submitter();
+            submitter.register_files(&[device.as_raw_fd()])?;
+        }
+        self.lock = Some(lock);
+        // While we waited it may have become longer or shorter.
+        self.measure()?;
+        Ok(())
     }
 
     fn check(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

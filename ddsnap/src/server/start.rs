@@ -23,8 +23,9 @@ use crate::daemon::background::Background;
 use crate::daemon::log::Log;
 use crate::daemon::pidfile::PidFile;
 use crate::daemon::{memory, signals};
+use crate::device::BlockDevice;
 use crate::device::identity::distinct;
-use crate::device::lock::{StoreLock, lock_store_within, name_of};
+use crate::device::lock::{Mode, name_of};
 use crate::device::uring::{Access, UringDevice};
 use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
@@ -97,7 +98,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     if faults.strike("START_SERVER") {
         return Err(anyhow!("DDSNAP_ACTION closed the connection to the agent").into());
     }
-    let (store, _locks) = open_store(config)?;
+    let store = open_store(config)?;
     let engine = StoreEngine(store);
     let prepared = prepare(config, engine.status().chunk, agent, log, &faults);
     let (parts, pidfile, _socket_file) = match prepared {
@@ -267,40 +268,23 @@ fn hear_agent(
 }
 
 /// Locks and opens the store, and says in the log what state it was in.
-fn open_store(config: &Config) -> Result<(Store, Vec<StoreLock>), StartError> {
+fn open_store(config: &Config) -> Result<Store, StartError> {
     let meta = config.meta.as_deref();
-    // The origin too: another store on it would not see what this one's clients write.
     let paths: Vec<&Path> = meta
         .into_iter()
         .chain([&*config.snapstore, &*config.origin])
         .collect();
     distinct(&paths).map_err(anyhow::Error::msg)?;
     let deadline = Instant::now() + config.patience;
-    let mut locks = Vec::new();
-    for path in paths {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let tell = |holder: Option<u32>| {
-            let text = format!(
-                "{} holds {}; waiting up to {:.0} s for it to let go",
-                name_of(holder),
-                path.display(),
-                left.as_secs_f64()
-            );
-            complain(format_args!("ddsnap server: {text}"));
-            info!("{text}");
-        };
-        let lock = lock_store_within(path, left, QUIET, tell)
-            .with_context(|| format!("cannot lock {}", path.display()))?;
-        locks.push(lock);
-    }
+    let meta = meta.map(|meta| hold(meta, deadline)).transpose()?;
+    let data = hold(&config.snapstore, deadline)?;
+    // Written to in a revert and at no other time. Locked too: another store on it would not see what this
+    // one's clients write.
+    let origin = hold(&config.origin, deadline)?;
     let devices = Devices {
-        // Written to in a revert and at no other time.
-        origin: Box::new(open_device(&config.origin, Access::ReadWrite)?),
-        data: Box::new(open_device(&config.snapstore, Access::ReadWrite)?),
-        meta: match &config.meta {
-            Some(meta) => Some(Box::new(open_device(meta, Access::ReadWrite)?)),
-            None => None,
-        },
+        origin: Box::new(origin),
+        data: Box::new(data),
+        meta: meta.map(|meta| Box::new(meta) as Box<dyn BlockDevice>),
     };
     let options = OpenOptions {
         cache_bytes: config.cache_bytes,
@@ -322,7 +306,27 @@ fn open_store(config: &Config) -> Result<(Store, Vec<StoreLock>), StartError> {
             opened.origin_chunks
         );
     }
-    Ok((store, locks))
+    Ok(store)
+}
+
+/// Opens a device and waits until it is ours alone.
+fn hold(path: &Path, deadline: Instant) -> anyhow::Result<UringDevice> {
+    let mut device = open_device(path, Access::ReadWrite)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let tell = |holder: Option<u32>| {
+        let text = format!(
+            "{} holds {}; waiting up to {:.0} s for it to let go",
+            name_of(holder),
+            path.display(),
+            left.as_secs_f64()
+        );
+        complain(format_args!("ddsnap server: {text}"));
+        info!("{text}");
+    };
+    device
+        .lock_within(Mode::Exclusive, left, QUIET, tell)
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(device)
 }
 
 fn unusable(error: StoreError) -> StartError {
