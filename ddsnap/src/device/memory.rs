@@ -4,10 +4,11 @@
 //! A [`Machine`] has several disks. Each remembers what is on its medium and which writes came since
 //! its last flush. [`Machine::record`] notes every write and flush; from a [`Moment`] taken before, any
 //! point between two of these events can be rebuilt, and the power cut there: of each disk the
-//! medium stays, and of the sectors written since its last flush any subset ([`Moment::cut`]).
+//! medium stays, and of the sectors written since its last flush any subset ([`Moment::cut`]). A sector that
+//! was being written may also be left so that it cannot be read, with its neighbours in one physical sector.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -140,18 +141,99 @@ struct Disk {
     cached: Vec<(u64, Rc<[u8]>)>,
     /// What a read gives.
     visible: Image,
+    /// Sectors, by number, whose reading fails until they are written; of the medium, and of what a read gives.
+    torn: BTreeSet<u64>,
+    unreadable: BTreeSet<u64>,
+    /// Bytes of which everything has a checksum.
+    checked: Vec<Range<u64>>,
 }
 
 impl Disk {
     fn write(&mut self, offset: u64, bytes: &Rc<[u8]>) {
         self.visible.write(offset, bytes);
+        for sector in sectors(offset, bytes.len()) {
+            self.unreadable.remove(&sector);
+        }
         self.cached.push((offset, bytes.clone()));
     }
 
     fn flush(&mut self) {
         self.medium = self.visible.clone();
+        self.torn.clone_from(&self.unreadable);
         self.cached.clear();
     }
+}
+
+impl Disk {
+    fn cut(&mut self, survival: Survival, rng: &mut Rng) {
+        let cached = std::mem::take(&mut self.cached);
+        for (offset, bytes) in &cached {
+            let (whole, percent) = match survival {
+                Survival::All => (true, 0),
+                Survival::Writes(percent) => (rng.chance(percent), 0),
+                Survival::Sectors(percent)
+                | Survival::Torn { percent, .. }
+                | Survival::Garbage { percent, .. } => (false, percent),
+                Survival::None | Survival::ProcessKilled | Survival::FlushFailed => (false, 0),
+            };
+            if whole {
+                self.medium.write(*offset, bytes);
+                for sector in sectors(*offset, bytes.len()) {
+                    self.torn.remove(&sector);
+                }
+            } else if percent > 0 {
+                for (index, part) in (0..).zip(bytes.chunks(SECTOR as usize)) {
+                    if rng.chance(percent) {
+                        self.medium.write(offset + index * SECTOR, part);
+                        self.torn.remove(&(offset / SECTOR + index));
+                    }
+                }
+            }
+        }
+        match survival {
+            Survival::Torn { physical, .. } if !cached.is_empty() => {
+                let (offset, bytes) = &cached[rng.below(cached.len() as u64) as usize];
+                let at = offset + rng.below(bytes.len() as u64);
+                let unit = self.physical(at, physical);
+                self.torn
+                    .extend(sectors(unit.start, (unit.end - unit.start) as usize));
+            }
+            Survival::Garbage { physical, .. } => {
+                for (offset, bytes) in &cached {
+                    let first = offset / physical * physical;
+                    for at in (first..offset + bytes.len() as u64).step_by(physical as usize) {
+                        let unit = self.physical(at, physical);
+                        let inside = |checked: &Range<u64>| {
+                            checked.start <= unit.start && unit.end <= checked.end
+                        };
+                        if self.checked.iter().any(inside) && rng.chance(30) {
+                            let len = (unit.end - unit.start) as usize;
+                            let bytes: Vec<u8> = (0..len).map(|_| rng.next_u64() as u8).collect();
+                            self.medium.write(unit.start, &bytes);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.visible = self.medium.clone();
+        self.unreadable.clone_from(&self.torn);
+    }
+
+    /// The physical sector of byte `at`.
+    fn physical(&self, at: u64, physical: u64) -> Range<u64> {
+        let start = at / physical * physical;
+        start..(start + physical).min(self.len)
+    }
+
+    fn is_readable(&self, offset: u64, len: usize) -> bool {
+        self.unreadable.range(sectors(offset, len)).next().is_none()
+    }
+}
+
+/// The numbers of the sectors that `len` bytes at `offset` touch.
+fn sectors(offset: u64, len: usize) -> Range<u64> {
+    offset / SECTOR..(offset + len as u64).div_ceil(SECTOR)
 }
 
 /// A write or a flush of one of the disks.
@@ -165,6 +247,8 @@ pub enum Event {
         offset: u64,
         /// What was written.
         bytes: Rc<[u8]>,
+        /// The number of the batch: writes of one batch are under way at the same time.
+        batch: u64,
     },
     /// A flush.
     Flush {
@@ -186,6 +270,24 @@ pub enum Survival {
     Writes(u64),
     /// Nothing is lost and nothing becomes durable: only the process was killed.
     ProcessKilled,
+    /// A flush failed and the process ended: what was not flushed can still be read, from a cache, but counts
+    /// as clean there and never becomes durable.
+    FlushFailed,
+    /// As `Sectors`, and of each disk one physical sector that was being written cannot be read.
+    Torn {
+        /// The chance of each sector, in percent.
+        percent: u64,
+        /// Bytes of a physical sector: 512, or 4096 where neighbours are lost with what was written.
+        physical: u64,
+    },
+    /// As `Sectors`, and physical sectors that were being written may hold anything, where everything has a
+    /// checksum ([`Machine::set_checked`]).
+    Garbage {
+        /// The chance of each sector, in percent.
+        percent: u64,
+        /// Bytes of a physical sector.
+        physical: u64,
+    },
 }
 
 /// The disks of a machine at one moment.
@@ -200,8 +302,24 @@ impl Moment {
                 disk,
                 offset,
                 bytes,
+                ..
             } => self.0[*disk].write(*offset, bytes),
             Event::Flush { disk } => self.0[*disk].flush(),
+        }
+    }
+
+    /// What was under way when the process was killed lands, or not: any part of the batch that `later`
+    /// begins with. Its lock is free only afterwards, so nobody sees the disks before.
+    pub fn land(&mut self, later: &[Event], rng: &mut Rng) {
+        let Some(Event::Write { batch: first, .. }) = later.first() else {
+            return;
+        };
+        let of_batch =
+            |event: &&Event| matches!(event, Event::Write { batch, .. } if batch == first);
+        for event in later.iter().take_while(of_batch) {
+            if rng.chance(50) {
+                self.advance(event);
+            }
         }
     }
 
@@ -212,24 +330,12 @@ impl Moment {
         if survival == Survival::ProcessKilled {
             return Machine::from_disks(disks);
         }
+        if survival == Survival::FlushFailed {
+            disks.iter_mut().for_each(|disk| disk.cached.clear());
+            return Machine::from_disks(disks);
+        }
         for disk in &mut disks {
-            for (offset, bytes) in std::mem::take(&mut disk.cached) {
-                let whole = match survival {
-                    Survival::All => true,
-                    Survival::Writes(percent) => rng.chance(percent),
-                    Survival::None | Survival::Sectors(_) | Survival::ProcessKilled => false,
-                };
-                if whole {
-                    disk.medium.write(offset, &bytes);
-                } else if let Survival::Sectors(percent) = survival {
-                    for (index, sector) in bytes.chunks(SECTOR as usize).enumerate() {
-                        if rng.chance(percent) {
-                            disk.medium.write(offset + index as u64 * SECTOR, sector);
-                        }
-                    }
-                }
-            }
-            disk.visible = disk.medium.clone();
+            disk.cut(survival, rng);
         }
         Machine::from_disks(disks)
     }
@@ -242,6 +348,8 @@ pub struct Machine(Rc<RefCell<Inner>>);
 struct Inner {
     disks: Vec<Disk>,
     recorded: Option<Vec<Event>>,
+    /// Batches written so far.
+    batches: u64,
 }
 
 impl Machine {
@@ -254,6 +362,9 @@ impl Machine {
             medium: Image::default(),
             cached: Vec::new(),
             visible: Image::default(),
+            torn: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
+            checked: Vec::new(),
         };
         Self::from_disks(disks.iter().map(empty).collect())
     }
@@ -262,6 +373,7 @@ impl Machine {
         Machine(Rc::new(RefCell::new(Inner {
             disks,
             recorded: None,
+            batches: 0,
         })))
     }
 
@@ -300,6 +412,8 @@ impl Machine {
     pub fn set_len(&self, disk: usize, len: u64) {
         let disk = &mut self.0.borrow_mut().disks[disk];
         disk.len = len;
+        disk.torn.split_off(&len.div_ceil(SECTOR));
+        disk.unreadable.split_off(&len.div_ceil(SECTOR));
         disk.medium.cut_off(len);
         disk.visible.cut_off(len);
         disk.cached
@@ -309,7 +423,21 @@ impl Machine {
     /// Whether reading at `offset` gives these bytes.
     #[must_use]
     pub fn holds(&self, disk: usize, offset: u64, bytes: &[u8]) -> bool {
-        self.0.borrow().disks[disk].visible.holds(offset, bytes)
+        let disk = &self.0.borrow().disks[disk];
+        disk.is_readable(offset, bytes.len()) && disk.visible.holds(offset, bytes)
+    }
+
+    /// Says that everything in these bytes has a checksum, so that it need not be what was ever written there.
+    pub fn set_checked(&self, disk: usize, bytes: Range<u64>) {
+        self.0.borrow_mut().disks[disk].checked.push(bytes);
+    }
+
+    /// Makes bytes unreadable until they are written, as a fault of the disk would.
+    pub fn make_unreadable(&self, disk: usize, bytes: Range<u64>) {
+        let disk = &mut self.0.borrow_mut().disks[disk];
+        let bad = sectors(bytes.start, (bytes.end - bytes.start) as usize);
+        disk.torn.extend(bad.clone());
+        disk.unreadable.extend(bad);
     }
 
     /// Overwrites bytes of the medium, as a fault of the disk would.
@@ -356,6 +484,7 @@ impl MemoryDevice {
                 disk,
                 offset,
                 bytes,
+                ..
             } => inner.disks[*disk].write(*offset, bytes),
             Event::Flush { disk } => inner.disks[*disk].flush(),
         }
@@ -386,20 +515,28 @@ impl BlockDevice for MemoryDevice {
     fn read(&mut self, batch: &mut [Read<'_>]) -> io::Result<()> {
         for read in batch {
             self.check(read.offset, read.into.len())?;
-            self.machine.0.borrow().disks[self.disk]
-                .visible
-                .read(read.offset, read.into);
+            let disk = &self.machine.0.borrow().disks[self.disk];
+            if !disk.is_readable(read.offset, read.into.len()) {
+                return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+            }
+            disk.visible.read(read.offset, read.into);
         }
         Ok(())
     }
 
     fn write(&mut self, batch: &[Write<'_>]) -> io::Result<()> {
+        let number = {
+            let mut inner = self.machine.0.borrow_mut();
+            inner.batches += 1;
+            inner.batches
+        };
         for write in batch {
             self.check(write.offset, write.from.len())?;
             self.event(Event::Write {
                 disk: self.disk,
                 offset: write.offset,
                 bytes: write.from.into(),
+                batch: number,
             });
         }
         Ok(())
@@ -474,5 +611,57 @@ mod tests {
             content(&killed.moment().cut(Survival::None, &mut rng), 0),
             1
         );
+    }
+
+    #[test]
+    fn what_was_being_written_may_be_unreadable_or_garbage() {
+        let machine = Machine::new(&[("disk", 1 << 20)]);
+        let mut device = machine.device(0);
+        let whole = [1; 8192];
+        let batch = |offset, from| Write { offset, from };
+        device.write(&[batch(0, &whole[..])]).unwrap();
+        device.flush().unwrap();
+        device.write(&[batch(512, &[2; 512][..])]).unwrap();
+        let moment = machine.moment();
+        let mut rng = Rng::new(1);
+        let unreadable = |machine: &Machine| {
+            let readable = |sector: u64| {
+                let into = &mut [0; 512][..];
+                let offset = sector * 512;
+                machine.device(0).read(&mut [Read { offset, into }]).is_ok()
+            };
+            (0..16).filter(|&sector| !readable(sector)).count()
+        };
+        for (physical, wanted) in [(512, 1), (4096, 8)] {
+            let percent = 50;
+            let cut = moment.cut(Survival::Torn { percent, physical }, &mut rng);
+            assert_eq!(unreadable(&cut), wanted);
+            // What is written can be read again, durably once it was flushed.
+            let mut device = cut.device(0);
+            device.write(&[batch(0, &whole[..])]).unwrap();
+            assert_eq!(unreadable(&cut), 0);
+            let lost = cut.moment().cut(Survival::None, &mut rng);
+            assert_eq!(unreadable(&lost), wanted);
+            device.flush().unwrap();
+            assert_eq!(unreadable(&cut.moment().cut(Survival::None, &mut rng)), 0);
+        }
+        let garbage = Survival::Garbage {
+            percent: 50,
+            physical: 512,
+        };
+        let strange = |machine: &Machine| {
+            let known = |byte| machine.holds(0, 512, &[byte; 512]);
+            !known(1) && !known(2)
+        };
+        assert!(!(0..50).any(|_| strange(&moment.cut(garbage, &mut rng))));
+        machine.set_checked(0, 0..4096);
+        let moment = machine.moment();
+        assert!((0..50).any(|_| strange(&moment.cut(garbage, &mut rng))));
+        // What a failed flush lost is read until the power goes.
+        let killed = moment.cut(Survival::FlushFailed, &mut rng);
+        assert!(killed.holds(0, 512, &[2; 512]));
+        killed.device(0).flush().unwrap();
+        let cut = moment.cut(Survival::FlushFailed, &mut rng).moment();
+        assert!(cut.cut(Survival::All, &mut rng).holds(0, 512, &[1; 512]));
     }
 }

@@ -104,6 +104,12 @@ pub enum Entry {
     },
     /// It has it.
     RevertEnd(SnapSeq),
+    /// What follows in this record is all that counts of the records before it, back to and with the one of
+    /// this sequence: opening after a crash wrote it again.
+    Again {
+        /// Sequence of the first record that this one stands for.
+        first: u64,
+    },
 }
 
 /// Entries that fit into a record of `blocks`.
@@ -259,6 +265,7 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
         Entry::RevertBegin(seq) => (11, 0, seq.0, 0, 0),
         Entry::RevertProgress { seq, next } => (12, 0, seq.0, next.0, 0),
         Entry::RevertEnd(seq) => (13, 0, seq.0, 0, 0),
+        Entry::Again { first } => (16, 0, first, 0, 0),
     };
     put_u32(at, KIND_AT, kind);
     put_u32(at, WORD_AT, word);
@@ -315,13 +322,14 @@ fn decode_entry(at: &[u8]) -> Result<Entry, FormatError> {
             next: Chunk(b),
         },
         13 => Entry::RevertEnd(SnapSeq(a)),
+        16 => Entry::Again { first: a },
         kind => {
             return Err(FormatError::Range {
                 what: WHAT,
                 field: "entry kind",
                 found: kind.into(),
                 least: 1,
-                most: 13,
+                most: 16,
             });
         }
     })
@@ -358,6 +366,7 @@ mod tests {
             Entry::RevertBegin(seq),
             Entry::RevertProgress { seq, next: chunk },
             Entry::RevertEnd(seq),
+            Entry::Again { first: 7 },
         ];
         let id = RecordId {
             epoch: 1,

@@ -8,7 +8,9 @@
 
 use crate::buffer::AlignedBuf;
 use crate::format::BLOCK_LEN;
-use crate::format::journal::{Entry, MAX_RECORD_ENTRIES, RecordId, blocks_for, encode, entries_in};
+use crate::format::journal::{
+    Entry, MAX_RECORD_BLOCKS, MAX_RECORD_ENTRIES, RecordId, blocks_for, encode, entries_in,
+};
 use crate::format::superblock::Superblock;
 use crate::units::MetaBlock;
 
@@ -50,9 +52,14 @@ impl Ring {
     }
 
     /// The most entries a record may have: at most a quarter of the ring, so that any record fits
-    /// into an empty one wherever its head is.
+    /// into an empty one wherever its head is. One less, so that opening after a crash can write it again.
     pub fn max_entries(&self) -> usize {
-        entries_in((self.blocks / 4).clamp(1, 64) as usize).min(MAX_RECORD_ENTRIES)
+        entries_in(self.most_blocks() as usize).min(MAX_RECORD_ENTRIES) - 1
+    }
+
+    /// The most blocks a record has.
+    pub fn most_blocks(&self) -> u64 {
+        (self.blocks / 4).clamp(1, u64::from(MAX_RECORD_BLOCKS))
     }
 
     /// Encodes a record for the next free place; none if a checkpoint must make room first.
@@ -84,18 +91,14 @@ impl Ring {
         })
     }
 
-    /// Goes on behind a record of so many entries that was found at `position`: at the head, or at
-    /// the start because it did not fit there.
-    pub fn pass(&mut self, position: u64, entries: usize) {
+    /// Goes on behind record `sequence` of so many entries, which was found at `position`: at the head, or at
+    /// the start because it did not fit there, or further on because it stands for others.
+    pub fn pass(&mut self, position: u64, sequence: u64, entries: usize) {
         let blocks = blocks_for(entries) as u64;
-        let skipped = if position == self.head {
-            0
-        } else {
-            self.blocks - self.head
-        };
+        let skipped = (position + self.blocks - self.head) % self.blocks;
         self.used += skipped + blocks;
         self.head = (position + blocks) % self.blocks;
-        self.sequence += 1;
+        self.sequence = sequence + 1;
     }
 
     /// The placed record is durable.

@@ -238,6 +238,49 @@ impl Media {
         )
     }
 
+    /// Reads whole blocks of the metadata device; what cannot be read of them is zero. Gives the sectors
+    /// that could not be read, by their byte offset, and why.
+    pub fn read_meta_in_part(&mut self, at: MetaBlock, into: &mut [u8]) -> Vec<(u64, StoreError)> {
+        if self.read_meta(at, into).is_ok() {
+            return Vec::new();
+        }
+        let sector = self.meta().alignment();
+        let mut bad = Vec::new();
+        for (offset, block) in (at.to_offset()..)
+            .step_by(BLOCK_LEN)
+            .zip(into.chunks_mut(BLOCK_LEN))
+        {
+            let whole = Read {
+                offset,
+                into: block,
+            };
+            if read_batch(self.meta(), &mut [whole]).is_ok() {
+                continue;
+            }
+            for (offset, into) in (offset..).step_by(sector).zip(block.chunks_mut(sector)) {
+                let read = read_batch(
+                    self.meta(),
+                    &mut [Read {
+                        offset,
+                        into: &mut *into,
+                    }],
+                );
+                if let Err(error) = read {
+                    into.fill(0);
+                    bad.push((offset, error));
+                }
+            }
+        }
+        bad
+    }
+
+    /// Whether a sector of the metadata device can be read.
+    pub fn can_read_meta(&mut self, offset: u64) -> bool {
+        let mut sector = AlignedBuf::zeroed(self.meta().alignment());
+        let into = &mut sector[..];
+        read_batch(self.meta(), &mut [Read { offset, into }]).is_ok()
+    }
+
     pub fn write_meta(&mut self, batch: &[Write<'_>]) -> Result<(), StoreError> {
         write_batch(self.meta(), batch)
     }

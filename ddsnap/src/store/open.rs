@@ -4,21 +4,23 @@
 //!
 //! Then the store is made fit to be changed. One that was closed begins a new epoch with a checkpoint.
 //! One that crashed goes on in its ring, so that opening does not take longer the larger the index is:
-//! 1. flush: of a server that was killed, what recovery has read may still sit in the disks' caches;
-//!    what comes next must not become durable without it;
-//! 2. the superblock copy that is older or damaged is written anew: otherwise the next checkpoint
-//!    could tear the only good one, after blocks that the old one needs were used again;
-//! 3. what recovery took out of the last record is sealed by a record that takes it back.
+//! 1. a superblock copy is written anew, that which is older or damaged if there is one, and the next
+//!    checkpoint writes the other one first: otherwise that could tear the only copy that is durable,
+//!    after blocks that the older one needs were used again;
+//! 2. the last record is written again, behind itself, with what counts of it and with its copies in other
+//!    places: of a server that was killed, what recovery has read may still sit in a cache, and a cache may
+//!    show what a failed flush has lost. It takes back what recovery left out, too.
 //!
-//! A crash in any of these finds what it found before.
+//! Neither overwrites anything that recovery needs, so a crash in any of these finds what it found before.
 
 use super::checkpoint::write_copy;
 use super::error::StoreError;
 use super::index::tree;
 use super::index::{Index, after};
 use super::journal::Ring;
-use super::media::{Devices, Media, read_batch};
+use super::media::{Devices, Media, Source, read_batch};
 use super::metaalloc::MetaAlloc;
+use super::recover::Last;
 use super::snapshot::Snapshots;
 use super::state::State;
 use super::sweep::Sweep;
@@ -28,7 +30,7 @@ use crate::device::{BlockDevice, Read, Write};
 use crate::format::BLOCK_LEN;
 use crate::format::FormatError;
 use crate::format::block::{Kind, Pointer};
-use crate::format::journal::Entry;
+use crate::format::journal::{Entry, MAX_RECORD_ENTRIES};
 use crate::format::label::Label;
 use crate::format::snaptable;
 use crate::format::superblock::{COPIES, Superblock};
@@ -44,7 +46,7 @@ impl Store {
         let Recovered {
             mut store,
             opened,
-            dropped,
+            last,
         } = Store::recover(devices, options, &mut recover::ask_origin)?;
         if store.state.origin_chunks == 0 {
             return Err(StoreError::WrongDevice {
@@ -55,14 +57,15 @@ impl Store {
                 ),
             });
         }
-        store.media.flush_both()?;
         if opened.clean {
             store.begin_epoch()?;
         } else {
-            if let Some(copy) = store.stale_copy.take() {
-                write_copy(&mut store.media, &store.superblock, copy)?;
+            let copy = store.stale_copy.unwrap_or(1);
+            write_copy(&mut store.media, &store.superblock, copy)?;
+            store.stale_copy = Some(1 - copy);
+            if let Some(last) = last {
+                store.write_again(&last)?;
             }
-            store.seal_recovery(&dropped)?;
             store.recovered = true;
         }
         Ok((store, opened))
@@ -76,22 +79,73 @@ impl Store {
         })
     }
 
-    /// Records what recovery left out of the last record. It is not in the state, so the entries are
-    /// not applied.
-    fn seal_recovery(&mut self, dropped: &[Entry]) -> Result<(), StoreError> {
-        if dropped.is_empty() {
-            return Ok(());
+    /// Makes durable what counts of the last record, without overwriting anything of it.
+    fn write_again(&mut self, last: &Last) -> Result<(), StoreError> {
+        let copies: Vec<Source> = last
+            .entries
+            .iter()
+            .filter_map(|entry| match *entry {
+                Entry::Exception { place, .. } => Some(Source::Store(place)),
+                _ => None,
+            })
+            .collect();
+        let mut places = self.state.space.find_free(&mut self.media, copies.len())?;
+        if places.len() < copies.len() {
+            // No room: they stay where they are.
+            places.clear();
         }
-        let Some(placed) = self.ring.place(dropped) else {
+        let mut buffer = AlignedBuf::zeroed(places.len() << self.superblock.chunk.get());
+        self.media
+            .read_chunks(&copies[..places.len()], &mut buffer)?;
+        let mut record = vec![Entry::Again { first: last.first }];
+        let mut free = places.iter().copied();
+        record.extend(last.entries.iter().map(|entry| match *entry {
+            Entry::Exception {
+                chunk,
+                seq,
+                place,
+                crc,
+            } => Entry::Exception {
+                chunk,
+                seq,
+                place: free.next().unwrap_or(place),
+                crc,
+            },
+            other => other,
+        }));
+        let fits = record.len() <= MAX_RECORD_ENTRIES;
+        let placed = fits.then(|| self.ring.place(&record)).flatten();
+        let Some(placed) = placed else {
             // No room: the old ring is not needed any more after a checkpoint under a new epoch.
+            self.media.flush_both()?;
             return self.begin_epoch();
         };
-        self.media.write_meta(&[Write {
+        let (shift, chunk_bytes) = (self.superblock.chunk, self.superblock.chunk.bytes());
+        let parts = buffer.chunks_exact(chunk_bytes as usize);
+        let writes = places.iter().zip(parts).map(|(place, from)| Write {
+            offset: place.to_offset(shift),
+            from,
+        });
+        let meta = Write {
             offset: placed.at.to_offset(),
             from: &placed.bytes,
-        }])?;
-        self.media.flush_meta()?;
+        };
+        self.media.write_both(writes.collect(), meta)?;
+        self.media.flush_both()?;
         self.ring.advance(&placed);
+        for (old, new) in last.entries.iter().zip(&record[1..]) {
+            if let (
+                &Entry::Exception {
+                    chunk, seq, place, ..
+                },
+                true,
+            ) = (old, old != new)
+            {
+                let state = &mut self.state;
+                state.apply(&Entry::RemoveException { chunk, seq, place });
+                state.apply(new);
+            }
+        }
         Ok(())
     }
 
@@ -124,7 +178,7 @@ impl Store {
             origin_chunks: 0,
         };
         let mut ring = Ring::new(&superblock);
-        let mut dropped = Vec::new();
+        let mut last = None;
         if !superblock.clean {
             let replayed = recover::replay(
                 &mut media,
@@ -134,7 +188,7 @@ impl Store {
                 recover::Unreadable::Refuse,
                 unwritten,
             )?;
-            (ring, dropped) = (replayed.ring, replayed.dropped);
+            (ring, last) = (replayed.ring, replayed.last);
         }
         opened.origin_chunks = state.origin_chunks;
         state.origin_chunks = origin_device_chunks;
@@ -142,7 +196,7 @@ impl Store {
         Ok(Recovered {
             store: Store::from_parts(media, superblock, stale_copy, state, meta, ring),
             opened,
-            dropped,
+            last,
         })
     }
 
@@ -187,8 +241,8 @@ impl Store {
 pub(crate) struct Recovered {
     pub store: Store,
     pub opened: Opened,
-    /// What recovery took out of the last record, as entries that say so.
-    pub dropped: Vec<Entry>,
+    /// The last record.
+    pub last: Option<Last>,
 }
 
 fn read_superblock(devices: &mut Devices) -> Result<(Superblock, Option<usize>), StoreError> {

@@ -10,6 +10,14 @@
 //! damaged since. The origin decides: of a group never acknowledged it still holds the old data,
 //! whose checksum the record has. Then the entry can go, for the snapshot reads the same from the
 //! origin. Otherwise the copy was acknowledged and is lost: refuse.
+//!
+//! A torn write can leave sectors that cannot be read: those are no more than not whole, in the ring and
+//! in a copy. ARCHITECTURE.md says how far that can hide a record that was acknowledged, and what is refused.
+//!
+//! What opening finds of the last record it writes again ([`Entry::Again`]): it may have been read from a
+//! cache that had lost it. Such a record stands for those before it, whether or not they can be read.
+
+use std::collections::BTreeSet;
 
 use super::Opened;
 use super::error::StoreError;
@@ -31,6 +39,35 @@ struct RingReader {
     blocks: u64,
     start: u64,
     window: AlignedBuf,
+    /// Sectors that could not be read, by byte offset.
+    unreadable: BTreeSet<u64>,
+    /// The most blocks of a record.
+    most_blocks: u64,
+}
+
+/// A whole record.
+struct Found {
+    position: u64,
+    sequence: u64,
+    entries: Vec<Entry>,
+}
+
+impl Found {
+    /// The first record that this one stands for.
+    fn stands_for(&self) -> u64 {
+        match self.entries.first() {
+            Some(Entry::Again { first }) => (*first).min(self.sequence),
+            _ => self.sequence,
+        }
+    }
+}
+
+/// What comes behind a record.
+enum Next {
+    Record(Found),
+    End,
+    /// A record is missing that was acknowledged.
+    Gap(StoreError),
 }
 
 impl RingReader {
@@ -41,6 +78,8 @@ impl RingReader {
             blocks,
             start: 0,
             window: AlignedBuf::zeroed(0),
+            unreadable: BTreeSet::new(),
+            most_blocks: Ring::new(superblock).most_blocks(),
         }
     }
 
@@ -50,7 +89,15 @@ impl RingReader {
         if position < self.start || position + count > self.start + held {
             let take = WINDOW.max(count).min(self.blocks - position);
             let mut window = AlignedBuf::zeroed((take as usize) * BLOCK_LEN);
-            media.read_meta(MetaBlock(self.first.0 + position), &mut window)?;
+            let at = MetaBlock(self.first.0 + position);
+            let bad = media.read_meta_in_part(at, &mut window);
+            self.unreadable.extend(bad.iter().map(|(offset, _)| offset));
+            // More than one write can tear: it is not single sectors that fail.
+            if self.unreadable_blocks() > self.most_blocks {
+                if let Some((_, error)) = bad.into_iter().next() {
+                    return Err(error);
+                }
+            }
             (self.start, self.window) = (position, window);
         }
         let at = (position - self.start) as usize * BLOCK_LEN;
@@ -100,19 +147,144 @@ impl RingReader {
     }
 
     /// The record that follows what `ring` knows, if it is whole: at the ring's head or, if it did
-    /// not fit there, at its start. With its entries, where it begins.
-    fn find(
-        &mut self,
-        media: &mut Media,
-        ring: &Ring,
-    ) -> Result<Option<(u64, Vec<Entry>)>, StoreError> {
+    /// not fit there, at its start.
+    fn find(&mut self, media: &mut Media, ring: &Ring) -> Result<Option<Found>, StoreError> {
+        let sequence = ring.sequence;
         for position in [ring.head, 0] {
-            if let Some(entries) = self.record(media, position, ring.epoch, ring.sequence)? {
-                return Ok(Some((position, entries)));
+            if let Some(entries) = self.record(media, position, ring.epoch, sequence)? {
+                return Ok(Some(Found {
+                    position,
+                    sequence,
+                    entries,
+                }));
             }
         }
         Ok(None)
     }
+
+    /// What follows what `ring` knows. `before`: the record before it is whole.
+    fn next(
+        &mut self,
+        media: &mut Media,
+        state: &State,
+        ring: &Ring,
+        before: bool,
+    ) -> Result<Next, StoreError> {
+        if let Some(found) = self.find(media, ring)? {
+            // Written again, but not to the end: then what it was to stand for still counts.
+            let undone = before
+                && found.stands_for() < found.sequence
+                && !has_copies(media, state, &found.entries)
+                && self.behind(media, ring.epoch, found.sequence)?.is_none();
+            return Ok(match undone {
+                true => Next::End,
+                false => Next::Record(found),
+            });
+        }
+        let missing = ring.sequence;
+        let Some((position, sequence)) = self.behind(media, ring.epoch, missing)? else {
+            return Ok(match self.hidden(ring) {
+                Some(problem) => Next::Gap(StoreError::Journal {
+                    device: media.meta_name(),
+                    problem,
+                }),
+                None => Next::End,
+            });
+        };
+        if let Some(entries) = self.record(media, position, ring.epoch, sequence)? {
+            let found = Found {
+                position,
+                sequence,
+                entries,
+            };
+            if found.stands_for() <= missing {
+                return Ok(Next::Record(found));
+            }
+        }
+        Ok(Next::Gap(StoreError::Journal {
+            device: media.meta_name(),
+            problem: format!(
+                "record {missing} is damaged, but record {sequence} is there at block {}",
+                self.first.0 + position
+            ),
+        }))
+    }
+
+    /// Where in the ring the first record behind `sequence` begins, and its sequence.
+    fn behind(
+        &mut self,
+        media: &mut Media,
+        epoch: u64,
+        sequence: u64,
+    ) -> Result<Option<(u64, u64)>, StoreError> {
+        let mut first: Option<(u64, u64)> = None;
+        for position in 0..self.blocks {
+            let Some(header) = self.header(media, position, epoch)? else {
+                continue;
+            };
+            let found = header.id.sequence;
+            if found > sequence && first.is_none_or(|(_, least)| found < least) {
+                first = Some((position, found));
+            }
+        }
+        Ok(first)
+    }
+
+    /// Blocks with sectors that could not be read.
+    fn unreadable_blocks(&self) -> u64 {
+        let blocks = self.unreadable.iter().map(|at| at / BLOCK_LEN as u64);
+        blocks.collect::<BTreeSet<_>>().len() as u64
+    }
+
+    /// Whether acknowledged records may lie where nothing can be read, behind the end that was found. One
+    /// block can hide one record: it is the one that was under way, or the price of a flush for each group.
+    /// Each record behind it would need a block of its own for its header.
+    fn hidden(&self, ring: &Ring) -> Option<String> {
+        let at = |position: u64| MetaBlock(self.first.0 + position % self.blocks).to_offset();
+        let unreadable = |position: u64| self.unreadable.contains(&at(position));
+        let wraps = ring.head + self.most_blocks > self.blocks;
+        if !unreadable(ring.head) && !(wraps && unreadable(0)) {
+            return None; // no record began to be written
+        }
+        let near = ring.head..ring.head + 2 * self.most_blocks;
+        let hiding: Vec<u64> = near.filter(|&position| unreadable(position)).collect();
+        (hiding.len() > 1).then(|| {
+            format!(
+                "blocks {} and {} cannot be read; acknowledged records may lie there",
+                self.first.0 + hiding[0] % self.blocks,
+                self.first.0 + hiding[1] % self.blocks
+            )
+        })
+    }
+
+    /// Makes sure that what could not be read still cannot: else the device failed for a while, and what it
+    /// holds is not known.
+    fn confirm(&self, media: &mut Media) -> Result<(), StoreError> {
+        for &offset in &self.unreadable {
+            if media.can_read_meta(offset) {
+                return Err(StoreError::Journal {
+                    device: media.meta_name(),
+                    problem: format!(
+                        "byte {offset} could not be read at first and then could; open it again"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether all copies of a record are whole.
+fn has_copies(media: &mut Media, state: &State, entries: &[Entry]) -> bool {
+    let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
+    entries.iter().all(|entry| match *entry {
+        Entry::Exception { place, crc, .. } => {
+            state.space.contains(place)
+                && checksum(media, Source::Store(place), &mut buffer)
+                    .is_ok_and(|found| found == crc)
+        }
+        _ => true,
+    })
 }
 
 /// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
@@ -131,9 +303,16 @@ pub(crate) enum Unreadable {
 pub(crate) struct Replayed {
     /// The ring behind the last whole record.
     pub ring: Ring,
-    /// Takes those exceptions of the last record back whose copies were never written: they are not
-    /// in the state, but the record is in the ring.
-    pub dropped: Vec<Entry>,
+    /// The last record, if there is one.
+    pub last: Option<Last>,
+}
+
+/// The last record, as far as it counts.
+pub(crate) struct Last {
+    /// Sequence of the first record that one must name that is to stand for it.
+    pub first: u64,
+    /// Without those exceptions whose copies were never written.
+    pub entries: Vec<Entry>,
 }
 
 /// Applies all whole records of the superblock's epoch to `state`. After an error it is what the records
@@ -147,19 +326,22 @@ pub(crate) fn replay(
     unwritten: &mut Unwritten<'_>,
 ) -> Result<Replayed, StoreError> {
     let mut ring = Ring::new(superblock);
-    let mut dropped = Vec::new();
+    let mut last = None;
     let mut reader = RingReader::new(superblock);
-    let mut next = reader.find(media, &ring)?;
-    while let Some((position, mut entries)) = next {
-        ring.pass(position, entries.len());
-        next = reader.find(media, &ring)?;
-        let mut gap = Ok(());
-        if next.is_none() {
-            gap = check_nothing_follows(media, &mut reader, ring.epoch, ring.sequence);
+    let mut next = reader.next(media, state, &ring, false)?;
+    while let Next::Record(found) = next {
+        let first = found.stands_for();
+        let (sequence, mut entries) = (found.sequence, found.entries);
+        ring.pass(found.position, sequence, entries.len());
+        next = reader.next(media, state, &ring, true)?;
+        opened.replayed_records += 1;
+        if matches!(&next, Next::Record(behind) if behind.stands_for() <= sequence) {
+            continue;
         }
-        if next.is_none() && gap.is_ok() {
-            dropped = drop_unwritten(media, state, &mut entries, unwritten)?;
-            opened.dropped_records += u64::from(!dropped.is_empty());
+        if matches!(next, Next::End) {
+            let whole = entries.len();
+            drop_unwritten(media, state, &mut entries, unwritten)?;
+            opened.dropped_records += u64::from(entries.len() < whole);
         }
         for entry in &entries {
             match state.check(media, entry) {
@@ -169,72 +351,44 @@ pub(crate) fn replay(
             }
             state.apply(entry);
         }
-        opened.replayed_records += 1;
-        gap?;
+        entries.retain(|entry| !matches!(entry, Entry::Again { .. }));
+        last = Some(Last { first, entries });
     }
-    if opened.replayed_records == 0 {
-        check_nothing_follows(media, &mut reader, ring.epoch, ring.sequence)?;
+    if let Next::Gap(error) = next {
+        return Err(error);
     }
-    Ok(Replayed { ring, dropped })
+    reader.confirm(media)?;
+    Ok(Replayed { ring, last })
 }
 
-/// Makes sure that no record after the missing one, `sequence`, is anywhere in the ring.
-fn check_nothing_follows(
-    media: &mut Media,
-    ring: &mut RingReader,
-    epoch: u64,
-    sequence: u64,
-) -> Result<(), StoreError> {
-    for position in 0..ring.blocks {
-        let Some(header) = ring.header(media, position, epoch)? else {
-            continue;
-        };
-        if header.id.sequence > sequence {
-            return Err(StoreError::Journal {
-                device: media.meta_name(),
-                problem: format!(
-                    "record {sequence} is damaged, but record {} is there at block {}",
-                    header.id.sequence,
-                    ring.first.0 + position
-                ),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Takes those exceptions out of the last record whose copies were never written; gives the entries
-/// that say so.
+/// Takes those exceptions out of the last record whose copies were never written.
 fn drop_unwritten(
     media: &mut Media,
     state: &State,
     entries: &mut Vec<Entry>,
     unwritten: &mut Unwritten<'_>,
-) -> Result<Vec<Entry>, StoreError> {
-    let mut dropped = Vec::new();
+) -> Result<(), StoreError> {
     let mut buffer = AlignedBuf::zeroed(media.chunk.bytes() as usize);
     let mut kept = Vec::with_capacity(entries.len());
     for &entry in entries.iter() {
         if let Entry::Exception {
-            chunk,
-            seq,
-            place,
-            crc,
+            chunk, place, crc, ..
         } = entry
         {
             if !state.space.contains(place) {
                 return Err(lost(media, chunk, place));
             }
-            if checksum(media, Source::Store(place), &mut buffer)? != crc {
+            // One that cannot be read is not whole, and no more is known of it.
+            let found = checksum(media, Source::Store(place), &mut buffer);
+            if !found.is_ok_and(|found| found == crc) {
                 unwritten(media, &entry)?;
-                dropped.push(Entry::RemoveException { chunk, seq, place });
                 continue;
             }
         }
         kept.push(entry);
     }
     *entries = kept;
-    Ok(dropped)
+    Ok(())
 }
 
 /// Whether the origin still holds what an exception of the last record was to save.

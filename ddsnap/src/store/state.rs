@@ -94,6 +94,7 @@ impl State {
             }
             Entry::RevertProgress { seq, next } => self.revert = Some(Revert { seq, next }),
             Entry::RevertEnd(_) => self.revert = None,
+            Entry::Again { .. } => {} // which records count was seen before
         }
     }
 
@@ -104,6 +105,7 @@ impl State {
     /// the space map, which is small: opening must not take a read for each entry.
     pub fn check(&mut self, media: &mut Media, entry: &Entry) -> Result<(), StoreError> {
         let problem = match *entry {
+            Entry::Again { .. } => None,
             Entry::Exception {
                 chunk, seq, place, ..
             } => {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ddsnap::device::memory::Machine;
-use ddsnap::device::{BlockDevice, Read};
+use ddsnap::device::{BlockDevice, Read, Write};
 use ddsnap::store::{Location, Sizes, SnapState, Store};
 use ddsnap::units::{Chunk, SnapTag};
 
@@ -14,7 +14,7 @@ use super::shape::{DATA, ORIGIN, Shape};
 /// Content of a chunk of the origin.
 pub fn read_origin(shape: &Shape, machine: &Machine, chunk: Chunk, into: &mut [u8]) {
     let offset = chunk.to_offset(shape.shift());
-    read(machine, (ORIGIN, offset), into);
+    read(machine, (ORIGIN, offset), into).expect("read");
 }
 
 /// Content of a chunk of a live snapshot, found the way the kernel target finds it.
@@ -26,19 +26,29 @@ pub fn read_snapshot(
     chunk: Chunk,
     into: &mut [u8],
 ) -> Result<(), String> {
-    read(machine, locate(shape, store, tag, chunk)?, into);
-    Ok(())
+    let place = locate(shape, store, tag, chunk)?;
+    read(machine, place, into).map_err(|error| error.to_string())
 }
 
-fn read(machine: &Machine, (disk, offset): (usize, u64), into: &mut [u8]) {
-    machine
-        .device(disk)
-        .read(&mut [Read { offset, into }])
-        .expect("read");
+/// What lies at a place. Where a write was torn and nothing can be read, `content` is written anew, as whoever
+/// wrote there would do.
+pub fn heal(machine: &Machine, (disk, offset): (usize, u64), content: &[u8], into: &mut [u8]) {
+    if read(machine, (disk, offset), into).is_ok() {
+        return;
+    }
+    let from = content;
+    let mut device = machine.device(disk);
+    device.write(&[Write { offset, from }]).expect("write");
+    device.flush().expect("flush");
+    into.copy_from_slice(content);
+}
+
+fn read(machine: &Machine, (disk, offset): (usize, u64), into: &mut [u8]) -> std::io::Result<()> {
+    machine.device(disk).read(&mut [Read { offset, into }])
 }
 
 /// The disk, and the byte on it, where a snapshot's chunk lies.
-fn locate(
+pub fn locate(
     shape: &Shape,
     store: &mut Store,
     tag: u32,
@@ -186,7 +196,13 @@ fn check_chunk<'a>(
     let wanted: Vec<u64> = allowed.clone().map(|chunk| stamp(&chunk.now)).collect();
     let bytes = allowed.clone().map(|chunk| chunk.now.len()).max();
     let mut found = vec![0; bytes.unwrap_or(0)];
-    read(machine, (disk, offset), &mut found);
+    if let Err(error) = read(machine, (disk, offset), &mut found) {
+        // A write that was under way may have torn it; what is durable can be read.
+        return match allowed.any(|chunk| !chunk.earlier.is_empty()) {
+            true => Ok(()),
+            false => Err(format!("{}: {error}", what())),
+        };
+    }
     if allowed.any(|chunk| chunk.allows(&found)) {
         return Ok(());
     }

@@ -2,14 +2,16 @@
 //! The power goes off after every single write and flush of a random workload; the store is opened
 //! again, and every snapshot must read what the model says.
 
+use ddsnap::device::BlockDevice;
+use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::memory::{Event, Machine, Moment, Rng, Survival};
-use ddsnap::store::{Opened, SnapState, Store};
+use ddsnap::store::{Devices, OpenOptions, Opened, SnapState, Store};
 use ddsnap::units::Chunk;
 
-use super::check::{check_all, read_origin, read_snapshot};
+use super::check::{check_all, heal, locate};
 use super::model::Model;
 use super::repair::{self, Damage, Refusal};
-use super::shape::{DATA, ORIGIN, Shape};
+use super::shape::{DATA, META, ORIGIN, Shape};
 use super::volume::Volume;
 use super::workload::{Step, choose_any};
 
@@ -53,16 +55,39 @@ pub struct CrashRun {
     pub trace: bool,
 }
 
-fn survival(rng: &mut Rng) -> Survival {
-    match rng.below(8) {
+/// A kind of crash; of those that only the process does not outlive, one whose writes become durable.
+fn survival(shape: &Shape, rng: &mut Rng) -> Survival {
+    // Chunks shorter than a physical sector share it with others: that is not survived.
+    let physical = match shape.chunk_bytes >= 4096 && rng.chance(50) {
+        true => 4096,
+        false => 512,
+    };
+    let percent = [10, 50, 90][rng.below(3) as usize];
+    match rng.below(12) {
         0 => Survival::None,
         1 => Survival::All,
-        2 => Survival::ProcessKilled,
-        3 => Survival::Writes(50),
-        4 => Survival::Writes(90),
-        5 => Survival::Sectors(10),
-        6 => Survival::Sectors(50),
-        _ => Survival::Sectors(90),
+        2 | 3 => Survival::ProcessKilled,
+        4 => Survival::Writes(50),
+        5 => Survival::Writes(90),
+        6..=8 => Survival::Sectors(percent),
+        9 | 10 => Survival::Torn { percent, physical },
+        _ => Survival::Garbage { percent, physical },
+    }
+}
+
+/// Fails one of the next calls of the store's devices.
+fn faulty(shape: &Shape, machine: &Machine, rng: &mut Rng) -> Devices {
+    let faults = Faults::default();
+    let call = match rng.chance(50) {
+        true => Call::Write,
+        false => Call::Flush,
+    };
+    faults.fail(call, rng.below(8));
+    let device = |disk| Box::new(FaultyDevice::new(machine.device(disk), faults.clone()));
+    Devices {
+        origin: Box::new(machine.device(ORIGIN)),
+        data: device(DATA),
+        meta: (shape.meta_bytes > 0).then(|| device(META) as Box<dyn BlockDevice>),
     }
 }
 
@@ -111,11 +136,11 @@ impl CrashRun {
             self.volume.apply(&step);
             let events = self.volume.machine.recorded();
             // One point before the first event, and one behind each.
-            for event in std::iter::once(None).chain(events.iter().map(Some)) {
-                if let Some(event) = event {
-                    moment.advance(event);
+            for done in 0..=events.len() {
+                if done > 0 {
+                    moment.advance(&events[done - 1]);
                 }
-                self.point(&moment, &before)?;
+                self.point(&moment, &events[done..], &before)?;
                 if self.rng.below(REPAIRED_ONE_IN) == 0 {
                     self.repair_point(&moment, &before)
                         .map_err(|problem| format!("repair: {problem}"))?;
@@ -150,32 +175,67 @@ impl CrashRun {
         step
     }
 
-    /// The power goes at this moment, and sometimes again while the store recovers; what comes back
-    /// must be one of the two models.
-    fn point(&mut self, moment: &Moment, before: &Model) -> Result<(), String> {
-        let mut cut = moment.cut(survival(&mut self.rng), &mut self.rng);
+    /// The power goes at this moment, before `later`, and sometimes again while the store recovers, or in what
+    /// is done next; what comes back must be one of the two models.
+    fn point(&mut self, moment: &Moment, later: &[Event], before: &Model) -> Result<(), String> {
+        let shape = self.volume.shape;
+        let mut moment = moment.clone();
+        let mut survival = survival(&shape, &mut self.rng);
+        if survival == Survival::ProcessKilled {
+            moment.land(later, &mut self.rng);
+            if self.rng.chance(30) {
+                survival = Survival::FlushFailed;
+            }
+        }
+        let mut cut = moment.cut(survival, &mut self.rng);
         let mut depth = 0;
         while self.totals.points < self.wanted {
             self.totals.points += 1;
             self.totals.recovery_points += u64::from(depth > 0);
             let start = cut.moment();
             cut.record();
-            let reopened = self.reopen(&cut, before);
-            reopened.map_err(|problem| match depth {
+            let reopened = if depth < MAX_DEPTH && self.rng.chance(10) {
+                // A device fails, in opening or in what comes next.
+                let devices = faulty(&shape, &cut, &mut self.rng);
+                let options = OpenOptions { cache_bytes: 0 };
+                let store = Store::open(devices, &options).map(|(store, _)| store);
+                store.map(Some).or(Ok(None))
+            } else {
+                self.reopen(&cut, before).map(Some)
+            };
+            let store = reopened.map_err(|problem| match depth {
                 0 => problem,
-                _ => format!("after {depth} cuts in recovery: {problem}"),
+                _ => format!("after {depth} crashes: {problem}"),
             })?;
+            if let Some(mut store) = store {
+                // A change that changes nothing, so that a record follows.
+                let snapshot = store.snapshots().pop();
+                if let Some(snapshot) = snapshot {
+                    let _ = store.set_priority(snapshot.tag, snapshot.priority);
+                }
+                // A whole checkpoint, which uses again what the last one freed.
+                if self.rng.chance(40) {
+                    let _ = store.close();
+                }
+            }
             let events = cut.recorded();
             depth += 1;
-            if depth > MAX_DEPTH || !self.rng.chance(25) {
+            if depth > MAX_DEPTH || !self.rng.chance(35) {
                 break;
             }
             let mut moment = start;
-            let upto = self.rng.below(events.len() as u64 + 1) as usize;
+            let upto = match self.rng.chance(30) {
+                true => events.len(),
+                false => self.rng.below(events.len() as u64 + 1) as usize,
+            };
             events[..upto]
                 .iter()
                 .for_each(|event| moment.advance(event));
-            cut = moment.cut(survival(&mut self.rng), &mut self.rng);
+            let survival = self::survival(&shape, &mut self.rng);
+            if survival == Survival::ProcessKilled {
+                moment.land(&events[upto..], &mut self.rng);
+            }
+            cut = moment.cut(survival, &mut self.rng);
         }
         Ok(())
     }
@@ -197,7 +257,7 @@ impl CrashRun {
                 // Then the store is as it was.
                 self.totals.repairs_refused += 1;
                 damage.undo(&machine);
-                return self.reopen(&machine, before);
+                return self.reopen(&machine, before).map(drop);
             }
         }
         let events = machine.recorded();
@@ -218,7 +278,7 @@ impl CrashRun {
             self.totals.repair_points += 1;
             let machine = damaged.cut(repair::survival(&mut self.rng), &mut self.rng);
             match repair::mend(&shape, &machine) {
-                Ok(_) => self.reopen(&machine, before)?,
+                Ok(_) => drop(self.reopen(&machine, before)?),
                 Err(Refusal::NoRoom) => return Err("no room after a power cut".to_owned()),
                 Err(Refusal::Wrong(problem)) => {
                     return Err(format!("after {upto} events of another: {problem}"));
@@ -228,7 +288,7 @@ impl CrashRun {
         Ok(())
     }
 
-    fn reopen(&mut self, machine: &Machine, before: &Model) -> Result<(), String> {
+    fn reopen(&mut self, machine: &Machine, before: &Model) -> Result<Store, String> {
         let (mut store, opened) = self.open(machine)?;
         self.totals.dropped += opened.dropped_records;
         let after = &self.volume.model;
@@ -238,7 +298,7 @@ impl CrashRun {
                 .audit(true)
                 .map_err(|error| format!("audit: {error}"))?;
         }
-        Ok(())
+        Ok(store)
     }
 
     fn open(&self, machine: &Machine) -> Result<(Store, Opened), String> {
@@ -254,7 +314,7 @@ impl CrashRun {
     fn go_on_from_a_crash(&mut self) -> Result<(), String> {
         self.totals.continued += 1;
         self.volume.fit_disks();
-        let survival = survival(&mut self.rng);
+        let survival = survival(&self.volume.shape, &mut self.rng);
         let machine = self.volume.machine.moment().cut(survival, &mut self.rng);
         let (mut store, _) = self.open(&machine)?;
         let model = &mut self.volume.model;
@@ -262,12 +322,11 @@ impl CrashRun {
             .map_err(|problem| format!("going on: {problem}"))?;
         let mut buffer = vec![0; self.volume.shape.chunk_bytes as usize];
         for (index, chunk) in model.origin.iter_mut().enumerate() {
-            read_origin(
-                &self.volume.shape,
-                &machine,
-                Chunk(index as u64),
-                &mut buffer,
+            let place = (
+                ORIGIN,
+                Chunk(index as u64).to_offset(self.volume.shape.shift()),
             );
+            heal(&machine, place, &chunk.now, &mut buffer);
             chunk.found(&buffer);
         }
         for (&tag, snapshot) in &mut model.snapshots {
@@ -276,14 +335,8 @@ impl CrashRun {
             }
             for (index, chunk) in snapshot.chunks.iter_mut().enumerate() {
                 let index = Chunk(index as u64);
-                read_snapshot(
-                    &self.volume.shape,
-                    &machine,
-                    &mut store,
-                    tag,
-                    index,
-                    &mut buffer,
-                )?;
+                let place = locate(&self.volume.shape, &mut store, tag, index)?;
+                heal(&machine, place, &chunk.now, &mut buffer);
                 chunk.found(&buffer);
             }
         }

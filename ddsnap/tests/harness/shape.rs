@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The shapes of volumes that are tested: chunk size, lengths, devices.
 
-use ddsnap::device::BlockDevice;
 use ddsnap::device::memory::Machine;
+use ddsnap::device::{BlockDevice, Read};
+use ddsnap::format::BLOCK_LEN;
+use ddsnap::format::superblock::Superblock;
 use ddsnap::store::{Devices, InitOptions, OpenOptions, Opened, Store, StoreError};
-use ddsnap::units::ChunkShift;
+use ddsnap::units::{ChunkShift, MetaBlock};
 
 pub const ORIGIN: usize = 0;
 pub const DATA: usize = 1;
@@ -54,6 +56,18 @@ impl Shape {
             uuid: [9; 16],
         };
         Store::initialize(&mut self.devices(machine), &options).expect("initialise");
+    }
+
+    /// Tells the disks where all that lies there has a checksum: the metadata, as far as it is in one piece.
+    pub fn set_checked(&self, machine: &Machine) {
+        let disk = if self.meta_bytes > 0 { META } else { DATA };
+        let mut bytes = vec![0; BLOCK_LEN];
+        let into = &mut bytes[..];
+        let mut device = machine.device(disk);
+        device.read(&mut [Read { offset: 0, into }]).expect("read");
+        let superblock = Superblock::decode(&bytes, 0).expect("a superblock");
+        let end = superblock.extents[0].first.0 + superblock.extents[0].blocks;
+        machine.set_checked(disk, 0..MetaBlock(end).to_offset());
     }
 
     pub fn open(&self, machine: &Machine) -> Result<(Store, Opened), StoreError> {

@@ -43,6 +43,7 @@ impl Volume {
     pub fn new(shape: Shape) -> Self {
         let machine = shape.machine();
         shape.initialize(&machine);
+        shape.set_checked(&machine);
         let (store, _) = shape.open(&machine).expect("open a new store");
         let model = Model::new(
             shape.origin_chunks,
