@@ -9,6 +9,7 @@ use tracing::info;
 
 use crate::daemon::background::{self, Started};
 use crate::daemon::log::Log;
+use crate::daemon::outlive;
 use crate::daemon::pidfile::PidFile;
 use crate::daemon::signals;
 use crate::protocol::address::SocketName;
@@ -65,6 +66,7 @@ impl Daemon {
 
 impl Agent {
     pub fn run(&self) -> Result<u8> {
+        outlive::mark();
         let background = match background::start(self.daemon.foreground)? {
             Started::Caller(code) => return Ok(code),
             Started::Daemon(background) => background,

@@ -12,6 +12,7 @@ use super::agent::Daemon;
 use super::check_operands;
 use super::numbers::bytes;
 use crate::daemon::background::{self, Started};
+use crate::daemon::outlive;
 use crate::protocol::address::SocketName;
 use crate::server::start::{self, Config};
 use crate::stdio::complain;
@@ -48,6 +49,7 @@ pub struct Server {
 impl Server {
     pub fn run(&self) -> Result<u8> {
         let config = self.config()?;
+        outlive::mark();
         let background = match background::start(self.daemon.foreground)? {
             Started::Caller(code) => return Ok(code),
             Started::Daemon(background) => background,

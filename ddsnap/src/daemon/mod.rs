@@ -5,6 +5,7 @@
 pub mod background;
 pub mod log;
 pub mod memory;
+pub mod outlive;
 pub mod pidfile;
 
 use std::io;
