@@ -192,6 +192,14 @@ pub fn settle() {
     }
 }
 
+/// Has udev look at the device at `path` again.
+pub fn announce(path: &Path) {
+    // Without sysfs or udev there is nobody to tell.
+    if let Ok(dev) = number(path) {
+        let _ = fs::write(format!("/sys/dev/block/{dev}/uevent"), "change");
+    }
+}
+
 /// The size of an open block device in bytes.
 fn size_bytes(file: &File, path: &Path) -> Result<u64> {
     let mut bytes = 0;

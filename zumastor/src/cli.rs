@@ -22,6 +22,7 @@ use crate::volume::Note;
 
 mod define_master;
 mod define_volume;
+mod early;
 mod forget;
 mod snapshot;
 mod start_stop;
@@ -139,6 +140,7 @@ pub fn command() -> Command {
         .subcommand(status::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
         .subcommand(udev_name::command().hide(true))
+        .subcommands(early::commands().map(|verb| verb.hide(true)))
 }
 
 /// A subcommand with `--help` alone: `-h` belongs to options.
@@ -191,7 +193,8 @@ pub fn main() -> ExitCode {
 fn run(argv: &[OsString], context: &mut Context) -> u8 {
     let args = argv.get(1..).unwrap_or_default();
     let is = |text: &str| args.first().is_some_and(|a| a == text);
-    if is("daemon") || is("udev-name") {
+    let internal = ["daemon", "udev-name", "udev-member", "activate", "shutdown"];
+    if internal.into_iter().any(is) {
         return parse_and_dispatch(argv, context);
     }
     if is("-V") || is("--version") {
@@ -286,6 +289,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("snapshot", m)) => snapshot::run(m, context),
         Some(("status", m)) => status::run(m, context),
         Some(("udev-name", m)) => udev_name::run(m, context),
+        Some((verb @ ("udev-member" | "activate" | "shutdown"), m)) => early::run(verb, m, context),
         Some(("daemon", _)) => match crate::daemon::run(Arc::new(System), Layout::system()) {
             Ok(()) => OK,
             Err(error) => {

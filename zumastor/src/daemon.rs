@@ -26,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::boot;
 use crate::config;
 use crate::host::Host;
 use crate::layout::Layout;
@@ -34,7 +35,7 @@ use crate::volume::{self, Volume};
 
 mod notify;
 mod requests;
-mod uevents;
+pub(crate) mod uevents;
 
 /// Time given to volumes to come up or go down before systemd hears that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -124,6 +125,12 @@ impl Daemon {
 
     fn start_one(&self, name: &str, handle: &Handle) {
         let mut slot = lock(&handle.volume);
+        // It may be on its way up since boot; then what runs is adopted. Without the lock two attempts at
+        // a time are the worst, and agent and server see to that by themselves.
+        let first = boot::first_start(&self.layout, name);
+        if let Err(error) = &first {
+            complain(format_args!("{name}: {error:#}"));
+        }
         let mut volume = match self.load(name) {
             Ok(volume) => volume,
             Err(error) => {
@@ -144,6 +151,8 @@ impl Daemon {
             "is NOT up"
         };
         complain(format_args!("{name}: {text}"));
+        drop(first);
+        volume.refresh();
         handle.publish(&volume);
         *slot = Some(volume);
     }

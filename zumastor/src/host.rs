@@ -27,6 +27,8 @@ pub trait Host: Send + Sync {
     /// Waits until udev has named the devices it knows of, for a limited time. At boot this service
     /// may be early; devices that come later still are announced one by one.
     fn settle(&self);
+    /// Has udev look at the device at `path` again, if it is there.
+    fn announce(&self, path: &Path);
     /// A path for the device at `path` that is still right after a reboot.
     fn stable_path(&self, path: &Path) -> Result<PathBuf>;
     /// Fails, naming the user, if the device is mounted or held by another part of the system.
@@ -44,6 +46,8 @@ pub trait Host: Send + Sync {
     fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>>;
     /// Starts it; returns its number once it is up.
     fn start_process(&self, spec: &ProcessSpec) -> Result<u32>;
+    /// Has it open its log again, if it runs.
+    fn reopen_log(&self, spec: &ProcessSpec) -> Result<()>;
     /// Ends it and waits until it is gone.
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()>;
     /// A descriptor that polls readable when process `pid` is gone.

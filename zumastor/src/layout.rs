@@ -50,6 +50,24 @@ impl Layout {
         self.volume(volume).join("volume.yaml")
     }
 
+    /// Boot records: on the root file system, whatever /var is.
+    #[must_use]
+    pub fn boot_records(&self) -> PathBuf {
+        self.at("/etc/zumastor/boot")
+    }
+
+    /// The boot record of `volume`.
+    #[must_use]
+    pub fn boot_record(&self, volume: &str) -> PathBuf {
+        self.boot_records().join(format!("{volume}.yaml"))
+    }
+
+    /// Locked by who brings `volume` up for the first time since boot.
+    #[must_use]
+    pub fn first_start(&self, volume: &str) -> PathBuf {
+        self.run().join("starting").join(volume)
+    }
+
     /// The runtime directory, `R` in the manual.
     #[must_use]
     pub fn run(&self) -> PathBuf {

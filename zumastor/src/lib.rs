@@ -7,6 +7,7 @@
 //!
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
+//! - [`boot`]: bringing volumes up before the daemon, and [`shutdown`], ending what is left after it.
 //! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`blockdev`] and
 //!   [`process`], one subject each.
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
@@ -22,6 +23,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod blockdev;
+pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -35,6 +37,7 @@ pub mod mounts;
 pub mod names;
 pub mod plan;
 pub mod process;
+pub mod shutdown;
 pub mod status;
 pub mod supervise;
 pub mod system;

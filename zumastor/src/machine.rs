@@ -20,6 +20,18 @@ pub struct Dev {
     pub minor: u32,
 }
 
+impl Dev {
+    /// Reads `MAJOR:MINOR`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Dev> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Dev {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    }
+}
+
 impl fmt::Display for Dev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
@@ -97,7 +109,7 @@ impl TableLine {
     #[must_use]
     pub fn parse(sectors: u64, params: &str) -> Option<TableLine> {
         let mut words = params.split_ascii_whitespace();
-        let (snapstore, origin) = (parse_dev(words.next()?)?, parse_dev(words.next()?)?);
+        let (snapstore, origin) = (Dev::parse(words.next()?)?, Dev::parse(words.next()?)?);
         let agent = words.next()?.to_string();
         let id = match words.next()? {
             "-1" => None,
@@ -129,14 +141,6 @@ impl fmt::Display for TableLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "0 {} {TARGET} {}", self.sectors, self.params())
     }
-}
-
-fn parse_dev(text: &str) -> Option<Dev> {
-    let (major, minor) = text.split_once(':')?;
-    Some(Dev {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-    })
 }
 
 /// The two daemons of a volume.

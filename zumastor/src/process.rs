@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -164,9 +164,11 @@ fn find_fd(spec: &ProcessSpec) -> Result<Option<(u32, OwnedFd)>> {
     Ok(same_command(&line, &spec.argv).then_some((pid, fd)))
 }
 
-/// Whether a /proc command line is `argv`; of the program only the last part of the path counts.
+/// Whether a /proc command line is `argv`; of the program only the last part of the path counts, without
+/// the '@' by which a daemon asks to be spared at shutdown.
 fn same_command(line: &[u8], argv: &[OsString]) -> bool {
     let base = |name: &[u8]| {
+        let name = name.strip_prefix(b"@").unwrap_or(name);
         name.rsplit(|b| *b == b'/')
             .next()
             .unwrap_or_default()
@@ -220,25 +222,96 @@ pub fn stop(spec: &ProcessSpec) -> Result<()> {
         (libc::SIGTERM, STOP_DEADLINE),
         (libc::SIGKILL, KILL_DEADLINE),
     ] {
-        // SAFETY: integers and a null siginfo; the descriptor is open.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                fd.as_raw_fd(),
-                signal,
-                0_usize,
-                0,
-            )
-        };
-        match Errno::result(sent) {
+        match send_signal(&fd, signal) {
             Err(Errno::ESRCH) => return Ok(()),
             result => result.with_context(|| format!("could not signal process {pid}"))?,
-        };
+        }
         if wait_readable(&fd, deadline)? {
             return Ok(());
         }
     }
     bail!("process {pid} could not be killed")
+}
+
+/// Has the daemon of `spec` open its log again, if it runs.
+pub fn reopen_log(spec: &ProcessSpec) -> Result<()> {
+    let Some((pid, fd)) = find_fd(spec)? else {
+        return Ok(());
+    };
+    match send_signal(&fd, libc::SIGHUP) {
+        Err(Errno::ESRCH) => Ok(()),
+        result => result.with_context(|| format!("could not signal process {pid}")),
+    }
+}
+
+fn send_signal(fd: &OwnedFd, signal: i32) -> nix::Result<()> {
+    // SAFETY: integers and a null siginfo; the descriptor is open.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            0_usize,
+            0,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
+
+/// A process found in /proc, with a pidfd that is certain to be it.
+#[derive(Debug)]
+pub struct Found {
+    /// Its number.
+    pub pid: u32,
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    fd: OwnedFd,
+}
+
+impl Found {
+    /// Sends `signal`. A process that has gone meanwhile is no error.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        match send_signal(&self.fd, signal) {
+            Err(Errno::ESRCH) => Ok(()),
+            result => result.with_context(|| format!("could not signal process {}", self.pid)),
+        }
+    }
+
+    /// Waits until it is gone; false if the deadline came first.
+    pub fn is_gone_within(&self, deadline: Duration) -> Result<bool> {
+        wait_readable(&self.fd, deadline)
+    }
+
+    /// The files it has open, its directories and its program.
+    #[must_use]
+    pub fn links(&self) -> Vec<PathBuf> {
+        links(&Path::new("/proc").join(self.pid.to_string())).collect()
+    }
+}
+
+/// All processes but this one and those of the kernel.
+#[must_use]
+pub fn all() -> Vec<Found> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let found = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        let fd = pidfd_open(pid).ok()?;
+        // Read after the pidfd was opened, so it is that process's.
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let argv = line.strip_suffix(b"\0").unwrap_or(&line).split(|b| *b == 0);
+        let argv = argv.map(|a| OsString::from_vec(a.to_vec())).collect();
+        (pid != std::process::id() && !line.is_empty()).then_some(Found { pid, argv, fd })
+    });
+    found.collect()
+}
+
+fn links(process: &Path) -> impl Iterator<Item = PathBuf> {
+    let fixed = ["cwd", "root", "exe"].map(|l| process.join(l));
+    let open = fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    fixed.into_iter().chain(open.map(|e| e.path()))
 }
 
 /// Processes for which one of their links (working directory, root, program, open files) matches.
@@ -253,13 +326,7 @@ pub fn users(matches: impl Fn(&Path) -> bool) -> Vec<String> {
             continue;
         };
         let path = entry.path();
-        let fixed = ["cwd", "root", "exe"].into_iter().map(|l| path.join(l));
-        let open = fs::read_dir(path.join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path());
-        if fixed.chain(open).any(|link| matches(&link)) {
+        if links(&path).any(|link| matches(&link)) {
             let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
             users.push(format!("{}[{pid}]", command.trim_end()));
         }
@@ -365,6 +432,8 @@ mod tests {
     fn a_command_line_must_match_whole() {
         let spec = argv(&["ddsnap", "agent", "/run/a"]);
         assert!(same_command(b"/sbin/ddsnap\0agent\0/run/a\0", &spec));
+        assert!(same_command(b"@/sbin/ddsnap\0agent\0/run/a\0", &spec));
+        assert!(same_command(b"@ddsnap\0agent\0/run/a\0", &spec));
         assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/b\0", &spec));
         assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/a\0-x\0", &spec));
         assert!(!same_command(b"/bin/other\0agent\0/run/a\0", &spec));

@@ -25,6 +25,9 @@ impl Host for System {
     fn settle(&self) {
         blockdev::settle();
     }
+    fn announce(&self, path: &Path) {
+        blockdev::announce(path);
+    }
     fn stable_path(&self, path: &Path) -> Result<PathBuf> {
         blockdev::stable_path(path)
     }
@@ -48,6 +51,9 @@ impl Host for System {
     }
     fn start_process(&self, spec: &ProcessSpec) -> Result<u32> {
         process::start(spec)
+    }
+    fn reopen_log(&self, spec: &ProcessSpec) -> Result<()> {
+        process::reopen_log(spec)
     }
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {
         process::stop(spec)

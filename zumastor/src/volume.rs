@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use ddsnap::stdio::complain;
 use serde::{Deserialize, Serialize};
 
+use crate::boot;
 use crate::config::{self, Snapshot, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
@@ -126,7 +127,37 @@ impl Volume {
     }
 
     fn save(&self) -> Result<()> {
-        Ok(config::save(&self.layout, &self.name, &self.config)?)
+        config::save(&self.layout, &self.name, &self.config)?;
+        self.record_for_boot();
+        Ok(())
+    }
+
+    /// Sees to it that the next boot finds the volume. A read-only /etc is no reason to fail: then the volume
+    /// comes up with the daemon, later. Says whether the record is new.
+    fn record_for_boot(&self) -> bool {
+        let written = boot::record(&self.layout, &self.name, &self.config);
+        if let Err(error) = &written {
+            self.log(&format!(
+                "WARNING: it will not be up before the daemon at boot: {error:#}"
+            ));
+        }
+        written.unwrap_or(false)
+    }
+
+    /// Brings up to date what was made before the daemon started: the boot record, which an earlier version
+    /// did not write, and the logs of processes that were started before /var was mounted.
+    pub fn refresh(&self) {
+        if self.record_for_boot() {
+            self.announce();
+        }
+        for spec in [
+            agent_spec(&self.layout, &self.name),
+            server_spec(&self.layout, &self.name, &self.config),
+        ] {
+            if let Err(error) = self.host.reopen_log(&spec) {
+                self.log(&format!("could not have a log opened again: {error:#}"));
+            }
+        }
     }
 
     /// Where a device of the volume is mounted.

@@ -5,7 +5,7 @@
 //! unmounts what is still mounted. A server that ends there takes its volume's I/O with it: the unmounting
 //! waits in vain, and what was not written yet is lost. systemd leaves root's processes alone whose name
 //! begins with '@' (https://systemd.io/ROOT_STORAGE_DAEMONS/), so that is what the daemons are called:
-//! `@ddsnap server ...`.
+//! `@/usr/sbin/ddsnap server ...`.
 
 use std::env;
 use std::ffi::OsString;
@@ -31,8 +31,9 @@ pub fn mark() {
     let Ok(program) = fs::read_link("/proc/self/exe") else {
         return;
     };
+    // With a whole path, whose last part is what pidof(8) compares.
     let mut marked = OsString::from("@");
-    marked.push(name);
+    marked.push(&program);
     // An error is all that can come back: the file was replaced since we started, for instance.
     let _ = Command::new(program).arg0(marked).args(args).exec();
 }

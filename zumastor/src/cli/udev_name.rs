@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `zumastor udev-name`: what the udev rule imports, see [`crate::names::udev_import_line`].
 //!
-//! Prints `DDSNAP_NAME=VOL(N)` for a snapshot's device and nothing for any other; exit code 0 either
-//! way, since a device that is not ours is no failure. Reads sysfs and nothing else.
+//! Prints `DDSNAP_NAME=VOL(N)` for a snapshot's device, and in `DDSNAP_LINKS` all links udev has so far that are
+//! not made from its contents; nothing for any other device. Exit code 0 either way, since a device that is not
+//! ours is no failure. Reads sysfs and its environment, and nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::path::Path;
 use clap::{Arg, ArgMatches, Command};
 
 use super::{Context, OK, string, verb};
-use crate::names;
+use crate::{boot, names};
 
 /// The arguments.
 pub fn command() -> Command {
@@ -40,6 +41,11 @@ pub fn run(matches: &ArgMatches, context: &mut Context) -> u8 {
         .and_then(|name| import_line(&name))
     {
         context.print(&format!("{line}\n"));
+        let links = std::env::var("DEVLINKS").unwrap_or_default();
+        let links: Vec<String> = links.split_ascii_whitespace().map(String::from).collect();
+        for line in boot::link_lines(&links) {
+            context.print(&format!("{line}\n"));
+        }
     }
     OK
 }

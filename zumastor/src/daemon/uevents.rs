@@ -23,8 +23,8 @@ const UDEV_GROUP: u32 = 2;
 /// A message is at most a page or two; the rest of a longer one is of no interest.
 const MESSAGE_BYTES: usize = 16 << 10;
 
-/// Starts a thread that has `daemon` retry when something happens to a block device.
-pub fn watch(daemon: Arc<Daemon>) -> Result<()> {
+/// A socket on which udev's messages arrive from now on.
+pub fn subscribe() -> Result<OwnedFd> {
     let fd = socket(
         AddressFamily::Netlink,
         SockType::Datagram,
@@ -34,6 +34,22 @@ pub fn watch(daemon: Arc<Daemon>) -> Result<()> {
     .context("could not listen for devices")?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, UDEV_GROUP))
         .context("could not listen for devices")?;
+    Ok(fd)
+}
+
+/// Takes all messages that are there, whatever they say.
+pub fn drain(fd: &OwnedFd) {
+    let mut message = [0; 64];
+    // An overrun is an error of its own and means the same: something happened.
+    while matches!(
+        recv(fd.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT),
+        Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR)
+    ) {}
+}
+
+/// Starts a thread that has `daemon` retry when something happens to a block device.
+pub fn watch(daemon: Arc<Daemon>) -> Result<()> {
+    let fd = subscribe()?;
     thread::Builder::new()
         .name("uevents".into())
         .spawn(move || listen(&fd, &daemon))?;

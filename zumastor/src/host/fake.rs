@@ -115,6 +115,8 @@ impl Host for Fake {
 
     fn settle(&self) {}
 
+    fn announce(&self, _path: &Path) {}
+
     fn stable_path(&self, path: &Path) -> Result<PathBuf> {
         Ok(path.to_path_buf())
     }
@@ -163,6 +165,10 @@ impl Host for Fake {
         let pid = state.next;
         state.processes.insert(key(spec.kind), pid);
         Ok(pid)
+    }
+
+    fn reopen_log(&self, _spec: &ProcessSpec) -> Result<()> {
+        Ok(())
     }
 
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Out, Volume};
+use super::{Note, Out, Volume};
 use crate::config::{self, Devices, Filesystem, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
@@ -102,7 +102,32 @@ impl Volume {
         plan::run_or_undo(&steps, |action| volume.perform(action, out))?;
         volume.level = Level::Devices;
         volume.log("defined");
+        if volume.origin_filesystem().as_deref() == Some("LVM2_member") {
+            out(Note::Line(lvm_warning(name, &volume.config.device.origin)));
+        }
+        volume.announce();
         Ok(volume)
+    }
+}
+
+/// What to do where LVM would find a physical volume twice.
+fn lvm_warning(volume: &str, origin: &Path) -> String {
+    format!(
+        "WARNING: /dev/mapper/{volume} is a physical volume of LVM, which also reads the raw device: in \
+         /etc/lvm/lvmlocal.conf set devices/global_filter to [ \"r|^{}$|\" ], see README.Debian",
+        origin.display()
+    )
+}
+
+impl Volume {
+    /// Has udev name the devices anew: a raw origin is not found by what is on it, and one that is no
+    /// longer an origin is.
+    pub(super) fn announce(&self) {
+        let devices = &self.config.device;
+        for path in [&devices.origin, &devices.snapstore] {
+            self.host.announce(path);
+        }
+        self.host.settle();
     }
 }
 

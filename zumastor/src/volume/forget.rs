@@ -4,6 +4,7 @@
 use anyhow::{Result, bail};
 
 use super::{Note, Out, Volume};
+use crate::boot;
 use crate::config;
 use crate::mounts;
 use crate::plan::{Action, Level};
@@ -23,7 +24,10 @@ impl Volume {
         self.perform(Action::RemoveLinks, out)?;
         // Only if empty: what somebody put below a mount point is his.
         mounts::remove_empty_dir(&self.layout.mountpoint(&self.name))?;
+        // First: what has a record comes up at boot.
+        boot::forget(&self.layout, &self.name)?;
         config::remove(&self.layout, &self.name)?;
+        self.announce();
         for file in [
             self.layout.agent_pid(&self.name),
             self.layout.server_pid(&self.name),

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{Note, Out, Volume, agent_spec};
+use crate::boot;
 use crate::config;
 use crate::machine::{Dev, Kind};
 use crate::mounts;
@@ -34,7 +35,10 @@ impl Volume {
                 config::make_private_dir(&self.layout.logs(&self.name))?;
                 self.save()
             }
-            Action::RemoveConfig => Ok(config::remove(&self.layout, &self.name)?),
+            Action::RemoveConfig => {
+                boot::forget(&self.layout, &self.name)?;
+                Ok(config::remove(&self.layout, &self.name)?)
+            }
             Action::StartAgent => self.start_process(Kind::Agent, out),
             Action::StartServer => self.start_process(Kind::Server, out),
             Action::CreateDevice(target) => {
