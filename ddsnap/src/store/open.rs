@@ -4,7 +4,7 @@
 //!
 //! Then the store is made fit to be changed. One that was closed begins a new epoch with a checkpoint.
 //! One that crashed goes on in its ring, so that opening does not take longer the larger the index is:
-//! 1. a superblock copy is written anew, that which is older or damaged if there is one, and the next
+//! 1. after a flush, a superblock copy is written anew, that which is older or damaged if there is one, and the next
 //!    checkpoint writes the other one first: otherwise that could tear the only copy that is durable,
 //!    after blocks that the older one needs were used again;
 //! 2. the last record is written again, behind itself, with what counts of it and with its copies in other
@@ -47,6 +47,7 @@ impl Store {
             mut store,
             opened,
             last,
+            unreadable,
         } = Store::recover(devices, options, &mut recover::ask_origin)?;
         if store.state.origin_chunks == 0 {
             return Err(StoreError::WrongDevice {
@@ -60,9 +61,19 @@ impl Store {
         if opened.clean {
             store.begin_epoch()?;
         } else {
+            // Of a server that was killed in a checkpoint, the newest copy may still be in the disk's cache: a
+            // power cut must not tear both.
+            store.media.flush_meta()?;
             let copy = store.stale_copy.unwrap_or(1);
             write_copy(&mut store.media, &store.superblock, copy)?;
             store.stale_copy = Some(1 - copy);
+            // Those of several power cuts together could look as if they hid records.
+            let zeros = AlignedBuf::zeroed(BLOCK_LEN);
+            let clear = unreadable.iter().map(|block| Write {
+                offset: block.to_offset(),
+                from: &zeros,
+            });
+            store.media.write_meta(&clear.collect::<Vec<_>>())?;
             if let Some(last) = last {
                 store.write_again(&last)?;
             }
@@ -178,7 +189,7 @@ impl Store {
             origin_chunks: 0,
         };
         let mut ring = Ring::new(&superblock);
-        let mut last = None;
+        let (mut last, mut unreadable) = (None, Vec::new());
         if !superblock.clean {
             let replayed = recover::replay(
                 &mut media,
@@ -188,7 +199,7 @@ impl Store {
                 recover::Unreadable::Refuse,
                 unwritten,
             )?;
-            (ring, last) = (replayed.ring, replayed.last);
+            (ring, last, unreadable) = (replayed.ring, replayed.last, replayed.unreadable);
         }
         opened.origin_chunks = state.origin_chunks;
         state.origin_chunks = origin_device_chunks;
@@ -197,6 +208,7 @@ impl Store {
             store: Store::from_parts(media, superblock, stale_copy, state, meta, ring),
             opened,
             last,
+            unreadable,
         })
     }
 
@@ -243,6 +255,8 @@ pub(crate) struct Recovered {
     pub opened: Opened,
     /// The last record.
     pub last: Option<Last>,
+    /// Blocks of the ring to be written, so that they can be read again.
+    pub unreadable: Vec<MetaBlock>,
 }
 
 fn read_superblock(devices: &mut Devices) -> Result<(Superblock, Option<usize>), StoreError> {

@@ -243,7 +243,7 @@ impl RingReader {
         let at = |position: u64| MetaBlock(self.first.0 + position % self.blocks).to_offset();
         let unreadable = |position: u64| self.unreadable.contains(&at(position));
         let wraps = ring.head + self.most_blocks > self.blocks;
-        if !unreadable(ring.head) && !(wraps && unreadable(0)) {
+        if !(unreadable(ring.head) || wraps && unreadable(0)) {
             return None; // no record began to be written
         }
         let near = ring.head..ring.head + 2 * self.most_blocks;
@@ -255,6 +255,15 @@ impl RingReader {
                 self.first.0 + hiding[1] % self.blocks
             )
         })
+    }
+
+    /// Blocks with sectors that could not be read and no record of those from `tail` to what `ring` knows.
+    fn unreadable_and_free(&self, tail: u64, ring: &Ring) -> Vec<MetaBlock> {
+        let blocks = self.unreadable.iter().map(|at| at / BLOCK_LEN as u64);
+        let free =
+            |block: &u64| (block - self.first.0 + self.blocks - tail) % self.blocks >= ring.used;
+        let blocks: BTreeSet<u64> = blocks.filter(free).collect();
+        blocks.into_iter().map(MetaBlock).collect()
     }
 
     /// Makes sure that what could not be read still cannot: else the device failed for a while, and what it
@@ -305,6 +314,8 @@ pub(crate) struct Replayed {
     pub ring: Ring,
     /// The last record, if there is one.
     pub last: Option<Last>,
+    /// Blocks of the ring that hold no record and cannot be read.
+    pub unreadable: Vec<MetaBlock>,
 }
 
 /// The last record, as far as it counts.
@@ -358,7 +369,12 @@ pub(crate) fn replay(
         return Err(error);
     }
     reader.confirm(media)?;
-    Ok(Replayed { ring, last })
+    let unreadable = reader.unreadable_and_free(superblock.tail, &ring);
+    Ok(Replayed {
+        ring,
+        last,
+        unreadable,
+    })
 }
 
 /// Takes those exceptions out of the last record whose copies were never written.
