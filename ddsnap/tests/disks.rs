@@ -57,11 +57,12 @@ fn assert_reads(machine: &Machine, store: &mut Store, tag: u32, chunk: u64, byte
 fn history() -> Volume {
     let mut volume = Volume::new(SHAPE);
     for tag in 1..=4 {
-        volume.store.create(SnapTag(tag), 1).unwrap().unwrap();
+        let created = volume.store.create(SnapTag(tag), 1);
+        created.expect("create").expect("a free tag");
         commit(&mut volume.store, tag.into());
     }
-    volume.store.close().unwrap();
-    volume.store = SHAPE.open(&volume.machine).unwrap().0;
+    volume.store.close().expect("close");
+    volume.store = SHAPE.open(&volume.machine).expect("open").0;
     (10..13).for_each(|chunk| commit(&mut volume.store, chunk));
     volume
 }
@@ -74,14 +75,22 @@ fn assert_nothing_is_lost(machine: &Machine, context: &str) {
     let tags: Vec<_> = store.snapshots().iter().map(|s| s.tag.0).collect();
     assert_eq!(tags, [1, 2, 3, 4], "{context}");
     for chunk in 10..13 {
-        let found = store.locate(SnapTag(4), Chunk(chunk)).unwrap().unwrap();
+        let found = store
+            .locate(SnapTag(4), Chunk(chunk))
+            .expect("locate")
+            .expect("live");
         assert!(matches!(found, Location::Store(_)), "{context}: {chunk}");
     }
-    store.audit(true).unwrap();
+    store.audit(true).expect("sound");
     // It goes on, over the bad place too.
     (13..40).for_each(|chunk| commit(&mut store, chunk));
-    store.close().unwrap();
-    SHAPE.open(machine).unwrap().0.audit(true).unwrap();
+    store.close().expect("close");
+    SHAPE
+        .open(machine)
+        .expect("open")
+        .0
+        .audit(true)
+        .expect("sound");
 }
 
 /// What is on the disks of a history after so many events of a further copy-out, of chunk 20.
