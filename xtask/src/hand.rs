@@ -73,7 +73,7 @@ fn start(up: &Up) -> Result<()> {
         );
     }
     let image = guest::image(&image_of(up))?;
-    let booted = booted::booted(&image, &up.disks)?;
+    let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB)?;
     paths::fresh_dir(&dir)?;
     booted.resume(&dir, Lifetime::Own)?;
     booted.describe(&dir.join("booted.json"))?;

@@ -48,7 +48,7 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
             Some(image) => image.clone(),
             None => guest::image(&wanted)?,
         };
-        prepared.push((s, booted::booted(&image, &s.disks)?));
+        prepared.push((s, booted::booted(&image, &s.disks, s.memory_mib())?));
         images.insert(key, image);
     }
     let mut outcomes = Vec::new();

@@ -22,8 +22,8 @@ use crate::{lock, paths};
 /// Name of the internal snapshot in the disks.
 const SAVED: &str = "booted";
 
-/// Guest memory. Enough for a module build beside the page cache.
-const MEMORY_MIB: u32 = 1536;
+/// Guest memory where nothing else is asked for. Enough for a module build beside the page cache.
+pub const MEMORY_MIB: u32 = 1536;
 
 /// A saved guest.
 #[derive(Serialize, Deserialize)]
@@ -32,10 +32,11 @@ pub struct Booted {
     accel: Accel,
     dir: PathBuf,
     disks: usize,
+    memory_mib: u32,
 }
 
-/// Boots the image with blank disks of the given sizes, or finds that in the cache.
-pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
+/// Boots the image with blank disks of the given sizes and so much memory, or finds that in the cache.
+pub fn booted(image: &Image, disk_sizes: &[String], memory_mib: u32) -> Result<Booted> {
     let accel = accel::choose(&image.vmlinuz)?;
     let version = accel::qemu_version()?;
     let host = match accel {
@@ -50,7 +51,7 @@ pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
     };
     let key = Key::new("booted-2")
         .text(&format!(
-            "{accel:?} {version:?} {MEMORY_MIB} {disk_sizes:?}"
+            "{accel:?} {version:?} {memory_mib} {disk_sizes:?}"
         ))
         .text(&kernel_command_line())
         .text(include_str!("../vm/args.rs"))
@@ -62,6 +63,7 @@ pub fn booted(image: &Image, disk_sizes: &[String]) -> Result<Booted> {
         accel,
         dir,
         disks: disk_sizes.len(),
+        memory_mib,
     };
     let _lock = lock::take(&image.dir.join("booted.lock"))?;
     if !booted.dir.is_dir() {
@@ -114,7 +116,7 @@ impl Booted {
             disks: (1..=self.disks)
                 .map(|i| dir.join(format!("disk{i}.qcow2")))
                 .collect(),
-            memory_mib: MEMORY_MIB,
+            memory_mib: self.memory_mib,
             resume: resume.map(str::to_string),
         }
     }

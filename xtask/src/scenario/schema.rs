@@ -12,6 +12,8 @@ use std::time::Duration;
 use regex::Regex;
 use serde::Deserialize;
 
+use crate::image::booted::MEMORY_MIB;
+
 /// A scenario that was read and makes sense.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +34,9 @@ pub struct Scenario {
     /// Sizes of the blank disks `/dev/vdb` and on.
     #[serde(default = "default_disks")]
     pub disks: Vec<String>,
+    /// The guest's memory, like `256M`, if it must not have as much as others.
+    #[serde(default)]
+    pub memory: Option<String>,
     /// Limit for the whole scenario, in seconds.
     #[serde(default = "ten_minutes")]
     pub timeout: u64,
@@ -328,6 +333,14 @@ impl Scenario {
         dir.join(&push.from)
     }
 
+    /// The guest's memory in MiB.
+    pub fn memory_mib(&self) -> u32 {
+        self.memory
+            .as_deref()
+            .and_then(mebibytes)
+            .unwrap_or(MEMORY_MIB)
+    }
+
     /// Programs that have to be built.
     pub fn made(&self) -> impl Iterator<Item = PathBuf> + '_ {
         let pushed = self.steps.iter().filter_map(|step| step.push.as_ref());
@@ -358,6 +371,13 @@ impl Scenario {
         }
         if let Some(bad) = self.disks.iter().find(|size| !is_size(size)) {
             return top(format!("disks: {bad:?} is no size; write 300M or 2G"));
+        }
+        if let Some(memory) = &self.memory {
+            if !mebibytes(memory).is_some_and(|mib| (128..=16384).contains(&mib)) {
+                return top(format!(
+                    "memory: {memory:?} is not from 128M to 16G; write 256M or 2G"
+                ));
+            }
         }
         if self.image == ImageName::Stock && self.kernel.is_some() {
             return top("kernel: the stock image has Debian's own".into());
@@ -494,8 +514,17 @@ impl Step {
 }
 
 fn is_size(size: &str) -> bool {
-    let digits = size.trim_end_matches(['M', 'G']);
-    size.len() == digits.len() + 1 && digits.parse::<u32>().is_ok_and(|n| n > 0)
+    mebibytes(size).is_some()
+}
+
+/// A size like `300M` or `2G`, in MiB; not 0.
+fn mebibytes(size: &str) -> Option<u32> {
+    let (digits, factor) = match size.strip_suffix('G') {
+        Some(digits) => (digits, 1024),
+        None => (size.strip_suffix('M')?, 1),
+    };
+    let number: u32 = digits.parse().ok()?;
+    number.checked_mul(factor).filter(|&mib| mib > 0)
 }
 
 #[cfg(test)]
@@ -533,6 +562,9 @@ steps:
         assert_eq!(scenario.disks, DEFAULT_DISKS);
         assert_eq!(scenario.lines, [4, 6, 11, 13]);
         assert_eq!(scenario.image, ImageName::Ddsnap);
+        assert_eq!(scenario.memory_mib(), MEMORY_MIB);
+        let small = parsed(&GOOD.replace("steps:", "memory: 256M\nsteps:")).unwrap();
+        assert_eq!(small.memory_mib(), 256);
     }
 
     #[test]
@@ -624,6 +656,11 @@ steps:
                 "steps:",
                 "disks: [2X]\nsteps:",
                 "dir/a.yaml:3: disks: \"2X\"",
+            ),
+            (
+                "steps:",
+                "memory: 64M\nsteps:",
+                "dir/a.yaml:3: memory: \"64M\"",
             ),
             (
                 "steps:",

@@ -284,11 +284,11 @@ fn a_kernel_that_asks_is_told_when_no_snapshot_needs_the_origin() {
     assert_eq!(send(&mut core, &[origin(1)]).channel, [accepted(1)]);
     assert_eq!(send(&mut core, &[write(2, 5)]).channel, [may_write(2)]);
     let out = command(&mut core, Request::Delete(SnapTag(4)));
-    assert_eq!(out.channel, std::slice::from_ref(&all_unique));
+    assert_eq!(out.channel, [all_unique]);
     let out = send(&mut core, &[write(3, 5)]);
-    assert_eq!(out.channel, [may_write(3), all_unique.clone()]);
+    assert_eq!(out.channel, [may_write(3), all_unique]);
     let out = send(&mut core, &[origin(4)]);
-    assert_eq!(out.channel, [accepted(4), all_unique.clone()]);
+    assert_eq!(out.channel, [accepted(4), all_unique]);
 
     // Not while a snapshot is being made, and not when there is one.
     command(&mut core, Request::Create(SnapTag(5)));
