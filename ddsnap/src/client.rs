@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::protocol::address::{SocketName, SocketNameError};
 use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::control::{Reply, Request};
-use crate::units::{ChunkRun, ChunkShift, SnapTag};
+use crate::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
 
 pub use crate::protocol::control::{
     BadChunk, ChannelState, MANY, Row, Snapshot, SnapshotState, Status,
@@ -135,10 +135,10 @@ pub struct Changelist<'a> {
     client: &'a mut Client,
     /// Chunk size.
     pub chunk: ChunkShift,
-    /// Length of the first snapshot in chunks; 0 if there is none.
-    pub from_chunks: u64,
+    /// Length of the first snapshot; 0 if there is none.
+    pub from: Sectors,
     /// Length of the second.
-    pub to_chunks: u64,
+    pub to: Sectors,
     ended: bool,
 }
 
@@ -398,15 +398,11 @@ impl Client {
     /// Refused with `ENOENT` or `EIO` (squashed, or the store is broken); or the connection's errors.
     pub fn changelist(&mut self, from: Option<SnapTag>, to: SnapTag) -> Result<Changelist<'_>> {
         match self.call(Request::Changelist { from, to })? {
-            Reply::Changelist {
-                chunk,
-                from_chunks,
-                to_chunks,
-            } => Ok(Changelist {
+            Reply::Changelist { chunk, from, to } => Ok(Changelist {
                 client: self,
                 chunk,
-                from_chunks,
-                to_chunks,
+                from,
+                to,
                 ended: false,
             }),
             other => Err(self.unexpected(&other)),

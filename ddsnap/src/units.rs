@@ -36,6 +36,11 @@ quantity! {
     MetaBlock(u64)
 }
 quantity! {
+    /// A length of the origin or of a snapshot, in sectors of [`SECTOR_BYTES`]. Its last chunk may be a
+    /// short one.
+    Sectors(u64)
+}
+quantity! {
     /// The number an administrator gives a snapshot.
     SnapTag(u32)
 }
@@ -105,6 +110,59 @@ pub struct ChunkRun {
     pub chunks: u64,
 }
 
+impl Sectors {
+    /// The longest device there can be: 2^63 bytes.
+    pub const MAX: Sectors = Sectors(1 << 54);
+
+    /// The whole sectors of so many bytes.
+    #[must_use]
+    pub fn in_bytes(bytes: u64) -> Sectors {
+        Sectors(bytes / SECTOR_BYTES)
+    }
+
+    /// So many whole chunks, if that is not longer than [`MAX`](Self::MAX).
+    #[must_use]
+    pub fn of_chunks(chunks: u64, shift: ChunkShift) -> Option<Sectors> {
+        let sectors = chunks.checked_mul(shift.sectors()).map(Sectors);
+        sectors.filter(|&sectors| sectors <= Sectors::MAX)
+    }
+
+    /// The length in bytes, of one that is at most [`MAX`](Self::MAX).
+    #[must_use]
+    pub fn to_bytes(self) -> u64 {
+        self.0 * SECTOR_BYTES
+    }
+
+    /// How many chunks it takes; the last may be short.
+    #[must_use]
+    pub fn to_chunks(self, shift: ChunkShift) -> u64 {
+        self.0.div_ceil(shift.sectors())
+    }
+
+    /// How many whole chunks it has: the number of the short one, if there is a short one.
+    #[must_use]
+    pub fn to_whole_chunks(self, shift: ChunkShift) -> u64 {
+        self.0 / shift.sectors()
+    }
+
+    /// How many sectors of this chunk it has: 0 behind the end, fewer than the others for the last.
+    #[must_use]
+    pub fn in_chunk(self, chunk: Chunk, shift: ChunkShift) -> Sectors {
+        let before = chunk.0.saturating_mul(shift.sectors());
+        Sectors(self.0.saturating_sub(before).min(shift.sectors()))
+    }
+}
+
+impl ChunkRun {
+    /// How many bytes of it a device of this length has.
+    #[must_use]
+    pub fn bytes_within(self, length: Sectors, shift: ChunkShift) -> u64 {
+        let first = length.to_bytes().min(self.first.to_offset(shift));
+        let bytes = length.to_bytes() - first;
+        bytes.min(self.chunks << shift.get())
+    }
+}
+
 impl Chunk {
     /// Byte offset of this chunk on the origin.
     #[must_use]
@@ -132,6 +190,32 @@ impl MetaBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_chunk_of_a_length_may_be_short() {
+        let shift = ChunkShift::new(12).unwrap();
+        let chunks = |sectors| {
+            let length = Sectors(sectors);
+            (length.to_chunks(shift), length.to_whole_chunks(shift))
+        };
+        assert_eq!(
+            [0, 1, 7, 8, 9].map(chunks),
+            [(0, 0), (1, 0), (1, 0), (1, 1), (2, 1)]
+        );
+        let of_nine = [0, 1, 2, u64::MAX].map(|at| Sectors(9).in_chunk(Chunk(at), shift).0);
+        assert_eq!(of_nine, [8, 1, 0, 0]);
+        assert_eq!(Sectors::of_chunks(2, shift), Some(Sectors(16)));
+        assert_eq!(Sectors::of_chunks(1 << 54, shift), None);
+        assert_eq!(Sectors::in_bytes(1535), Sectors(2));
+        let within = |first, chunks| {
+            let first = Chunk(first);
+            ChunkRun { first, chunks }.bytes_within(Sectors(9), shift)
+        };
+        assert_eq!(
+            [within(0, 1), within(0, 2), within(1, 5), within(2, 1)],
+            [4096, 4608, 512, 0]
+        );
+    }
 
     #[test]
     fn chunk_sizes_are_powers_of_two_from_512_to_1_mib() {

@@ -45,7 +45,9 @@ fn changed(store: &mut Store, from: Option<u32>, to: u32, most: usize) -> Vec<u6
 
 /// Where each chunk of a snapshot lies.
 fn places(store: &mut Store, tag: u32) -> Vec<Location> {
-    let chunks = store.snapshot(SnapTag(tag)).expect("known").origin_chunks;
+    let shift = store.status().chunk;
+    let snapshot = store.snapshot(SnapTag(tag)).expect("known");
+    let chunks = snapshot.length.to_chunks(shift);
     let place = |chunk| store.locate(SnapTag(tag), Chunk(chunk)).expect("readable");
     (0..chunks)
         .map(place)
@@ -112,6 +114,7 @@ fn random_snapshots_differ_where_their_chunks_lie_elsewhere() {
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 96,
+            lacking_sectors: 0,
             data_bytes: 8 << 20,
             meta_bytes: 0,
             snapshots: 8,
@@ -126,6 +129,7 @@ fn small_chunks_and_a_full_store() {
         Shape {
             chunk_bytes: 512,
             origin_chunks: 400,
+            lacking_sectors: 0,
             data_bytes: 400 << 10,
             meta_bytes: 2 << 20,
             snapshots: 12,
@@ -171,6 +175,7 @@ impl<D: BlockDevice> BlockDevice for Counting<D> {
 const BIG: Shape = Shape {
     chunk_bytes: 512,
     origin_chunks: 100_000,
+    lacking_sectors: 0,
     data_bytes: 80 << 20,
     meta_bytes: 32 << 20,
     snapshots: 8,
@@ -338,6 +343,7 @@ fn snapshots_of_different_length() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 40,
+        lacking_sectors: 0,
         data_bytes: 4 << 20,
         meta_bytes: 0,
         snapshots: 8,

@@ -25,6 +25,7 @@ use harness::volume::{DATA, META, ORIGIN, Shape, Step, Volume, choose};
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,
     origin_chunks: 48,
+    lacking_sectors: 0,
     data_bytes: 1200 << 10,
     meta_bytes: 0,
     snapshots: 6,
@@ -33,6 +34,7 @@ const SHAPE: Shape = Shape {
 const DEEP: Shape = Shape {
     chunk_bytes: 512,
     origin_chunks: 3000,
+    lacking_sectors: 0,
     data_bytes: 3 << 20,
     meta_bytes: 0,
     snapshots: 6,

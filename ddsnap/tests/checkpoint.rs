@@ -15,6 +15,7 @@ use harness::{number_from_env, seed};
 const SHAPE: Shape = Shape {
     chunk_bytes: 512,
     origin_chunks: 60_000,
+    lacking_sectors: 0,
     data_bytes: 40 << 20,
     meta_bytes: 8 << 20,
     snapshots: 4,
@@ -110,6 +111,7 @@ struct Copier {
 const BIG: Shape = Shape {
     chunk_bytes: 512,
     origin_chunks: 160_000,
+    lacking_sectors: 0,
     data_bytes: 100 << 20,
     meta_bytes: 1 << 30,
     snapshots: 1,
@@ -210,6 +212,7 @@ fn a_crash_between_the_superblock_copies_and_one_in_the_checkpoint_after_it() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 400,
+        lacking_sectors: 0,
         data_bytes: 4 << 20,
         meta_bytes: 0,
         snapshots: 2,

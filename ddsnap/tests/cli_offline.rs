@@ -379,11 +379,11 @@ fn no_sound_store_is_exit_code_99_and_nothing_is_touched() {
         .unwrap()
         .read_exact_at(&mut block, 0)
         .unwrap();
-    block[8] = 2;
+    block[8] = 3;
     let crc = crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..]);
     block[12..16].copy_from_slice(&crc.to_le_bytes());
     store(&files).write_all_at(&block, 0).unwrap();
-    all_refuse(&files, "format version 2");
+    all_refuse(&files, "format version 3");
     // One bit in each copy.
     let files = Files::new(false, true);
     files.flip("store", 200);
@@ -563,10 +563,10 @@ fn a_dump_shows_the_store_to_people_and_programs() {
             false => "not closed in order: 9 journal records replayed",
         };
         for words in [
-            "store 30313233-3435-3637-3839-616263646566, format version 1, created Sun Nov 22 01:44:39 2026",
+            "store 30313233-3435-3637-3839-616263646566, format version 2, created Sun Nov 22 01:44:39 2026",
             ended,
-            "chunk size 8192; origin 512 chunks; ",
-            "snapshot 2: sequence 1, live, priority 0, use count 0, 512 chunks, created Sun Nov 22 01:44:40 2026",
+            "chunk size 8192; origin 8192 sectors; ",
+            "snapshot 2: sequence 1, live, priority 0, use count 0, 8192 sectors, created Sun Nov 22 01:44:40 2026",
             &saved,
             "snapshot 2 (sequence 1), chunk 20: store chunk ",
         ] {
@@ -585,7 +585,10 @@ fn a_dump_shows_the_store_to_people_and_programs() {
         assert_eq!(json["store"]["clean"], closed);
         assert_eq!(json["store"]["chunk_bytes"], CHUNK);
         assert_eq!(json["store"]["metadata_device"], meta);
+        assert_eq!(json["store"]["origin_chunks"], 512);
+        assert_eq!(json["store"]["origin_sectors"], 8192);
         assert_eq!(json["snapshots"][1]["tag"], 4);
+        assert_eq!(json["snapshots"][1]["origin_sectors"], 8192);
         let keys: Vec<_> = json["exceptions"]
             .as_array()
             .unwrap()

@@ -318,11 +318,11 @@ fn sizes_that_cannot_be_had_give_a_sentence_and_255() {
         (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
         (255, same.as_str(), why)
     );
-    // A size between two chunks is rounded, which is not what was asked for.
+    // A size between two sectors is rounded, which is not what was asked for.
     let ran = ddsnap(&["resize", &sock, "-o", "100000"]);
     assert_eq!(
         (ran.code, ran.stdout),
-        (255, sizes(98304, STORE_BYTES, STORE_BYTES))
+        (255, sizes(99_840, STORE_BYTES, STORE_BYTES))
     );
     let ran = ddsnap(&["resize", &sock, "-s", "6m", "-m", "7m"]);
     let why = "could not resize because snapshot device and metadata device are the same, can't resize them to two values (Invalid argument)\n";

@@ -71,3 +71,18 @@ fn chunks_of_64_kib_with_a_metadata_device() {
 fn chunks_of_1_mib() {
     run("1m", 300);
 }
+
+#[test]
+fn an_origin_of_one_sector_more_than_whole_chunks() {
+    run("4k-more", 1500);
+}
+
+#[test]
+fn an_origin_of_one_sector_less_than_whole_chunks() {
+    run("4k-less-meta", 1500);
+}
+
+#[test]
+fn an_origin_of_one_sector() {
+    run("64k-sector", 400);
+}

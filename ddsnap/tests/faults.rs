@@ -18,6 +18,7 @@ use harness::workload::{Step, choose};
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,
     origin_chunks: 48,
+    lacking_sectors: 0,
     data_bytes: 1200 << 10,
     meta_bytes: 0,
     snapshots: 6,
@@ -322,6 +323,7 @@ fn sizes_from_tiny_to_17_tib() {
         let shape = Shape {
             chunk_bytes,
             origin_chunks,
+            lacking_sectors: 0,
             data_bytes,
             meta_bytes: 0,
             snapshots: 1,

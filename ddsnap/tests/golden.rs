@@ -13,7 +13,8 @@ use ddsnap::format::label::Label;
 use ddsnap::format::node::{Child, Interior, LeafBuilder, LeafReader, Value, encode_interior};
 use ddsnap::format::snaptable::{self, Snapshot, State};
 use ddsnap::format::superblock::{Extent, Revert, Superblock, TreeRoot};
-use ddsnap::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, SnapTag, StoreChunk};
+use ddsnap::format::{Lengths, Version};
+use ddsnap::units::{Chunk, ChunkShift, MetaBlock, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 fn rows(bytes: &[u8]) -> String {
     let mut text = String::new();
@@ -44,6 +45,24 @@ fn golden(name: &str, bytes: &[u8]) {
     );
 }
 
+/// Bytes of an older version, which nothing writes any more.
+fn read_golden(name: &str, len: usize) -> AlignedBuf {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut bytes = AlignedBuf::zeroed(len);
+    for line in text.lines() {
+        let (at, row) = line.split_once(':').expect("a row");
+        let at = usize::from_str_radix(at, 16).expect("an offset");
+        for (index, byte) in row.split_whitespace().enumerate() {
+            bytes[at + index] = u8::from_str_radix(byte, 16).expect("a byte");
+        }
+    }
+    bytes
+}
+
 fn uuid() -> [u8; 16] {
     std::array::from_fn(|i| 0xa0 + i as u8)
 }
@@ -68,6 +87,17 @@ fn seal(
     })
 }
 
+/// 32 sectors.
+fn chunk_16k() -> ChunkShift {
+    ChunkShift::new(14).expect("in range")
+}
+
+/// How lengths are written in a version.
+fn lengths(version: Version) -> Lengths {
+    let chunk = chunk_16k();
+    Lengths { version, chunk }
+}
+
 fn superblock() -> Superblock {
     let tree = |n: u64| TreeRoot {
         root: Some((
@@ -82,13 +112,14 @@ fn superblock() -> Superblock {
         nodes: 10 + n,
     };
     Superblock {
+        version: Version::V2,
         uuid: uuid(),
-        chunk: ChunkShift::new(14).expect("in range"),
+        chunk: chunk_16k(),
         clean: true,
         separate_meta: false,
         generation: 42,
         created: 1_763_000_000,
-        origin_chunks: 0x1_0000_0000,
+        origin: Sectors(0x20_0000_0000),
         data_first: StoreChunk(64),
         data_end: StoreChunk(0x2_0000_0000),
         data_used: 0x77,
@@ -123,6 +154,12 @@ fn superblock_bytes() {
     let bytes = superblock.encode(1);
     golden("superblock.txt", &bytes);
     assert_eq!(Superblock::decode(&bytes, 1).as_ref(), Ok(&superblock));
+    let first = Superblock {
+        version: Version::V1,
+        ..superblock.clone()
+    };
+    let bytes = read_golden("superblock-1.txt", 4096);
+    assert_eq!(Superblock::decode(&bytes, 1), Ok(first));
     assert!(
         Superblock::decode(&bytes, 0).is_err(),
         "a copy in the other one's place"
@@ -146,6 +183,7 @@ fn label_bytes() {
         chunk: ChunkShift::new(12).unwrap(),
     };
     golden("label.txt", &label.encode());
+    assert_eq!(Label::decode(&read_golden("label-1.txt", 4096)), Ok(label));
     assert_eq!(Label::decode(&label.encode()), Ok(label));
 }
 
@@ -166,7 +204,7 @@ fn journal_bytes() {
             seq,
             tag: SnapTag(0x55),
             created: 1_763_000_000,
-            origin_chunks: 9,
+            length: Sectors(9 * 32),
         },
         Entry::Delete(seq),
         Entry::Squash(seq),
@@ -185,7 +223,11 @@ fn journal_bytes() {
     };
     let bytes = journal::encode(&id, &entries);
     golden("journal.txt", &bytes);
-    assert_eq!(journal::decode(&bytes), Ok((id, entries.to_vec())));
+    let first = read_golden("journal-1.txt", 4096);
+    for (bytes, version) in [(&bytes, Version::V2), (&first, Version::V1)] {
+        let decoded = journal::decode(bytes, lengths(version));
+        assert_eq!(decoded, Ok((id, entries.to_vec())));
+    }
 }
 
 #[test]
@@ -268,7 +310,7 @@ fn snapshot_table_bytes() {
         priority: -(n as i8),
         usecount: n as u16 + 0x100,
         created: 1_763_000_000 + n as i64,
-        origin_chunks: 77,
+        length: Sectors(77 * 32),
     };
     let all = [
         snapshot(1, State::Live),
@@ -281,7 +323,22 @@ fn snapshot_table_bytes() {
     });
     let (_, block) = seal(Kind::Snapshots, 0, snaptable::encode(&all, next), 0);
     golden("snapshots.txt", block.bytes());
-    assert_eq!(snaptable::decode(&block), Ok((all.to_vec(), next)));
+    let decoded = snaptable::decode(&block, lengths(Version::V2));
+    assert_eq!(decoded, Ok((all.to_vec(), next)));
+    let bytes = read_golden("snapshots-1.txt", 4096);
+    let expected = Expected {
+        pointer: Pointer {
+            block: MetaBlock(0x1234),
+            crc: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        },
+        newest_generation: 7,
+        uuid_part: ddsnap::format::uuid_part(&uuid()),
+        kind: Kind::Snapshots,
+        level: 0,
+    };
+    let block = Block::check(&bytes, &expected).expect("whole");
+    let decoded = snaptable::decode(&block, lengths(Version::V1));
+    assert_eq!(decoded, Ok((all.to_vec(), next)));
 }
 
 /// Hostile bytes behind correct checksums: decoders may refuse or accept, never panic.
@@ -324,7 +381,8 @@ fn decoders_never_panic() {
         } else {
             b"ddsnapSB"
         });
-        fixed[8..12].copy_from_slice(&1u32.to_le_bytes());
+        let version = 1 + (round / 4 % 2) as u32;
+        fixed[8..12].copy_from_slice(&version.to_le_bytes());
         let crc = crc32c::crc32c_append(crc32c::crc32c(&fixed[..12]), &fixed[16..]);
         fixed[12..16].copy_from_slice(&crc.to_le_bytes());
         let _ = (
@@ -335,8 +393,9 @@ fn decoders_never_panic() {
         bytes[..4].copy_from_slice(b"dsJr");
         let crc = crc32c::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        let _ = journal::decode(&bytes);
-        let _ = journal::decode(&bytes[..rng.below(4097) as usize]);
+        let lengths = lengths([Version::V1, Version::V2][rng.below(2) as usize]);
+        let _ = journal::decode(&bytes, lengths);
+        let _ = journal::decode(&bytes[..rng.below(4097) as usize], lengths);
 
         let mut builder = BlockBuilder::new();
         let few = rng.chance(50);
@@ -371,7 +430,7 @@ fn decoders_never_panic() {
         let _ = (
             Interior::new(block.clone()),
             Bitmap::decode(&block, 0),
-            snaptable::decode(&block),
+            snaptable::decode(&block, lengths),
         );
         if let Ok(mut reader) = LeafReader::new(block) {
             while let Ok(Some(_)) = reader.next_entry() {}

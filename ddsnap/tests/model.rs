@@ -37,6 +37,7 @@ fn small_chunks() {
         Shape {
             chunk_bytes: 512,
             origin_chunks: 96,
+            lacking_sectors: 0,
             data_bytes: 700 << 10,
             meta_bytes: 0,
             snapshots: 12,
@@ -52,6 +53,7 @@ fn a_metadata_device() {
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 64,
+            lacking_sectors: 0,
             data_bytes: 1 << 20,
             meta_bytes: 600 << 10,
             snapshots: 10,
@@ -77,6 +79,7 @@ fn one_shared_chunk_takes_one_chunk() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 16,
+        lacking_sectors: 0,
         data_bytes: 2 << 20,
         meta_bytes: 0,
         snapshots: 16,
@@ -114,6 +117,7 @@ fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_quiet() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 200,
+        lacking_sectors: 0,
         data_bytes: 1 << 20,
         meta_bytes: 0,
         snapshots: 4,
@@ -190,6 +194,7 @@ fn four_thousand_snapshots_and_no_more() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 8,
+        lacking_sectors: 0,
         data_bytes: 64 << 20,
         meta_bytes: 0,
         snapshots: 4096,
@@ -232,6 +237,7 @@ fn a_full_store_can_still_delete_and_recovers_its_room() {
         let shape = Shape {
             chunk_bytes: 512,
             origin_chunks: 4000,
+            lacking_sectors: 0,
             data_bytes: 1 << 20,
             meta_bytes,
             snapshots: 4,

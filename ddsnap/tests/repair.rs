@@ -28,6 +28,7 @@ use harness::workload::{Step, choose};
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,
     origin_chunks: 48,
+    lacking_sectors: 0,
     data_bytes: 1200 << 10,
     meta_bytes: 0,
     snapshots: 6,
@@ -38,6 +39,7 @@ const META_END: u64 = 576 << 10;
 const DEEP: Shape = Shape {
     chunk_bytes: 512,
     origin_chunks: 1500,
+    lacking_sectors: 0,
     data_bytes: 3 << 20,
     ..SHAPE
 };
@@ -438,6 +440,7 @@ fn a_repair_without_room_leaves_the_store_as_it_was() {
     const SMALL: Shape = Shape {
         chunk_bytes: 512,
         origin_chunks: 4000,
+        lacking_sectors: 0,
         data_bytes: 64 << 20,
         meta_bytes: 1200 << 10,
         snapshots: 60,

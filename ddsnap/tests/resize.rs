@@ -11,8 +11,8 @@ mod harness;
 
 use ddsnap::device::memory::{Event, Moment, Rng, Survival};
 use ddsnap::store::{Op, ResizeError, ResizeRequest, Sizes, Store, StoreError};
-use ddsnap::units::{Chunk, SnapTag};
-use harness::model::{self, Model};
+use ddsnap::units::{Chunk, SECTOR_BYTES, SnapTag};
+use harness::model::Model;
 use harness::volume::{self, DATA, META, ORIGIN, Shape, Step, Volume, check, read_snapshot};
 use harness::{number_from_env, seed};
 
@@ -180,22 +180,14 @@ impl Run {
         self.volume.machine.set_len(disk, bytes);
     }
 
-    fn origin_to(&mut self, chunks: u64) -> Result<(), ResizeError> {
-        let shape = self.shape();
-        let bytes = chunks * shape.chunk_bytes;
-        if chunks > shape.origin_chunks {
+    fn origin_to(&mut self, bytes: u64) -> Result<(), ResizeError> {
+        if bytes > self.shape().origin_bytes() {
             self.set_len(ORIGIN, bytes);
         }
         let sizes = self.resize(&origin(bytes))?;
         assert_eq!(sizes.origin, bytes);
         self.set_len(ORIGIN, bytes);
-        let zero: model::Content = vec![0; shape.chunk_bytes as usize].into();
-        self.volume
-            .model
-            .origin
-            .resize(chunks as usize, model::Chunk::new(zero));
-        self.volume.unique.resize(chunks as usize, false);
-        self.volume.shape.origin_chunks = chunks;
+        self.volume.set_origin_bytes(bytes);
         Ok(())
     }
 
@@ -250,7 +242,10 @@ fn combined(shape: Shape, step: u64) {
             1 => (now.origin_chunks / 2).max(1),
             _ => now.origin_chunks + 8,
         };
-        match run.origin_to(chunks) {
+        // Two of three times the last chunk is a short one.
+        let sectors = now.chunk_bytes / SECTOR_BYTES;
+        let lacking = [0, sectors - 1, run.rng.below(sectors)][run.rng.below(3) as usize];
+        match run.origin_to(chunks * now.chunk_bytes - lacking * SECTOR_BYTES) {
             Ok(()) => {}
             Err(ResizeError::NoRoomForEnd { needed, .. }) => assert!(needed > 0),
             Err(other) => panic!("{other}"),
@@ -292,6 +287,7 @@ fn chunks_of_512_bytes_under_load() {
         Shape {
             chunk_bytes: 512,
             origin_chunks: 64,
+            lacking_sectors: 0,
             data_bytes: 700 << 10,
             meta_bytes: 0,
             snapshots: 6,
@@ -306,6 +302,7 @@ fn chunks_of_16_kib_under_load() {
         Shape {
             chunk_bytes: 16 << 10,
             origin_chunks: 24,
+            lacking_sectors: 0,
             data_bytes: 3 << 20,
             meta_bytes: 0,
             snapshots: 5,
@@ -319,6 +316,7 @@ fn a_metadata_device_under_load() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 48,
+        lacking_sectors: 0,
         data_bytes: 600 << 10,
         meta_bytes: 700 << 10,
         snapshots: 6,
@@ -351,6 +349,7 @@ fn quiet_shape() -> Shape {
     Shape {
         chunk_bytes: 4096,
         origin_chunks: 40,
+        lacking_sectors: 0,
         data_bytes: 1200 << 10,
         meta_bytes: 0,
         snapshots: 6,
@@ -417,7 +416,7 @@ fn snapshots_keep_the_end_of_an_origin_that_is_cut() {
         .store
         .snapshots()
         .iter()
-        .map(|s| s.origin_chunks)
+        .map(|s| s.length.to_chunks(shape.shift()))
         .collect();
     assert_eq!(sizes, [40, 40, 40, 10]);
     // A write to a snapshot beyond the origin's end starts from what it had there.
@@ -487,7 +486,7 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
         ),
         (
             origin(100),
-            "the origin device cannot be used with less than 4096 bytes",
+            "the origin device cannot be used with less than 512 bytes",
         ),
     ];
     for (request, text) in cases {
@@ -514,6 +513,7 @@ fn a_combined_store_grows_its_metadata_and_gives_it_back() {
     let shape = Shape {
         chunk_bytes: 4096,
         origin_chunks: 64,
+        lacking_sectors: 0,
         data_bytes: 1200 << 10,
         meta_bytes: 0,
         snapshots: 4,

@@ -74,7 +74,11 @@ fn revert_model(model: &mut Model, tag: u32) {
 fn origin_is(shape: &Shape, machine: &Machine, store: &mut Store, tag: u32) -> Result<(), String> {
     let bytes = shape.chunk_bytes as usize;
     let (mut found, mut wanted) = (vec![0; bytes], vec![0; bytes]);
-    let chunks = store.snapshot(SnapTag(tag)).expect("there").origin_chunks;
+    let chunks = store
+        .snapshot(SnapTag(tag))
+        .expect("there")
+        .length
+        .to_chunks(shape.shift());
     for chunk in (0..chunks.min(shape.origin_chunks)).map(Chunk) {
         read_origin(shape, machine, chunk, &mut found);
         read_snapshot(shape, machine, store, tag, chunk, &mut wanted)?;
@@ -252,6 +256,7 @@ fn chunks_of_512_bytes() {
     run(Shape {
         chunk_bytes: 512,
         origin_chunks: 64,
+        lacking_sectors: 0,
         data_bytes: 900 << 10,
         meta_bytes: 0,
         snapshots: 6,
@@ -263,6 +268,7 @@ fn chunks_of_4_kib_with_a_metadata_device() {
     run(Shape {
         chunk_bytes: 4096,
         origin_chunks: 40,
+        lacking_sectors: 0,
         data_bytes: 2 << 20,
         meta_bytes: 700 << 10,
         snapshots: 6,
@@ -274,6 +280,7 @@ fn chunks_of_1_mib() {
     run(Shape {
         chunk_bytes: 1 << 20,
         origin_chunks: 9,
+        lacking_sectors: 0,
         data_bytes: 60 << 20,
         meta_bytes: 0,
         snapshots: 4,
@@ -284,6 +291,7 @@ fn quiet_shape() -> Shape {
     Shape {
         chunk_bytes: 4096,
         origin_chunks: 40,
+        lacking_sectors: 0,
         data_bytes: 1200 << 10,
         meta_bytes: 0,
         snapshots: 6,

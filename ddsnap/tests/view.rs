@@ -15,6 +15,7 @@ use harness::volume::{DATA, Shape, Step, Volume, choose, read_snapshot};
 const SHAPE: Shape = Shape {
     chunk_bytes: 4096,
     origin_chunks: 48,
+    lacking_sectors: 0,
     data_bytes: 1200 << 10,
     meta_bytes: 0,
     snapshots: 6,
@@ -26,7 +27,7 @@ const OPTIONS: OpenOptions = OpenOptions {
 fn tags(store: &Store) -> Vec<(u32, u64)> {
     let live = store.snapshots().into_iter();
     live.filter(|info| info.state == SnapState::Live)
-        .map(|info| (info.tag.0, info.origin_chunks))
+        .map(|info| (info.tag.0, info.length.0))
         .collect()
 }
 
@@ -59,7 +60,7 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
             let chunk_bytes = shape.chunk_bytes as usize;
             let mut seen = Vec::new();
             for info in view.snapshots() {
-                let mut bytes = vec![0; info.origin_chunks as usize * chunk_bytes];
+                let mut bytes = vec![0; info.length.to_bytes() as usize];
                 let result = view.read(info.tag, Chunk(0), &mut bytes).unwrap();
                 match info.state {
                     SnapState::Live => result.unwrap(),
@@ -68,7 +69,7 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
                         continue;
                     }
                 }
-                seen.push((info.tag.0, info.origin_chunks, bytes));
+                seen.push((info.tag.0, info.length.0, bytes));
             }
             let (status, counts) = (view.status(), view.count().unwrap());
             assert!(machine.recorded().is_empty(), "the view wrote or flushed");
@@ -85,8 +86,8 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
             );
             assert_eq!(counts, store.count().unwrap());
             assert_eq!(
-                (status.free_chunks, status.origin_chunks),
-                (store.status().free_chunks, store.status().origin_chunks)
+                (status.free_chunks, status.origin),
+                (store.status().free_chunks, store.status().origin)
             );
             let mut chunk = vec![0; chunk_bytes];
             for (tag, _, bytes) in seen {

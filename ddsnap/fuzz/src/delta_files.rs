@@ -5,7 +5,7 @@ use ddsnap::delta::changelist::{self, ChangelistReader, ChangelistWriter};
 use ddsnap::delta::file::DeltaReader;
 use ddsnap::delta::record::RecordWriter;
 use ddsnap::delta::{Header, Side};
-use ddsnap::units::{ChunkShift, SnapTag};
+use ddsnap::units::{ChunkShift, Sectors, SnapTag};
 
 use super::input::Input;
 
@@ -24,11 +24,11 @@ pub fn run(data: &[u8]) {
         chunk,
         from: incremental.then_some(Side {
             tag: SnapTag(1),
-            chunks: input.edge(),
+            length: Sectors(input.edge()),
         }),
         to: Side {
             tag: SnapTag(2),
-            chunks: input.edge(),
+            length: Sectors(input.edge()),
         },
     };
     for magic in [b"ddsnapCL", b"ddsnapDF"] {
@@ -55,7 +55,7 @@ fn read_list(file: &[u8]) {
             Ok(Some(run)) => {
                 assert!(run.chunks > 0 && run.first.0 >= end);
                 end = run.first.0 + run.chunks;
-                assert!(end <= header.to.chunks);
+                assert!(end <= header.to_chunks());
                 runs.push(run);
                 if runs.len() == MOST {
                     return;
@@ -89,8 +89,8 @@ fn read_delta(file: &[u8]) {
         };
         assert!(extent.run.chunks > 0 && extent.run.first.0 >= end);
         end = extent.run.first.0 + extent.run.chunks;
-        assert!(end <= header.to.chunks);
-        let bytes = extent.bytes(header.chunk);
+        assert!(end <= header.to_chunks());
+        let bytes = extent.bytes(&header);
         for base in [&old[..bytes.min(old.len())], &[]] {
             if extent.decode(base, bytes, &mut new).is_ok() {
                 assert_eq!(new.len(), bytes);

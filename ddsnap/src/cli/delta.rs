@@ -91,16 +91,13 @@ impl Changelist {
     fn write(&self, from: Option<SnapTag>, to: SnapTag) -> Result<()> {
         let mut client = Client::connect(&self.socket)?;
         let mut list = client.changelist(from, to)?;
-        let from_chunks = list.from_chunks;
+        let length = list.from;
         let header = Header {
             chunk: list.chunk,
-            from: from.map(|tag| Side {
-                tag,
-                chunks: from_chunks,
-            }),
+            from: from.map(|tag| Side { tag, length }),
             to: Side {
                 tag: to,
-                chunks: list.to_chunks,
+                length: list.to,
             },
         };
         let failed = || format!("cannot write {}", self.file.display());

@@ -13,7 +13,6 @@ use super::{offline, refused};
 use crate::client::Client;
 use crate::device::BlockDevice;
 use crate::device::uring::Access;
-use crate::format;
 use crate::format::superblock::{Superblock, TreeRoot};
 use crate::server::start::open_device;
 use crate::stdio::print;
@@ -128,7 +127,7 @@ fn text_head(view: &View, opened: &Opened) -> String {
         text,
         "store {}, format version {}, created {}",
         uuid_of(superblock),
-        format::VERSION,
+        superblock.version.number(),
         ctime(superblock.created)
     );
     let _ = match opened.clean {
@@ -146,9 +145,9 @@ fn text_head(view: &View, opened: &Opened) -> String {
     let status = view.status();
     let _ = writeln!(
         text,
-        "chunk size {}; origin {} chunks; data in store chunks {} to {}, {} of {} free",
+        "chunk size {}; origin {} sectors; data in store chunks {} to {}, {} of {} free",
         superblock.chunk.bytes(),
-        superblock.origin_chunks,
+        superblock.origin,
         superblock.data_first,
         superblock.data_end.0 - 1,
         status.free_chunks,
@@ -180,13 +179,13 @@ fn text_head(view: &View, opened: &Opened) -> String {
     for info in view.snapshots() {
         let _ = writeln!(
             text,
-            "snapshot {}: sequence {}, {}, priority {}, use count {}, {} chunks, created {}",
+            "snapshot {}: sequence {}, {}, priority {}, use count {}, {} sectors, created {}",
             info.tag,
             info.seq,
             state_of(&info),
             info.priority,
             info.usecount,
-            info.origin_chunks,
+            info.length,
             ctime(info.created),
         );
     }
@@ -231,13 +230,14 @@ fn json_head(view: &View, opened: &Opened) -> Result<()> {
         .collect();
     let store = json!({
         "uuid": uuid_of(superblock),
-        "format_version": format::VERSION,
+        "format_version": superblock.version.number(),
         "created_unix": superblock.created,
         "generation": superblock.generation,
         "clean": opened.clean,
         "replayed_records": opened.replayed_records,
         "chunk_bytes": superblock.chunk.bytes(),
-        "origin_chunks": superblock.origin_chunks,
+        "origin_chunks": superblock.origin.to_chunks(superblock.chunk),
+        "origin_sectors": superblock.origin.0,
         "data_first_chunk": superblock.data_first.0,
         "data_end_chunk": superblock.data_end.0,
         "data_chunks": status.data_chunks,
@@ -269,7 +269,8 @@ fn json_head(view: &View, opened: &Opened) -> Result<()> {
                 "state": state_of(info),
                 "priority": info.priority,
                 "usecount": info.usecount,
-                "origin_chunks": info.origin_chunks,
+                "origin_chunks": info.length.to_chunks(superblock.chunk),
+                "origin_sectors": info.length.0,
                 "created_unix": info.created,
             })
         })

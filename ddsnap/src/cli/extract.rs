@@ -55,7 +55,7 @@ impl Extract {
         if info.state == SnapState::Squashed {
             bail!("could not extract snapshot {tag} because snapshot is squashed");
         }
-        let len_bytes = info.origin_chunks * view.status().chunk.bytes();
+        let len_bytes = info.length.to_bytes();
         match target {
             Target::Device(device, path, _lock) => {
                 let room = io::Seek::seek(&mut &device, io::SeekFrom::End(0))
@@ -66,14 +66,7 @@ impl Extract {
                         path.display()
                     );
                 }
-                copy(
-                    &mut view,
-                    tag,
-                    info.origin_chunks,
-                    &device,
-                    &path,
-                    Zeros::Written,
-                )?;
+                copy(&mut view, tag, len_bytes, &device, &path, Zeros::Written)?;
                 let synced = device.sync_all();
                 synced.with_context(|| format!("cannot write {}", path.display()))?;
             }
@@ -81,14 +74,7 @@ impl Extract {
                 let new = NewFile::create(&path, &[])?;
                 let sized = new.file().set_len(len_bytes);
                 sized.with_context(|| format!("cannot write {}", path.display()))?;
-                copy(
-                    &mut view,
-                    tag,
-                    info.origin_chunks,
-                    new.file(),
-                    &path,
-                    Zeros::Holes,
-                )?;
+                copy(&mut view, tag, len_bytes, new.file(), &path, Zeros::Holes)?;
                 new.publish(self.force)?;
             }
         }
@@ -152,7 +138,7 @@ enum Zeros {
 fn copy(
     view: &mut View,
     tag: SnapTag,
-    chunks: u64,
+    len_bytes: u64,
     out: &File,
     path: &Path,
     zeros: Zeros,
@@ -161,18 +147,22 @@ fn copy(
     let window = (WINDOW_BYTES / chunk_bytes).max(1);
     let mut buffer = AlignedBuf::zeroed((window * chunk_bytes) as usize);
     let bar = progress::bar()?;
-    bar.set_length(chunks * chunk_bytes);
+    bar.set_length(len_bytes);
+    let chunks = len_bytes.div_ceil(chunk_bytes);
     for first in (0..chunks).step_by(window as usize) {
         let count = window.min(chunks - first);
         let bytes = &mut buffer[..(count * chunk_bytes) as usize];
         if let Err(refused) = view.read(tag, Chunk(first), bytes)? {
             bail!("could not extract snapshot {tag} because {refused}; is that its origin?");
         }
-        for (offset, part) in runs(bytes, chunk_bytes as usize, zeros) {
-            out.write_all_at(part, first * chunk_bytes + offset as u64)
+        // Of the last chunk, what the snapshot has of it.
+        let start = first * chunk_bytes;
+        let there = (len_bytes - start).min(bytes.len() as u64);
+        for (offset, part) in runs(&bytes[..there as usize], chunk_bytes as usize, zeros) {
+            out.write_all_at(part, start + offset as u64)
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        bar.inc(count * chunk_bytes);
+        bar.inc(there);
     }
     bar.finish_and_clear();
     Ok(())

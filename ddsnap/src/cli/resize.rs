@@ -73,7 +73,7 @@ impl Resize {
         for (name, bytes, wanted) in found {
             if let Some(wanted) = wanted.filter(|&wanted| wanted != bytes) {
                 complain(format_args!(
-                    "{name}: {wanted} bytes were asked for, it has {bytes}: sizes are whole chunks or blocks"
+                    "{name}: {wanted} bytes were asked for, it has {bytes}: sizes are whole sectors, chunks or blocks"
                 ));
                 code = OTHER_SIZE;
             }

@@ -79,13 +79,15 @@ pub fn apply(
         .map(|side| Volume::snapshot(stem, side, header.chunk));
     let mut apply = Apply {
         base: base.transpose()?,
-        target: Volume::target(stem, header.to.chunks, header.chunk)?,
+        target: Volume::target(stem, header.to.length, header.chunk)?,
         old: Vec::new(),
         new: Vec::new(),
         progress,
     };
+    let mut total = 0;
     while let Some(extent) = reader.next_extent()? {
-        let bytes = extent.bytes(header.chunk);
+        let bytes = extent.bytes(&header);
+        total += bytes as u64;
         if let Err(source) = apply.look(&extent, bytes)? {
             return Err(ApplyError::Refused {
                 chunk: extent.run.first.0,
@@ -95,7 +97,6 @@ pub fn apply(
             });
         }
     }
-    let total = reader.chunks() << header.chunk.get();
     drop(reader);
     delta.seek(SeekFrom::Start(0)).map_err(FileError::from)?;
     apply.target.set_length()?;
@@ -105,7 +106,7 @@ pub fn apply(
     }
     let mut done = 0;
     while let Some(extent) = reader.next_extent()? {
-        let bytes = extent.bytes(header.chunk);
+        let bytes = extent.bytes(&header);
         match apply.look(&extent, bytes)? {
             Ok(Need::Write) => apply.target.write(extent.run, &apply.new)?,
             Ok(Need::Nothing) => {}

@@ -194,7 +194,7 @@ impl<R: Read> ChangelistReader<R> {
         let more = varint::get(&self.waiting, &mut self.at).ok()?;
         let first = self.end.checked_add(gap)?;
         let chunks = more.checked_add(1)?;
-        let fits = first.checked_add(chunks)? <= self.header().to.chunks;
+        let fits = first.checked_add(chunks)? <= self.header().to_chunks();
         // Neighbours are one run: so a list has one form only.
         let apart = gap > 0 || self.runs == 0;
         (fits && apart).then_some(ChunkRun {

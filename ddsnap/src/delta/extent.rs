@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter};
 
-use crate::units::{ChunkRun, ChunkShift};
+use super::record::Header;
+use crate::units::ChunkRun;
 
 /// The longest extent, in bytes.
 pub const MAX_EXTENT_BYTES: usize = 1 << 20;
@@ -151,10 +152,10 @@ fn compress(data: &[u8], old: &[u8], level: u8, into: &mut Vec<u8>) {
 }
 
 impl Extent<'_> {
-    /// Its length in bytes.
+    /// The length of its new data in bytes, in a delta of this header.
     #[must_use]
-    pub fn bytes(&self, chunk: ChunkShift) -> usize {
-        (self.run.chunks << chunk.get()) as usize
+    pub fn bytes(&self, header: &Header) -> usize {
+        self.run.bytes_within(header.to.length, header.chunk) as usize
     }
 
     /// The new data, `bytes` long, into `into`; `old` is the old data, as far as there is any.

@@ -183,13 +183,13 @@ fn decode<'a>(payload: &'a [u8], header: &Header) -> Result<Extent<'a>, &'static
     };
     let chunks = extent.run.chunks;
     let end = extent.run.first.0.checked_add(chunks);
-    if chunks == 0 || end.is_none_or(|end| end > header.to.chunks) {
+    if chunks == 0 || end.is_none_or(|end| end > header.to_chunks()) {
         return Err("an extent does not lie within the snapshot");
     }
     if chunks > (MAX_EXTENT_BYTES >> header.chunk.get()) as u64 {
         return Err("an extent is longer than any may be");
     }
-    let bytes = extent.bytes(header.chunk);
+    let bytes = extent.bytes(header);
     let fits = match extent.level {
         0 => coding == Coding::Raw && data.len() == bytes,
         level => level <= MAX_LEVEL && data.len() < bytes,
@@ -200,7 +200,7 @@ fn decode<'a>(payload: &'a [u8], header: &Header) -> Result<Extent<'a>, &'static
     if coding == Coding::Difference
         && header
             .from
-            .is_none_or(|from| extent.run.first.0 >= from.chunks)
+            .is_none_or(|from| extent.run.first.0 >= from.length.to_chunks(header.chunk))
     {
         return Err("an extent is a difference to nothing");
     }

@@ -10,16 +10,14 @@ use std::io::{self, Read, Write};
 use thiserror::Error;
 
 use crate::format::{get_u32, get_u64, put_u32, put_u64};
-use crate::units::{ChunkShift, SnapTag};
+use crate::units::{ChunkShift, Sectors, SnapTag};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of a record before its payload.
 pub const RECORD_BYTES: usize = 24;
-/// History: 1 - first version.
-pub const VERSION: u32 = 1;
-/// The longest snapshot, in chunks: as a store has it.
-pub const MAX_CHUNKS: u64 = 1 << 54;
+/// History: 1 - first version, whose snapshots have lengths in chunks; 2 - in sectors. Both are read.
+pub const VERSION: u32 = 2;
 
 const VERSION_AT: usize = 8;
 const HEADER_CRC_AT: usize = VERSION_AT + 4;
@@ -27,9 +25,9 @@ const SHIFT_AT: usize = HEADER_CRC_AT + 4;
 const FLAGS_AT: usize = SHIFT_AT + 4;
 const FROM_AT: usize = FLAGS_AT + 4;
 const TO_AT: usize = FROM_AT + 4;
-const FROM_CHUNKS_AT: usize = TO_AT + 4;
-const TO_CHUNKS_AT: usize = FROM_CHUNKS_AT + 8;
-const HEADER_RESERVED_AT: usize = TO_CHUNKS_AT + 8;
+const FROM_LENGTH_AT: usize = TO_AT + 4;
+const TO_LENGTH_AT: usize = FROM_LENGTH_AT + 8;
+const HEADER_RESERVED_AT: usize = TO_LENGTH_AT + 8;
 
 const KIND_AT: usize = 0;
 const LENGTH_AT: usize = KIND_AT + 4;
@@ -55,7 +53,7 @@ pub enum FileError {
         found: [u8; 8],
     },
     /// It was made by another version.
-    #[error("version {found} of the file format; only version {VERSION} is known here")]
+    #[error("version {found} of the file format; versions 1 to {VERSION} are known here")]
     Version {
         /// As it says.
         found: u32,
@@ -93,8 +91,8 @@ pub enum FileError {
 pub struct Side {
     /// The snapshot.
     pub tag: SnapTag,
-    /// Its length in chunks, at most [`MAX_CHUNKS`].
-    pub chunks: u64,
+    /// Its length, at most [`Sectors::MAX`].
+    pub length: Sectors,
 }
 
 /// What a changelist or delta is about.
@@ -109,13 +107,19 @@ pub struct Header {
 }
 
 impl Header {
+    /// Chunks of the snapshot that is to come; the last may be short.
+    #[must_use]
+    pub fn to_chunks(&self) -> u64 {
+        self.to.length.to_chunks(self.chunk)
+    }
+
     /// The header's bytes.
     #[must_use]
     pub fn encode(&self, magic: &[u8; 8]) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let from = self.from.unwrap_or(Side {
             tag: SnapTag(0),
-            chunks: 0,
+            length: Sectors(0),
         });
         bytes[..8].copy_from_slice(magic);
         put_u32(&mut bytes, VERSION_AT, VERSION);
@@ -124,8 +128,8 @@ impl Header {
         put_u32(&mut bytes, FLAGS_AT, flags);
         put_u32(&mut bytes, FROM_AT, from.tag.0);
         put_u32(&mut bytes, TO_AT, self.to.tag.0);
-        put_u64(&mut bytes, FROM_CHUNKS_AT, from.chunks);
-        put_u64(&mut bytes, TO_CHUNKS_AT, self.to.chunks);
+        put_u64(&mut bytes, FROM_LENGTH_AT, from.length.0);
+        put_u64(&mut bytes, TO_LENGTH_AT, self.to.length.0);
         let crc = header_crc(&bytes);
         put_u32(&mut bytes, HEADER_CRC_AT, crc);
         bytes
@@ -152,7 +156,7 @@ impl Header {
             header_crc(bytes).into(),
         )?;
         let version = get_u32(bytes, VERSION_AT);
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(FileError::Version { found: version });
         }
         let malformed = |problem| FileError::Malformed { at: 0, problem };
@@ -160,23 +164,24 @@ impl Header {
         let chunk = shift
             .and_then(ChunkShift::new)
             .ok_or_else(|| malformed("no chunk is of that size"))?;
+        let length = |at| {
+            let found = get_u64(bytes, at);
+            let length = match version {
+                1 => Sectors::of_chunks(found, chunk),
+                _ => Some(Sectors(found)).filter(|&length| length <= Sectors::MAX),
+            };
+            length.ok_or_else(|| malformed("no device is of that length"))
+        };
         let from = Side {
             tag: SnapTag(get_u32(bytes, FROM_AT)),
-            chunks: get_u64(bytes, FROM_CHUNKS_AT),
+            length: length(FROM_LENGTH_AT)?,
         };
         let to = Side {
             tag: SnapTag(get_u32(bytes, TO_AT)),
-            chunks: get_u64(bytes, TO_CHUNKS_AT),
+            length: length(TO_LENGTH_AT)?,
         };
-        if from.chunks > MAX_CHUNKS || to.chunks > MAX_CHUNKS {
-            return Err(malformed("no snapshot is of that length"));
-        }
-        if (to.chunks.max(from.chunks) << chunk.get()) >> chunk.get() != to.chunks.max(from.chunks)
-        {
-            return Err(malformed("no device is of that length"));
-        }
         let from = match get_u32(bytes, FLAGS_AT) {
-            0 if (from.tag.0, from.chunks) == (0, 0) => None,
+            0 if (from.tag.0, from.length.0) == (0, 0) => None,
             0 => return Err(malformed("it has a first snapshot and has none")),
             INCREMENTAL => Some(from),
             _ => return Err(malformed("it has flags that are not known here")),

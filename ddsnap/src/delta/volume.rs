@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::record::Side;
-use crate::units::{ChunkRun, ChunkShift, SnapTag};
+use crate::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
 
 /// Why a device or file cannot be used.
 #[derive(Debug, Error)]
@@ -54,14 +54,14 @@ pub fn snapshot_path(stem: &Path, tag: SnapTag) -> PathBuf {
     name.into()
 }
 
-/// An open device or file of whole chunks.
+/// An open device or file.
 #[derive(Debug)]
 pub struct Volume {
     file: File,
     path: PathBuf,
     chunk: ChunkShift,
-    /// Chunks that may be read.
-    chunks: u64,
+    /// As much of it as may be read.
+    length: Sectors,
 }
 
 impl Volume {
@@ -71,19 +71,19 @@ impl Volume {
     /// It cannot be opened, or is shorter than the snapshot.
     pub fn snapshot(stem: &Path, side: Side, chunk: ChunkShift) -> Result<Volume, VolumeError> {
         let path = snapshot_path(stem, side.tag);
-        let volume = Self::open(&path, false, side.chunks, chunk)?;
-        volume.want(side.chunks << chunk.get())?;
+        let volume = Self::open(&path, false, side.length, chunk)?;
+        volume.want(side.length.to_bytes())?;
         Ok(volume)
     }
 
-    /// Opens `path` for writing, which is to get `chunks` chunks. A plain file may be shorter or longer.
+    /// Opens `path` for writing, which is to get this length. A plain file may be shorter or longer.
     ///
     /// # Errors
     /// It cannot be opened, or is a device and too short.
-    pub fn target(path: &Path, chunks: u64, chunk: ChunkShift) -> Result<Volume, VolumeError> {
-        let volume = Self::open(path, true, chunks, chunk)?;
+    pub fn target(path: &Path, length: Sectors, chunk: ChunkShift) -> Result<Volume, VolumeError> {
+        let volume = Self::open(path, true, length, chunk)?;
         if !volume.is_plain()? {
-            volume.want(chunks << chunk.get())?;
+            volume.want(length.to_bytes())?;
         }
         Ok(volume)
     }
@@ -91,7 +91,7 @@ impl Volume {
     fn open(
         path: &Path,
         write: bool,
-        chunks: u64,
+        length: Sectors,
         chunk: ChunkShift,
     ) -> Result<Volume, VolumeError> {
         let file = OpenOptions::new().read(true).write(write).open(path);
@@ -103,7 +103,7 @@ impl Volume {
             file,
             path: path.to_owned(),
             chunk,
-            chunks,
+            length,
         })
     }
 
@@ -138,8 +138,7 @@ impl Volume {
     /// # Errors
     /// The read failed.
     pub fn read(&self, run: ChunkRun, into: &mut Vec<u8>) -> Result<(), VolumeError> {
-        let left = self.chunks.saturating_sub(run.first.0);
-        let bytes = (run.chunks.min(left) << self.chunk.get()) as usize;
+        let bytes = run.bytes_within(self.length, self.chunk) as usize;
         into.resize(bytes, 0);
         let at = run.first.to_offset(self.chunk);
         let read = self.file.read_exact_at(into, at);
@@ -181,7 +180,7 @@ impl Volume {
         if !self.is_plain()? {
             return Ok(());
         }
-        let bytes = self.chunks << self.chunk.get();
+        let bytes = self.length.to_bytes();
         let set = self.file.set_len(bytes);
         set.map_err(|source| self.failed("set the length of", bytes, source))
     }

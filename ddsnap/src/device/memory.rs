@@ -416,8 +416,13 @@ impl Machine {
         disk.unreadable.split_off(&len.div_ceil(SECTOR));
         disk.medium.cut_off(len);
         disk.visible.cut_off(len);
-        disk.cached
-            .retain(|(offset, bytes)| offset + bytes.len() as u64 <= len);
+        disk.cached.retain(|(offset, _)| *offset < len);
+        for (offset, bytes) in &mut disk.cached {
+            let left = (len - *offset) as usize;
+            if bytes.len() > left {
+                *bytes = bytes[..left].into();
+            }
+        }
     }
 
     /// Whether reading at `offset` gives these bytes.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Journal records: a header and entries of 32 bytes, in whole blocks.
 
-use super::{BLOCK_LEN, FormatError, bound, expect, get_u32, get_u64, put_u32, put_u64};
+use super::{BLOCK_LEN, FormatError, Lengths, bound, expect, get_u32, get_u64, put_u32, put_u64};
 use crate::buffer::AlignedBuf;
-use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 const MAGIC_AT: usize = 0;
 const CRC_AT: usize = MAGIC_AT + 4;
@@ -80,8 +80,8 @@ pub enum Entry {
         tag: SnapTag,
         /// Seconds since 1970-01-01 UTC.
         created: i64,
-        /// Size of the origin, in chunks.
-        origin_chunks: u64,
+        /// Length of the origin.
+        length: Sectors,
     },
     /// A snapshot was marked deleted.
     Delete(SnapSeq),
@@ -218,7 +218,7 @@ impl UncheckedHeader {
 ///
 /// # Errors
 /// The first thing wrong with it: magic, lengths, checksum, or an entry of no known kind.
-pub fn decode(bytes: &[u8]) -> Result<(RecordId, Vec<Entry>), FormatError> {
+pub fn decode(bytes: &[u8], lengths: Lengths) -> Result<(RecordId, Vec<Entry>), FormatError> {
     let header = UncheckedHeader::decode(bytes)?;
     expect(
         WHAT,
@@ -235,7 +235,7 @@ pub fn decode(bytes: &[u8]) -> Result<(RecordId, Vec<Entry>), FormatError> {
     let entries = bytes[HEADER_LEN..]
         .chunks_exact(ENTRY_LEN)
         .take(header.count as usize)
-        .map(decode_entry)
+        .map(|at| decode_entry(at, lengths))
         .collect::<Result<Vec<_>, _>>()?;
     Ok((header.id, entries))
 }
@@ -255,8 +255,8 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
             seq,
             tag,
             created,
-            origin_chunks,
-        } => (5, tag.0, seq.0, created as u64, origin_chunks),
+            length,
+        } => (5, tag.0, seq.0, created as u64, length.0),
         Entry::Delete(seq) => (6, 0, seq.0, 0, 0),
         Entry::Squash(seq) => (7, 0, seq.0, 0, 0),
         Entry::Priority(seq, priority) => (8, u32::from(priority as u8), seq.0, 0, 0),
@@ -274,7 +274,7 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
     put_u64(at, C_AT, c);
 }
 
-fn decode_entry(at: &[u8]) -> Result<Entry, FormatError> {
+fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Entry, FormatError> {
     let word = get_u32(at, WORD_AT);
     let (a, b, c) = (get_u64(at, A_AT), get_u64(at, B_AT), get_u64(at, C_AT));
     Ok(match get_u32(at, KIND_AT) {
@@ -303,7 +303,7 @@ fn decode_entry(at: &[u8]) -> Result<Entry, FormatError> {
             seq: SnapSeq(a),
             tag: SnapTag(word),
             created: b as i64,
-            origin_chunks: c,
+            length: lengths.decode(WHAT, c)?,
         },
         6 => Entry::Delete(SnapSeq(a)),
         7 => Entry::Squash(SnapSeq(a)),
@@ -338,6 +338,8 @@ fn decode_entry(at: &[u8]) -> Result<Entry, FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Version;
+    use crate::units::ChunkShift;
 
     #[test]
     fn every_kind_of_entry_comes_back() {
@@ -356,7 +358,7 @@ mod tests {
                 seq,
                 tag: SnapTag(u32::MAX),
                 created: -1,
-                origin_chunks: 9,
+                length: Sectors(9),
             },
             Entry::Delete(seq),
             Entry::Squash(seq),
@@ -374,12 +376,16 @@ mod tests {
             uuid_part: 3,
             position: 4,
         };
+        let lengths = Lengths {
+            version: Version::V2,
+            chunk: ChunkShift::MIN,
+        };
         let mut bytes = encode(&id, &entries);
         assert_eq!(bytes.len(), BLOCK_LEN);
-        assert_eq!(decode(&bytes), Ok((id, entries.to_vec())));
+        assert_eq!(decode(&bytes, lengths), Ok((id, entries.to_vec())));
         bytes[BLOCK_LEN - 1] ^= 1;
         assert!(matches!(
-            decode(&bytes),
+            decode(&bytes, lengths),
             Err(FormatError::Field {
                 field: "checksum",
                 ..

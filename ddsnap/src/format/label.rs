@@ -2,7 +2,7 @@
 //! The label of a data device whose metadata lies elsewhere, so that a device of another store, or
 //! of none, is refused before anything is written to it.
 
-use super::{BLOCK_LEN, FormatError, VERSION, expect, get_u32, get_u64, put_u32, put_u64};
+use super::{BLOCK_LEN, FormatError, VERSION, Version, expect, get_u32, get_u64, put_u32, put_u64};
 use crate::buffer::AlignedBuf;
 use crate::units::ChunkShift;
 
@@ -52,12 +52,8 @@ impl Label {
             checksum(bytes).into(),
             get_u32(bytes, CRC_AT).into(),
         )?;
-        if get_u32(bytes, VERSION_AT) != VERSION {
-            return Err(FormatError::Version {
-                what: WHAT,
-                found: get_u32(bytes, VERSION_AT),
-            });
-        }
+        // It is the same in all versions known.
+        Version::new(WHAT, get_u32(bytes, VERSION_AT))?;
         let shift = bytes[CHUNK_SHIFT_AT];
         let chunk = ChunkShift::new(shift).ok_or(FormatError::Range {
             what: WHAT,

@@ -15,10 +15,74 @@ pub mod snaptable;
 pub mod superblock;
 pub mod varint;
 
-use crate::units::META_BLOCK_BYTES;
+use crate::units::{ChunkShift, META_BLOCK_BYTES, Sectors};
 
-/// The only version of the format so far: 1.
-pub const VERSION: u32 = 1;
+/// The version that is written: 2.
+pub const VERSION: u32 = 2;
+
+/// A version that is read.
+///
+/// The two differ in the unit of lengths of the origin, in superblock, snapshot table and journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// Whole chunks.
+    V1,
+    /// Sectors.
+    V2,
+}
+
+impl Version {
+    /// The version of this number, of a structure that `what` names.
+    ///
+    /// # Errors
+    /// It is not known here.
+    pub fn new(what: &'static str, found: u32) -> Result<Version, FormatError> {
+        match found {
+            1 => Ok(Version::V1),
+            VERSION => Ok(Version::V2),
+            _ => Err(FormatError::Version { what, found }),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Version::V1 => 1,
+            Version::V2 => VERSION,
+        }
+    }
+}
+
+/// How a store's lengths of the origin are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Which decides about the unit.
+    pub version: Version,
+    /// The store's chunk size.
+    pub chunk: ChunkShift,
+}
+
+impl Lengths {
+    /// The length in a field of the structure that `what` names.
+    ///
+    /// # Errors
+    /// No device is that long.
+    fn decode(self, what: &'static str, found: u64) -> Result<Sectors, FormatError> {
+        let unit = match self.version {
+            Version::V1 => self.chunk.sectors(),
+            Version::V2 => 1,
+        };
+        bound(
+            what,
+            "length of the origin",
+            found,
+            0,
+            Sectors::MAX.0 / unit,
+        )?;
+        Ok(Sectors(found * unit))
+    }
+}
 
 /// [`META_BLOCK_BYTES`] as a length in memory.
 pub const BLOCK_LEN: usize = META_BLOCK_BYTES as usize;
@@ -61,7 +125,7 @@ pub enum FormatError {
         problem: &'static str,
     },
     /// Written by a newer program.
-    #[error("{what} has format version {found}, this program knows version {VERSION}")]
+    #[error("{what} has format version {found}, this program knows versions 1 to {VERSION}")]
     Version {
         /// Which structure.
         what: &'static str,

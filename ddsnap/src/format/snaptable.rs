@@ -2,8 +2,10 @@
 //! The snapshot table: a chain of blocks, each with a pointer to the next and up to 62 entries.
 
 use super::block::{Block, BlockBuilder, PAYLOAD_LEN, Pointer};
-use super::{FormatError, bound, expect, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
-use crate::units::{MetaBlock, SnapSeq, SnapTag};
+use super::{
+    FormatError, Lengths, bound, expect, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
+};
+use crate::units::{MetaBlock, Sectors, SnapSeq, SnapTag};
 
 const NEXT_AT: usize = 0;
 const NEXT_CRC_AT: usize = NEXT_AT + 8;
@@ -15,8 +17,8 @@ const STATE_AT: usize = TAG_AT + 4;
 const PRIORITY_AT: usize = STATE_AT + 1;
 const USECOUNT_AT: usize = PRIORITY_AT + 1;
 const CREATED_AT: usize = USECOUNT_AT + 2;
-const ORIGIN_CHUNKS_AT: usize = CREATED_AT + 8;
-const RESERVED_AT: usize = ORIGIN_CHUNKS_AT + 8;
+const LENGTH_AT: usize = CREATED_AT + 8;
+const RESERVED_AT: usize = LENGTH_AT + 8;
 const ENTRY_LEN: usize = 64;
 
 /// The most snapshots, squashed ones included.
@@ -54,8 +56,8 @@ pub struct Snapshot {
     pub usecount: u16,
     /// Seconds since 1970-01-01 UTC.
     pub created: i64,
-    /// Size of the origin at its creation, in chunks.
-    pub origin_chunks: u64,
+    /// Length of the origin at its creation.
+    pub length: Sectors,
 }
 
 /// Packs one block of the chain: up to [`PER_BLOCK`] snapshots and the pointer to the next block.
@@ -82,7 +84,7 @@ pub fn encode(snapshots: &[Snapshot], next: Option<Pointer>) -> (BlockBuilder, u
         at[PRIORITY_AT] = snapshot.priority as u8;
         put_u16(at, USECOUNT_AT, snapshot.usecount);
         put_u64(at, CREATED_AT, snapshot.created as u64);
-        put_u64(at, ORIGIN_CHUNKS_AT, snapshot.origin_chunks);
+        put_u64(at, LENGTH_AT, snapshot.length.0);
         at[RESERVED_AT..].fill(0);
     }
     (
@@ -96,7 +98,10 @@ pub fn encode(snapshots: &[Snapshot], next: Option<Pointer>) -> (BlockBuilder, u
 ///
 /// # Errors
 /// Count or length is wrong, or an entry has a value that cannot be.
-pub fn decode(block: &Block) -> Result<(Vec<Snapshot>, Option<Pointer>), FormatError> {
+pub fn decode(
+    block: &Block,
+    lengths: Lengths,
+) -> Result<(Vec<Snapshot>, Option<Pointer>), FormatError> {
     let payload = block.payload();
     bound(WHAT, "count", block.count() as u64, 1, PER_BLOCK as u64)?;
     expect(
@@ -114,12 +119,12 @@ pub fn decode(block: &Block) -> Result<(Vec<Snapshot>, Option<Pointer>), FormatE
     };
     let snapshots = payload[ENTRIES_AT..]
         .chunks_exact(ENTRY_LEN)
-        .map(decode_entry)
+        .map(|at| decode_entry(at, lengths))
         .collect::<Result<Vec<_>, _>>()?;
     Ok((snapshots, next))
 }
 
-fn decode_entry(at: &[u8]) -> Result<Snapshot, FormatError> {
+fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Snapshot, FormatError> {
     bound(WHAT, "sequence", get_u64(at, SEQ_AT), 1, u64::MAX - 1)?;
     let state = match at[STATE_AT] {
         1 => State::Live,
@@ -142,6 +147,6 @@ fn decode_entry(at: &[u8]) -> Result<Snapshot, FormatError> {
         priority: at[PRIORITY_AT] as i8,
         usecount: get_u16(at, USECOUNT_AT),
         created: get_u64(at, CREATED_AT) as i64,
-        origin_chunks: get_u64(at, ORIGIN_CHUNKS_AT),
+        length: lengths.decode(WHAT, get_u64(at, LENGTH_AT))?,
     })
 }

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use super::block::{MAX_LEVEL, Pointer};
 use super::{
-    BLOCK_LEN, FormatError, VERSION, bound, expect, get_u32, get_u64, put_u32, put_u64, snaptable,
-    uuid_part,
+    BLOCK_LEN, FormatError, Lengths, VERSION, Version, bound, expect, get_u32, get_u64, put_u32,
+    put_u64, snaptable, uuid_part,
 };
 use crate::buffer::AlignedBuf;
-use crate::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, StoreChunk};
+use crate::units::{Chunk, ChunkShift, MetaBlock, Sectors, SnapSeq, StoreChunk};
 
 /// Where the two copies lie on the metadata device, in blocks: bytes 0 and 65536.
 pub const COPIES: [MetaBlock; 2] = [MetaBlock(0), MetaBlock(16)];
@@ -38,8 +38,8 @@ const CHUNK_SHIFT_AT: usize = COPY_AT + 4;
 const FLAGS_AT: usize = CHUNK_SHIFT_AT + 4;
 const GENERATION_AT: usize = FLAGS_AT + 8;
 const CREATED_AT: usize = GENERATION_AT + 8;
-const ORIGIN_CHUNKS_AT: usize = CREATED_AT + 8;
-const DATA_FIRST_AT: usize = ORIGIN_CHUNKS_AT + 8;
+const ORIGIN_AT: usize = CREATED_AT + 8;
+const DATA_FIRST_AT: usize = ORIGIN_AT + 8;
 const DATA_END_AT: usize = DATA_FIRST_AT + 8;
 const DATA_USED_AT: usize = DATA_END_AT + 8;
 const JOURNAL_FIRST_AT: usize = DATA_USED_AT + 8;
@@ -112,6 +112,8 @@ pub struct Revert {
 /// A checked superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// As it was read: it says how snapshot table and journal are to be read. The newest is written.
+    pub version: Version,
     /// Made at initialise; every block of the store carries a part of it.
     pub uuid: [u8; 16],
     /// Chunk size.
@@ -125,7 +127,7 @@ pub struct Superblock {
     /// Seconds since 1970-01-01 UTC at initialise.
     pub created: i64,
     /// Length of the origin.
-    pub origin_chunks: u64,
+    pub origin: Sectors,
     /// First chunk of the data region.
     pub data_first: StoreChunk,
     /// First chunk behind the data region.
@@ -161,7 +163,7 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// The block of copy `copy` (0 or 1).
+    /// The block of copy `copy` (0 or 1), in the newest version.
     #[must_use]
     pub fn encode(&self, copy: u32) -> AlignedBuf {
         let mut bytes = AlignedBuf::zeroed(BLOCK_LEN);
@@ -189,7 +191,7 @@ impl Superblock {
         }
         put_u64(b, GENERATION_AT, self.generation);
         put_u64(b, CREATED_AT, self.created as u64);
-        put_u64(b, ORIGIN_CHUNKS_AT, self.origin_chunks);
+        put_u64(b, ORIGIN_AT, self.origin.0);
         put_u64(b, DATA_FIRST_AT, self.data_first.0);
         put_u64(b, DATA_END_AT, self.data_end.0);
         put_u64(b, DATA_USED_AT, self.data_used);
@@ -237,12 +239,7 @@ impl Superblock {
             checksum(b).into(),
             get_u32(b, CRC_AT).into(),
         )?;
-        if get_u32(b, VERSION_AT) != VERSION {
-            return Err(FormatError::Version {
-                what: WHAT,
-                found: get_u32(b, VERSION_AT),
-            });
-        }
+        let version = Version::new(WHAT, get_u32(b, VERSION_AT))?;
         expect(WHAT, "copy number", get_u32(b, COPY_AT).into(), copy.into())?;
         let flags = get_u64(b, FLAGS_AT);
         expect(WHAT, "unknown flags", flags & !FLAGS_KNOWN, 0)?;
@@ -272,15 +269,17 @@ impl Superblock {
             block: MetaBlock(get_u64(b, SNAPSHOTS_AT)),
             crc: get_u32(b, SNAPSHOTS_AT + 8),
         });
+        let lengths = Lengths { version, chunk };
         let tree = |i: usize| decode_tree(&b[TREES_AT + i * TREE_LEN..][..TREE_LEN]);
         let superblock = Superblock {
+            version,
             uuid,
             chunk,
             clean: flags & FLAG_CLEAN != 0,
             separate_meta: flags & FLAG_SEPARATE_META != 0,
             generation: get_u64(b, GENERATION_AT),
             created: get_u64(b, CREATED_AT) as i64,
-            origin_chunks: get_u64(b, ORIGIN_CHUNKS_AT),
+            origin: lengths.decode(WHAT, get_u64(b, ORIGIN_AT))?,
             data_first: StoreChunk(get_u64(b, DATA_FIRST_AT)),
             data_end: StoreChunk(get_u64(b, DATA_END_AT)),
             data_used: get_u64(b, DATA_USED_AT),
@@ -307,7 +306,6 @@ impl Superblock {
 
     fn check_bounds(&self) -> Result<(), FormatError> {
         bound(WHAT, "generation", self.generation, 1, u64::MAX - 1)?;
-        bound(WHAT, "origin chunks", self.origin_chunks, 0, MAX_CHUNK)?;
         bound(
             WHAT,
             "end of the data region",
@@ -396,6 +394,15 @@ impl Superblock {
             .iter()
             .filter(inside)
             .map(move |e| e.first.to_offset() >> shift..e.end().to_offset() >> shift)
+    }
+
+    /// How the store's other lengths are written.
+    #[must_use]
+    pub fn lengths(&self) -> Lengths {
+        Lengths {
+            version: self.version,
+            chunk: self.chunk,
+        }
     }
 
     /// See [`super::uuid_part`].

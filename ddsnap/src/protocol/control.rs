@@ -8,7 +8,7 @@
 use std::fmt;
 
 use super::codec::{CodecError, Frame, MAX_BODY_BYTES, Reader, Writer};
-use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, ChunkRun, ChunkShift, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 const CREATE_SNAPSHOT: u16 = 0x0010;
 const DELETE_SNAPSHOT: u16 = 0x0011;
@@ -30,6 +30,8 @@ const REPLY: u16 = 0x8000;
 const ERROR: u16 = REPLY;
 /// The pages of table rows that follow a usage.
 const ROWS: u16 = 0x8022;
+/// A changelist's head. Another code than the request's: that one had lengths in chunks.
+const CHANGELIST_HEAD: u16 = 0x8042;
 /// The pages that follow a changelist's head.
 const CHANGES: u16 = 0x8041;
 /// What a scrub has found.
@@ -286,10 +288,10 @@ pub enum Reply {
     Changelist {
         /// Chunk size.
         chunk: ChunkShift,
-        /// Length in chunks of the snapshot to start from; 0 if there is none.
-        from_chunks: u64,
-        /// Length in chunks of the snapshot to come to.
-        to_chunks: u64,
+        /// Length of the snapshot to start from; 0 if there is none.
+        from: Sectors,
+        /// Length of the snapshot to come to.
+        to: Sectors,
     },
     /// A page of a changelist.
     Changes {
@@ -543,13 +545,9 @@ impl Reply {
                 body.u32(*count);
                 REPLY | USECOUNT
             }
-            Reply::Changelist {
-                chunk,
-                from_chunks,
-                to_chunks,
-            } => {
-                body.u8(chunk.get()).u64(*from_chunks).u64(*to_chunks);
-                REPLY | CHANGELIST
+            Reply::Changelist { chunk, from, to } => {
+                body.u8(chunk.get()).u64(from.0).u64(to.0);
+                CHANGELIST_HEAD
             }
             Reply::Changes { last, runs } => {
                 body.u8((*last).into()).u32(runs.len() as u32);
@@ -603,7 +601,6 @@ impl Reply {
         const PRIORITY_OK: u16 = REPLY | PRIORITY;
         const USECOUNT_OK: u16 = REPLY | USECOUNT;
         const RESIZED: u16 = REPLY | RESIZE;
-        const CHANGELIST_HEAD: u16 = REPLY | CHANGELIST;
         const DUMPED: u16 = REPLY | DUMP_TREE;
         const REVERTED: u16 = REPLY | REVERT;
         const SCRUBBED: u16 = REPLY | SCRUB;
@@ -648,8 +645,8 @@ impl Reply {
                 let chunk = ChunkShift::new(shift);
                 Reply::Changelist {
                     chunk: chunk.ok_or_else(|| body.bad("chunk size", shift.into()))?,
-                    from_chunks: body.u64()?,
-                    to_chunks: body.u64()?,
+                    from: Sectors(body.u64()?),
+                    to: Sectors(body.u64()?),
                 }
             }
             CHANGES => {

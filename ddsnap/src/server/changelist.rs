@@ -13,7 +13,7 @@ use super::jobs::Waiter;
 use super::refusal;
 use crate::protocol::control::{MAX_RUNS, Reply};
 use crate::store::{Changes, OpError};
-use crate::units::{ChunkRun, ChunkShift, SnapTag};
+use crate::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
 
 /// The lists being made; each client has one at most.
 #[derive(Debug, Default)]
@@ -88,15 +88,15 @@ impl<E: Engine> Core<E> {
         to: SnapTag,
     ) -> Result<Reply, OpError> {
         let changes = self.engine.changes(from, to)?;
-        let chunks = |tag| {
+        let length = |tag| {
             let info = self.engine.snapshot(tag);
-            info.map_or(Err(OpError::NoSuchSnapshot(tag)), |i| Ok(i.origin_chunks))
+            info.map_or(Err(OpError::NoSuchSnapshot(tag)), |info| Ok(info.length))
         };
         let chunk = self.engine.status().chunk;
         let head = Reply::Changelist {
             chunk,
-            from_chunks: from.map_or(Ok(0), chunks)?,
-            to_chunks: chunks(to)?,
+            from: from.map_or(Ok(Sectors(0)), length)?,
+            to: length(to)?,
         };
         let tags: Vec<SnapTag> = from.into_iter().chain([to]).collect();
         tags.iter().for_each(|&tag| self.now_shown(tag));

@@ -8,7 +8,7 @@ use super::engine::{Answer, Engine};
 use super::refusal;
 use crate::protocol::control::{Reply, Request, Snapshot, SnapshotState};
 use crate::store::{OpError, ResizeRequest, SnapState, SnapshotInfo};
-use crate::units::{ChunkShift, SnapTag};
+use crate::units::SnapTag;
 
 impl<E: Engine> Core<E> {
     /// A client's request. Its answer may come later: each client asks one thing at a time.
@@ -59,15 +59,14 @@ impl<E: Engine> Core<E> {
     }
 
     fn list(&self) -> Vec<Snapshot> {
-        let chunk = self.engine.status().chunk;
         self.engine
             .snapshots()
             .iter()
-            .map(|info| self.describe(info, chunk))
+            .map(|info| self.describe(info))
             .collect()
     }
 
-    pub(super) fn describe(&self, info: &SnapshotInfo, chunk: ChunkShift) -> Snapshot {
+    pub(super) fn describe(&self, info: &SnapshotInfo) -> Snapshot {
         Snapshot {
             tag: info.tag,
             seq: info.seq,
@@ -76,7 +75,7 @@ impl<E: Engine> Core<E> {
             state: state_of(info),
             persistent_usecount: info.usecount.into(),
             devices: self.devices_of(info.tag),
-            sectors: info.origin_chunks * chunk.sectors(),
+            sectors: info.length.0,
         }
     }
 

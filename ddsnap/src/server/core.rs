@@ -334,17 +334,14 @@ impl<E: Engine> Core<E> {
 
     /// A device of `snapshot` must have this many sectors.
     pub(super) fn sectors(&self, snapshot: Option<SnapTag>) -> Result<u64, OpError> {
-        let status = self.engine.status();
-        let chunks = match snapshot {
-            None => status.origin_chunks,
+        let length = match snapshot {
+            None => self.engine.status().origin,
             Some(tag) => {
-                self.engine
-                    .snapshot(tag)
-                    .ok_or(OpError::NoSuchSnapshot(tag))?
-                    .origin_chunks
+                let info = self.engine.snapshot(tag);
+                info.ok_or(OpError::NoSuchSnapshot(tag))?.length
             }
         };
-        Ok(chunks * status.chunk.sectors())
+        Ok(length.0)
     }
 
     /// A command that concerns which origin writes are in flight or which devices exist. It is

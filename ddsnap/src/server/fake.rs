@@ -12,7 +12,7 @@ use crate::store::{
     Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
     RevertError, Reverting, Scrub, Scrubbed, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
-use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, ChunkRun, ChunkShift, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 /// Length of the fake origin in chunks of 4 KiB.
 pub const ORIGIN_CHUNKS: u64 = 100;
@@ -225,7 +225,7 @@ impl Engine for Fake {
             priority: 0,
             usecount: 0,
             state: SnapState::Live,
-            origin_chunks: ORIGIN_CHUNKS,
+            length: Sectors(ORIGIN_SECTORS),
         });
         Ok(Ok(()))
     }
@@ -305,7 +305,7 @@ impl Engine for Fake {
             free_meta_blocks: 20,
             reserved_meta_blocks: 5,
             separate_meta: false,
-            origin_chunks: ORIGIN_CHUNKS,
+            origin: Sectors(ORIGIN_SECTORS),
             created: 0,
             deleting: 0,
         }

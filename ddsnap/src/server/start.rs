@@ -298,12 +298,12 @@ fn open_store(config: &Config) -> Result<Store, StartError> {
             opened.replayed_records, opened.dropped_records
         );
     }
-    let found = store.status().origin_chunks;
-    if found < opened.origin_chunks {
+    let found = store.status().origin;
+    if found < opened.origin {
         warn!(
-            "{}: the origin has {found} chunks, it had {}; snapshots keep their size",
+            "{}: the origin has {found} sectors, it had {}; snapshots keep their size",
             config.origin.display(),
-            opened.origin_chunks
+            opened.origin
         );
     }
     Ok(store)

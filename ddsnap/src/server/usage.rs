@@ -125,7 +125,7 @@ impl<E: Engine> Core<E> {
             .snapshots()
             .iter()
             .map(|info| Row {
-                snapshot: self.describe(info, status.chunk),
+                snapshot: self.describe(info),
                 shared_with: sharing
                     .get(&info.tag)
                     .map_or(Vec::new(), |sharing| sparse(sharing)),
@@ -150,7 +150,7 @@ impl<E: Engine> Core<E> {
             free_meta_blocks: status.free_meta_blocks,
             reserved_meta_blocks: status.reserved_meta_blocks,
             separate_meta: status.separate_meta,
-            origin_sectors: status.origin_chunks * status.chunk.sectors(),
+            origin_sectors: status.origin.0,
             created: status.created,
             deleting: status.deleting,
             channel: self.channel,

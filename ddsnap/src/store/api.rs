@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::units::{Chunk, ChunkShift, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, ChunkShift, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 /// What one request of a commit group asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +58,8 @@ pub struct SnapshotInfo {
     pub usecount: u16,
     /// Whether its data is there.
     pub state: SnapState,
-    /// Size of the origin when it was taken, in chunks.
-    pub origin_chunks: u64,
+    /// Length of the origin when it was taken, and so its own.
+    pub length: Sectors,
 }
 
 /// Chunks shared with so many other snapshots or more are counted together: what is kept of a count
@@ -100,8 +100,8 @@ pub struct StoreStatus {
     pub reserved_meta_blocks: u64,
     /// Whether metadata lies on a device of its own.
     pub separate_meta: bool,
-    /// Length of the origin, in chunks.
-    pub origin_chunks: u64,
+    /// Length of the origin.
+    pub origin: Sectors,
     /// Seconds since 1970-01-01 UTC when the store was initialised.
     pub created: i64,
     /// Snapshots marked deleted whose chunks are not all free yet.
@@ -164,8 +164,8 @@ impl fmt::Display for Part {
     }
 }
 
-/// New sizes in bytes; none: as it is. Each is rounded down to whole chunks, that of the metadata to
-/// whole blocks.
+/// New sizes in bytes; none: as it is. That of the origin is rounded down to whole sectors, that of the
+/// store to whole chunks, that of the metadata to whole blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResizeRequest {
     /// Of the origin.

@@ -27,6 +27,7 @@ use super::index::merge::{Writer, merge};
 use super::index::tree::end_of_branch;
 use super::media::Media;
 use crate::device::Write;
+use crate::format::Version;
 use crate::format::block::PAYLOAD_LEN;
 use crate::format::superblock::{COPIES, Superblock, TreeRoot};
 use crate::units::MetaBlock;
@@ -250,7 +251,8 @@ impl Store {
         let mut next = self.superblock.clone();
         next.generation = self.superblock.generation + 1;
         next.clean = false;
-        next.origin_chunks = self.state.origin_chunks;
+        next.version = Version::V2;
+        next.origin = self.media.origin_length;
         next.next_seq = self.state.next_seq;
         next.revert = self.state.revert;
         next.data_used = self.state.space.used;
@@ -273,7 +275,7 @@ impl Store {
         state.exceptions.freeze();
         state.overlays.freeze();
         state.space.freeze();
-        if state.snapshots.dirty {
+        if state.snapshots.dirty || self.superblock.version != Version::V2 {
             let generation = checkpoint.next.generation;
             let mut writer = Writer::new(&mut self.media, &mut self.meta, generation);
             let (first, blocks) = state.snapshots.write(&mut writer)?;

@@ -42,12 +42,12 @@ impl Store {
             device: origin.name().to_owned(),
             source,
         })?;
-        let (seq, origin_chunks) = (self.state.next_seq, self.state.origin_chunks);
+        let (seq, length) = (self.state.next_seq, self.media.origin_length);
         self.record(&[Entry::Create {
             seq,
             tag,
             created: now,
-            origin_chunks,
+            length,
         }])?;
         Ok(Ok(()))
     }

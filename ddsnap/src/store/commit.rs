@@ -159,7 +159,7 @@ impl Store {
     }
 
     fn plan_origin(&mut self, plan: &mut Plan, chunk: Chunk) -> Result<Slot, StoreError> {
-        if chunk.0 >= self.state.origin_chunks {
+        if self.media.origin_length.to_chunks(self.superblock.chunk) <= chunk.0 {
             return Ok(Slot::Known(Err(OpError::OutOfRange(chunk))));
         }
         let Some(newest) = self.state.snapshots.newest_with(chunk) else {
@@ -186,7 +186,7 @@ impl Store {
         }
         let source = match self.present(snapshot.seq, chunk)? {
             Some(place) => Source::Store(place),
-            None if chunk.0 >= self.state.origin_chunks => {
+            None if !self.origin_reaches(&snapshot, chunk) => {
                 return Ok(Slot::Known(Err(OpError::OutOfRange(chunk))));
             }
             None => Source::Origin(chunk),

@@ -4,7 +4,8 @@
 //! A chunk differs when the two do not share its exception or overlay: it has an exception of a
 //! sequence s with a <= s < b, a being the older and b the younger, or an overlay of either. Such an
 //! exception exists exactly if the least one >= a, which a reads, is not the one that b reads. And if
-//! the snapshots differ in length, what only the second has differs too.
+//! the snapshots differ in length, what only the second has differs too, with the chunk in which the first
+//! ends.
 //!
 //! The exceptions in question cannot change while both snapshots live: new ones belong to the newest
 //! snapshot, and the first one >= a is never swept. So the list may be made in steps while the store
@@ -21,7 +22,7 @@ use super::media::Media;
 use crate::format::block::Kind;
 use crate::format::node::Key;
 use crate::format::snaptable::{Snapshot, State};
-use crate::units::{Chunk, ChunkRun, SnapSeq, SnapTag};
+use crate::units::{Chunk, ChunkRun, ChunkShift, SnapSeq, SnapTag};
 
 /// Nodes of an index looked at in a step: some 10,000 entries, and a few milliseconds on a slow disk.
 const STEP_NODES: usize = 32;
@@ -32,11 +33,11 @@ pub struct Changes {
     /// The snapshots, which must stay live.
     snapshots: Vec<(SnapTag, SnapSeq)>,
     sources: Vec<Entries>,
-    /// Chunks that differ because only the second snapshot has them, behind all others.
+    /// Chunks that differ because only the second snapshot has them, or all of them, behind all others.
     tail: Option<ChunkRun>,
     /// Chunks below this one need not be looked at again.
     listed: u64,
-    /// Length that both snapshots have, in chunks.
+    /// Chunks of the second snapshot that the first has as long.
     common: u64,
 }
 
@@ -114,7 +115,7 @@ impl Store {
             sources: Vec::new(),
             tail: None,
             listed: 0,
-            common: from.map_or(0, |from| from.origin_chunks.min(to.origin_chunks)),
+            common: from.map_or(0, |from| common(&from, &to, self.superblock.chunk)),
         };
         let common = changes.common;
         if let Some(from) = from.filter(|from| from.seq != to.seq) {
@@ -126,9 +127,10 @@ impl Store {
                 Entries::overlays(new, common),
             ];
         }
-        changes.tail = (common < to.origin_chunks).then(|| ChunkRun {
+        let end = to.length.to_chunks(self.superblock.chunk);
+        changes.tail = (common < end).then(|| ChunkRun {
             first: Chunk(common),
-            chunks: to.origin_chunks - common,
+            chunks: end - common,
         });
         Ok(changes)
     }
@@ -167,6 +169,15 @@ impl Store {
             snapshot if snapshot.state == State::Live => Ok(*snapshot),
             _ => Err(OpError::Squashed(tag)),
         }
+    }
+}
+
+/// How many chunks of `to`, from the first on, `from` has as long as it does. Only of its last chunk it may
+/// have less.
+fn common(from: &Snapshot, to: &Snapshot, chunk: ChunkShift) -> u64 {
+    match from.length < to.length {
+        true => from.length.to_whole_chunks(chunk),
+        false => to.length.to_chunks(chunk),
     }
 }
 

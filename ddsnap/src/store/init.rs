@@ -11,8 +11,8 @@ use crate::format::label::{self, Label};
 use crate::format::superblock::{
     COPIES, Extent, FIRST_FREE, MAX_JOURNAL_BLOCKS, MIN_JOURNAL_BLOCKS, Superblock, TreeRoot,
 };
-use crate::format::{get_u64, superblock};
-use crate::units::{META_BLOCK_BYTES, MetaBlock, SnapSeq, StoreChunk};
+use crate::format::{Version, get_u64, superblock};
+use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors, SnapSeq, StoreChunk};
 
 /// The least metadata region: enough for the snapshot table and a small index with its copies.
 pub(super) const MIN_META_BLOCKS: u64 = 96;
@@ -133,12 +133,9 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
             return Err(refuse(&**device, problem));
         }
     }
-    let origin_chunks = devices.origin.len_bytes() >> shift;
-    if origin_chunks == 0 {
-        return Err(refuse(
-            &*devices.origin,
-            format!("it is shorter than one chunk of {chunk_bytes} bytes"),
-        ));
+    let origin = Sectors::in_bytes(devices.origin.len_bytes());
+    if origin.0 == 0 {
+        return Err(refuse(&*devices.origin, "it is empty".to_owned()));
     }
     let meta: &dyn BlockDevice = devices.meta.as_deref().unwrap_or(&*devices.data);
     let meta_device_blocks = meta.len_bytes() / META_BLOCK_BYTES;
@@ -187,13 +184,14 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
         return Err(refuse(&*devices.data, problem));
     }
     Ok(Superblock {
+        version: Version::V2,
         uuid: options.uuid,
         chunk: options.chunk,
         clean: true,
         separate_meta: devices.meta.is_some(),
         generation: 1,
         created: options.now,
-        origin_chunks,
+        origin,
         data_first: StoreChunk(data_first),
         data_end: StoreChunk(data_end),
         data_used: 0,

@@ -50,9 +50,17 @@ impl Store {
         }
         Ok(match self.exception(snapshot.seq, chunk)? {
             Some((place, crc)) => Ok(Found::Exception(place, crc)),
-            None if chunk.0 >= self.state.origin_chunks => Err(OpError::OutOfRange(chunk)),
+            None if !self.origin_reaches(&snapshot, chunk) => Err(OpError::OutOfRange(chunk)),
             None => Ok(Found::Origin),
         })
+    }
+
+    /// Whether the origin has as much of a chunk as a snapshot has. Not if it was cut without being
+    /// resized: then what was not saved is lost.
+    pub(super) fn origin_reaches(&self, snapshot: &Snapshot, chunk: Chunk) -> bool {
+        let shift = self.superblock.chunk;
+        let wanted = snapshot.length.in_chunk(chunk, shift);
+        self.media.origin_length.in_chunk(chunk, shift) >= wanted
     }
 
     /// Whether the origin's chunk may be written without asking, until the next snapshot.
@@ -75,7 +83,7 @@ impl Store {
         if snapshot.state != State::Live {
             return Err(OpError::Squashed(tag));
         }
-        if chunk.0 >= snapshot.origin_chunks {
+        if !self.state.snapshots.has(&snapshot, chunk) {
             return Err(OpError::OutOfRange(chunk));
         }
         Ok(snapshot)

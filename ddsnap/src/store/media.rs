@@ -9,8 +9,9 @@ use crate::buffer::AlignedBuf;
 use crate::device::latched::Latched;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::block::{Block, Expected, Kind, Pointer};
+use crate::format::superblock::Superblock;
 use crate::format::{BLOCK_LEN, FormatError};
-use crate::units::{Chunk, ChunkShift, META_BLOCK_BYTES, MetaBlock, StoreChunk};
+use crate::units::{Chunk, ChunkShift, META_BLOCK_BYTES, MetaBlock, Sectors, StoreChunk};
 
 /// The devices of a store.
 pub struct Devices {
@@ -31,6 +32,8 @@ pub(crate) enum Source {
 
 pub(crate) struct Media {
     pub origin: Box<dyn BlockDevice>,
+    /// As much of the origin as the store has snapshots of: its device may be longer by now.
+    pub origin_length: Sectors,
     data: Latched,
     meta: Option<Latched>,
     cache: Cache,
@@ -41,21 +44,17 @@ pub(crate) struct Media {
 }
 
 impl Media {
-    pub fn new(
-        devices: Devices,
-        chunk: ChunkShift,
-        uuid_part: u64,
-        generation: u64,
-        cache_bytes: u64,
-    ) -> Self {
+    /// The devices of the store that `superblock` leads to, with the origin as long as it says.
+    pub fn new(devices: Devices, superblock: &Superblock, cache_bytes: u64) -> Self {
         Media {
             origin: devices.origin,
+            origin_length: superblock.origin,
             data: Latched::new(devices.data),
             meta: devices.meta.map(Latched::new),
             cache: Cache::new(cache_bytes),
-            chunk,
-            uuid_part,
-            generation,
+            chunk: superblock.chunk,
+            uuid_part: superblock.uuid_part(),
+            generation: superblock.generation,
         }
     }
 
@@ -318,7 +317,8 @@ impl Media {
         self.meta.as_mut().map_or(Ok(()), flush)
     }
 
-    /// Reads chunks into consecutive parts of `into`, in one batch for each device.
+    /// Reads chunks into consecutive parts of `into`, in one batch for each device. Of the origin's last
+    /// chunk what lies behind the end reads as zeros: it is saved like any other, with one checksum.
     pub fn read_chunks(&mut self, sources: &[Source], into: &mut [u8]) -> Result<(), StoreError> {
         let shift = self.chunk;
         let (mut origin, mut store) = (Vec::new(), Vec::new());
@@ -327,10 +327,15 @@ impl Media {
             .zip(into.chunks_exact_mut(shift.bytes() as usize))
         {
             match source {
-                Source::Origin(chunk) => origin.push(Read {
-                    offset: chunk.to_offset(shift),
-                    into,
-                }),
+                Source::Origin(chunk) => {
+                    let there = self.origin_length.in_chunk(*chunk, shift).to_bytes();
+                    let (into, behind) = into.split_at_mut(there as usize);
+                    behind.fill(0);
+                    let offset = chunk.to_offset(shift);
+                    if !into.is_empty() {
+                        origin.push(Read { offset, into });
+                    }
+                }
                 Source::Store(chunk) => store.push(Read {
                     offset: chunk.to_offset(shift),
                     into,

@@ -47,7 +47,7 @@ pub use scrub::{BadChunk, Fault, Scrub, Scrubbed};
 pub use view::View;
 
 use crate::format::superblock::Superblock;
-use crate::units::{ChunkShift, SnapTag};
+use crate::units::{ChunkShift, Sectors, SnapTag};
 
 /// How to make a store.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +80,8 @@ pub struct Opened {
     /// Of these, records of which a part was left out because its data was never written: they were
     /// not acknowledged. 0 or 1.
     pub dropped_records: u64,
-    /// Length of the origin when the store was last in use, in chunks.
-    pub origin_chunks: u64,
+    /// Length of the origin when the store was last in use.
+    pub origin: Sectors,
 }
 
 /// An open store.

@@ -11,6 +11,9 @@
 //!    places: of a server that was killed, what recovery has read may still sit in a cache, and a cache may
 //!    show what a failed flush has lost. It takes back what recovery left out, too.
 //!
+//! One of an older version, or whose origin has another length than it had, begins a new epoch after a crash
+//! too: no ring holds two units, and recovery knows how much of the origin's last chunk was copied.
+//!
 //! Neither overwrites anything that recovery needs, so a crash in any of these finds what it found before.
 
 use super::checkpoint::write_copy;
@@ -28,13 +31,13 @@ use super::{OpenOptions, Opened, Store, alloc::Space, recover};
 use crate::buffer::AlignedBuf;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::BLOCK_LEN;
-use crate::format::FormatError;
 use crate::format::block::{Kind, Pointer};
 use crate::format::journal::{Entry, MAX_RECORD_ENTRIES};
 use crate::format::label::Label;
 use crate::format::snaptable;
 use crate::format::superblock::{COPIES, Superblock};
-use crate::units::{META_BLOCK_BYTES, MetaBlock};
+use crate::format::{FormatError, Version};
+use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors};
 
 impl Store {
     /// Opens the store on `devices`, after a crash too.
@@ -49,24 +52,25 @@ impl Store {
             last,
             unreadable,
         } = Store::recover(devices, options, &mut recover::ask_origin)?;
-        if store.state.origin_chunks == 0 {
+        if store.media.origin_length.0 == 0 {
             return Err(StoreError::WrongDevice {
                 device: store.media.origin_name(),
-                problem: format!(
-                    "it is shorter than one chunk of {} bytes; is it the origin?",
-                    store.superblock.chunk.bytes()
-                ),
+                problem: "it is empty; is it the origin?".to_owned(),
             });
         }
-        if opened.clean {
-            store.begin_epoch()?;
-        } else {
+        let old = store.superblock.version != Version::V2;
+        if !opened.clean {
             // Of a server that was killed in a checkpoint, the newest copy may still be in the disk's cache: a
             // power cut must not tear both.
-            store.media.flush_meta()?;
+            store.media.flush_both()?;
             let copy = store.stale_copy.unwrap_or(1);
-            write_copy(&mut store.media, &store.superblock, copy)?;
-            store.stale_copy = Some(1 - copy);
+            // Of an old version nothing may be written as the new one before the checkpoint below, which begins
+            // with this copy of the superblock.
+            store.stale_copy = Some(copy);
+            if !old {
+                write_copy(&mut store.media, &store.superblock, copy)?;
+                store.stale_copy = Some(1 - copy);
+            }
             // Those of several power cuts together could look as if they hid records.
             let zeros = AlignedBuf::zeroed(BLOCK_LEN);
             let clear = unreadable.iter().map(|block| Write {
@@ -74,10 +78,13 @@ impl Store {
                 from: &zeros,
             });
             store.media.write_meta(&clear.collect::<Vec<_>>())?;
-            if let Some(last) = last {
+            if let Some(last) = last.filter(|_| !old) {
                 store.write_again(&last)?;
             }
             store.recovered = true;
+        }
+        if opened.clean || old || store.media.origin_length != store.superblock.origin {
+            store.begin_epoch()?;
         }
         Ok((store, opened))
     }
@@ -172,21 +179,15 @@ impl Store {
     ) -> Result<Recovered, StoreError> {
         let (superblock, stale_copy) = read_superblock(&mut devices)?;
         check_devices(&mut devices, &superblock)?;
-        let origin_device_chunks = devices.origin.len_bytes() >> superblock.chunk.get();
-        let mut media = Media::new(
-            devices,
-            superblock.chunk,
-            superblock.uuid_part(),
-            superblock.generation,
-            options.cache_bytes,
-        );
+        let origin_device = Sectors::in_bytes(devices.origin.len_bytes());
+        let mut media = Media::new(devices, &superblock, options.cache_bytes);
         let mut state = load_state(&mut media, &superblock, &mut Err)?;
         let meta = find_used_blocks(&mut media, &superblock, &state)?;
         let mut opened = Opened {
             clean: superblock.clean,
             replayed_records: 0,
             dropped_records: 0,
-            origin_chunks: 0,
+            origin: superblock.origin,
         };
         let mut ring = Ring::new(&superblock);
         let (mut last, mut unreadable) = (None, Vec::new());
@@ -201,8 +202,7 @@ impl Store {
             )?;
             (ring, last, unreadable) = (replayed.ring, replayed.last, replayed.unreadable);
         }
-        opened.origin_chunks = state.origin_chunks;
-        state.origin_chunks = origin_device_chunks;
+        media.origin_length = origin_device;
         state.snapshots.drain_all_squashed();
         Ok(Recovered {
             store: Store::from_parts(media, superblock, stale_copy, state, meta, ring),
@@ -416,8 +416,7 @@ pub(super) fn load_state(
     superblock: &Superblock,
     wrong: &mut dyn FnMut(StoreError) -> Result<(), StoreError>,
 ) -> Result<State, StoreError> {
-    let (first, count) = (superblock.snapshots, superblock.snapshot_count);
-    let snapshots = Snapshots::load(media, first, count, wrong)?;
+    let snapshots = Snapshots::load(media, superblock, wrong)?;
     if let Some(newest) = snapshots.iter().next_back() {
         if newest.seq >= superblock.next_seq {
             let problem = format!(
@@ -446,7 +445,6 @@ pub(super) fn load_state(
     space.set_region(superblock.data_end, superblock.holes());
     Ok(State {
         next_seq: superblock.next_seq,
-        origin_chunks: superblock.origin_chunks,
         revert: superblock.revert,
         snapshots,
         exceptions: Index::new(Kind::Exceptions, superblock.exceptions),

@@ -25,9 +25,9 @@ use super::journal::Ring;
 use super::media::{Media, Source};
 use super::state::State;
 use crate::buffer::AlignedBuf;
-use crate::format::BLOCK_LEN;
 use crate::format::journal::{Entry, RecordId, UncheckedHeader, decode};
 use crate::format::superblock::Superblock;
+use crate::format::{BLOCK_LEN, Lengths};
 use crate::units::{Chunk, MetaBlock, StoreChunk};
 
 /// Blocks read at once.
@@ -35,6 +35,7 @@ const WINDOW: u64 = 256;
 
 /// A part of the ring in memory.
 struct RingReader {
+    lengths: Lengths,
     first: MetaBlock,
     blocks: u64,
     start: u64,
@@ -74,6 +75,7 @@ impl RingReader {
     fn new(superblock: &Superblock) -> Self {
         let (first, blocks) = (superblock.journal_first, superblock.journal_blocks);
         RingReader {
+            lengths: superblock.lengths(),
             first,
             blocks,
             start: 0,
@@ -140,7 +142,8 @@ impl RingReader {
             uuid_part: media.uuid_part,
             position,
         };
-        let whole = decode(self.read(media, position, blocks)?)
+        let lengths = self.lengths;
+        let whole = decode(self.read(media, position, blocks)?, lengths)
             .ok()
             .filter(|(found, _)| *found == id);
         Ok(whole.map(|(_, entries)| entries))

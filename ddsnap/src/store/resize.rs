@@ -10,6 +10,8 @@
 //! Snapshots keep their length. One that is longer than the origin has become finds all of its
 //! end in the store.
 
+use std::ops::Range;
+
 use super::Store;
 use super::api::{Done, Op, OpError, Part, ResizeError, ResizeRequest, Sizes};
 use super::error::StoreError;
@@ -19,8 +21,11 @@ use super::media::Media;
 use super::metaalloc::MetaAlloc;
 use crate::format::block::{Kind, Pointer};
 use crate::format::node::{Interior, Key};
+use crate::format::snaptable::State;
 use crate::format::superblock::{Extent, MAX_EXTENTS, TreeRoot};
-use crate::units::{Chunk, META_BLOCK_BYTES, MetaBlock, SnapSeq, StoreChunk};
+use crate::units::{
+    Chunk, META_BLOCK_BYTES, MetaBlock, SECTOR_BYTES, Sectors, SnapSeq, StoreChunk,
+};
 
 /// Index entries looked at in a step.
 const STEP_ENTRIES: usize = 4096;
@@ -44,7 +49,7 @@ pub(crate) struct Resize {
 /// What is asked for, in the units of the superblock.
 #[derive(Clone, Copy, Debug)]
 struct Target {
-    origin_chunks: u64,
+    origin: Sectors,
     /// Chunks the data device has room for.
     data_end: u64,
     /// Blocks the metadata device has room for; none if it has no device of its own.
@@ -82,7 +87,7 @@ impl Store {
         let store = self.superblock.data_end.to_offset(shift);
         let meta_end = self.superblock.extents.last().map_or(0, |e| e.end().0);
         Sizes {
-            origin: Chunk(self.state.origin_chunks).to_offset(shift),
+            origin: self.media.origin_length.to_bytes(),
             store,
             meta: if self.superblock.separate_meta {
                 meta_end * META_BLOCK_BYTES
@@ -160,16 +165,16 @@ impl Store {
         let Some(resize) = &self.resizing else {
             return (0, 0);
         };
-        let end = resize.target.origin_chunks;
+        let tail = self.tail(resize.target.origin);
         let next = match resize.phase {
             Phase::Copy { next } => next,
-            Phase::Sweep | Phase::Count { .. } => end,
-            Phase::Finish => end + self.tail_chunks(end),
+            Phase::Sweep | Phase::Count { .. } => tail.start,
+            Phase::Finish => tail.end,
         };
         let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
         (
-            bytes(next.saturating_sub(end)),
-            bytes(self.tail_chunks(end)),
+            bytes(next.saturating_sub(tail.start)),
+            bytes(tail.end - tail.start),
         )
     }
 
@@ -191,17 +196,17 @@ impl Store {
         }
         let now = self.sizes();
         let target = Target {
-            origin_chunks: request.origin.unwrap_or(now.origin) >> shift,
+            origin: Sectors::in_bytes(request.origin.unwrap_or(now.origin)),
             data_end: store.unwrap_or(now.store) >> shift,
             meta_blocks: self
                 .superblock
                 .separate_meta
                 .then(|| meta.unwrap_or(now.meta) / META_BLOCK_BYTES),
         };
-        if target.origin_chunks == 0 {
+        if target.origin.0 == 0 {
             return Err(ResizeError::TooShort {
                 part: Part::Origin,
-                least: 1 << shift,
+                least: SECTOR_BYTES,
             });
         }
         Ok(target)
@@ -217,9 +222,9 @@ impl Store {
         for (part, wanted, device, now) in [
             (
                 Part::Origin,
-                target.origin_chunks,
-                origin >> shift,
-                now.origin >> shift,
+                target.origin.0,
+                Sectors::in_bytes(origin).0,
+                Sectors::in_bytes(now.origin).0,
             ),
             (
                 Part::Store,
@@ -280,13 +285,14 @@ impl Store {
         &mut self,
         resize: &mut Resize,
     ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
-        let end = resize.target.origin_chunks;
+        let tail = self.tail(resize.target.origin);
+        let end = tail.start;
         resize.phase = match resize.phase {
             Phase::Sweep if self.sweep.pending() => {
                 self.sweep_step(STEP_ENTRIES)?;
                 Phase::Sweep
             }
-            Phase::Sweep if end < self.state.origin_chunks => Phase::Count {
+            Phase::Sweep if resize.target.origin < self.media.origin_length => Phase::Count {
                 from: (end, 0),
                 saved: 0,
                 last: 0,
@@ -295,7 +301,7 @@ impl Store {
             Phase::Count { from, saved, last } => match self.count_saved(from, saved, last)? {
                 (Some(from), saved, last) => Phase::Count { from, saved, last },
                 (None, saved, _) => {
-                    let needed = self.tail_chunks(end).saturating_sub(saved);
+                    let needed = (tail.end - tail.start).saturating_sub(saved);
                     let free = self.state.space.free();
                     if needed > free {
                         return Ok(Err(ResizeError::NoRoomForEnd { needed, free }));
@@ -304,7 +310,7 @@ impl Store {
                     Phase::Copy { next: end }
                 }
             },
-            Phase::Copy { next } => match self.copy_end(end, next)? {
+            Phase::Copy { next } => match self.copy_end(tail.end, next)? {
                 Ok(Some(next)) => Phase::Copy { next },
                 Ok(None) if resize.next_seq == self.state.next_seq => Phase::Finish,
                 Ok(None) => {
@@ -323,14 +329,25 @@ impl Store {
         Ok(Ok(None))
     }
 
-    /// How many chunks of the origin from `end` on any live snapshot has.
-    fn tail_chunks(&self, end: u64) -> u64 {
-        let longest = self.state.snapshots.live().values().max();
-        longest
-            .copied()
-            .unwrap_or(0)
-            .min(self.state.origin_chunks)
-            .saturating_sub(end)
+    /// The chunks that lose something when the origin gets this length, as far as any live snapshot has them:
+    /// the first may lose a part of it only.
+    fn tail(&self, target: Sectors) -> Range<u64> {
+        let shift = self.superblock.chunk;
+        let live = self
+            .state
+            .snapshots
+            .iter()
+            .filter(|s| s.state == State::Live);
+        let longest = live
+            .map(|snapshot| snapshot.length)
+            .max()
+            .unwrap_or_default();
+        let longest = longest.min(self.media.origin_length);
+        let start = target.to_whole_chunks(shift);
+        match longest > target {
+            true => start..longest.to_chunks(shift),
+            false => start..start,
+        }
     }
 
     /// Counts chunks whose exception serves the newest snapshot that has them: `saved` so far, `last`
@@ -341,6 +358,7 @@ impl Store {
         mut saved: u64,
         mut last: u64,
     ) -> Result<(Option<Key>, u64, u64), StoreError> {
+        let end = self.media.origin_length.to_chunks(self.superblock.chunk);
         let found = self
             .state
             .exceptions
@@ -348,7 +366,7 @@ impl Store {
         for &((chunk, seq), _) in &found {
             let newest = self.state.snapshots.newest_with(Chunk(chunk));
             let serves = newest.is_some_and(|newest| newest.0 <= seq);
-            if serves && chunk < self.state.origin_chunks && last != chunk + 1 {
+            if serves && chunk < end && last != chunk + 1 {
                 saved += 1;
                 last = chunk + 1;
             }
@@ -361,13 +379,12 @@ impl Store {
         Ok((next, saved, last))
     }
 
-    /// Copies out some chunks from `next` on; gives the first that is left.
+    /// Copies out some chunks from `next` on, before `upto`; gives the first that is left.
     fn copy_end(
         &mut self,
-        end: u64,
+        upto: u64,
         next: u64,
     ) -> Result<Result<Option<u64>, ResizeError>, StoreError> {
-        let upto = end + self.tail_chunks(end);
         let most = (STEP_BYTES >> self.superblock.chunk.get()).max(1);
         let part = next..upto.min(next + most);
         let ops: Vec<Op> = part
@@ -434,11 +451,11 @@ impl Store {
             }
         }
         self.checkpoint_with(|next| {
-            next.origin_chunks = target.origin_chunks;
+            next.origin = target.origin;
             next.data_end = layout.data_end;
             next.extents.clone_from(&layout.extents);
         })?;
-        self.state.origin_chunks = target.origin_chunks;
+        self.media.origin_length = target.origin;
         let holes = self.superblock.holes();
         self.state.space.set_region(layout.data_end, holes);
         self.meta.set_extents(&layout.extents);

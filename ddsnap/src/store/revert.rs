@@ -28,7 +28,7 @@ use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
 use crate::format::snaptable::{Snapshot, State};
-use crate::units::{Chunk, SnapSeq, SnapTag};
+use crate::units::{Chunk, Sectors, SnapSeq, SnapTag};
 
 /// Nodes of an index looked at in a step.
 const STEP_NODES: usize = 4;
@@ -141,8 +141,12 @@ impl Store {
     /// none.
     #[must_use]
     pub fn revert_progress(&self) -> (u64, u64) {
-        let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
-        let length = |seq| self.state.snapshots.get(seq).map_or(0, |s| s.origin_chunks);
+        let shift = self.superblock.chunk;
+        let bytes = |chunks| Chunk(chunks).to_offset(shift);
+        let length = |seq| {
+            let snapshot = self.state.snapshots.get(seq);
+            snapshot.map_or(0, |snapshot| snapshot.length.to_chunks(shift))
+        };
         match (self.state.revert, &self.revert.check) {
             (Some(revert), _) => {
                 let length = length(revert.seq);
@@ -174,12 +178,11 @@ impl Store {
         if snapshot.state != State::Live {
             return Err(RevertError::Squashed(tag));
         }
-        if snapshot.origin_chunks > self.state.origin_chunks {
-            let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
+        if snapshot.length > self.media.origin_length {
             return Err(RevertError::Longer {
                 tag,
-                snapshot: bytes(snapshot.origin_chunks),
-                origin: bytes(self.state.origin_chunks),
+                snapshot: snapshot.length.to_bytes(),
+                origin: self.media.origin_length.to_bytes(),
             });
         }
         Ok(snapshot)
@@ -195,7 +198,7 @@ impl Store {
             Ok(_) => return Ok(Err(RevertError::NoSuchSnapshot(check.tag))),
             Err(refused) => return Ok(Err(refused)),
         };
-        if check.next < snapshot.origin_chunks {
+        if check.next < snapshot.length.to_chunks(self.superblock.chunk) {
             let (batch, next) = self.differing(&snapshot, check.next, chunks)?;
             let (_, problems) = self.read_snapshot(&batch)?;
             for ((chunk, _), problem) in batch.into_iter().zip(problems) {
@@ -234,7 +237,7 @@ impl Store {
                 .inconsistent("a revert to a snapshot that is not there"));
         };
         // The device may have been cut since: what it has is given back.
-        snapshot.origin_chunks = snapshot.origin_chunks.min(self.state.origin_chunks);
+        snapshot.length = snapshot.length.min(self.media.origin_length);
         let from = self.revert.next.max(revert.next.0);
         let (mut batch, mut next) = self.differing(&snapshot, from, chunks)?;
         if !batch.is_empty() {
@@ -244,10 +247,10 @@ impl Store {
                 }
                 next = refused.0;
             }
-            self.write_to_origin(&batch)?;
+            self.write_to_origin(&batch, snapshot.length)?;
         }
         self.revert.next = next;
-        if next >= snapshot.origin_chunks {
+        if next >= snapshot.length.to_chunks(self.superblock.chunk) {
             self.flush_reverted()?;
             self.record(&[Entry::RevertEnd(revert.seq)])?;
             let Revert {
@@ -273,7 +276,10 @@ impl Store {
         from: u64,
         most: usize,
     ) -> Result<(Vec<(Chunk, Found)>, u64), StoreError> {
-        let (seq, end) = (snapshot.seq, snapshot.origin_chunks);
+        let (seq, end) = (
+            snapshot.seq,
+            snapshot.length.to_chunks(self.superblock.chunk),
+        );
         let exceptions = Wanted {
             first_seq: seq.0,
             end_seq: u64::MAX,
@@ -403,7 +409,12 @@ impl Store {
         Ok(refused)
     }
 
-    fn write_to_origin(&mut self, batch: &[(Chunk, Found)]) -> Result<(), StoreError> {
+    /// Gives the origin the chunks of a snapshot that has `length`: of the last one what there is of it.
+    fn write_to_origin(
+        &mut self,
+        batch: &[(Chunk, Found)],
+        length: Sectors,
+    ) -> Result<(), StoreError> {
         let (buffer, problems) = self.read_snapshot(batch)?;
         let shift = self.superblock.chunk;
         let mut writes = Vec::with_capacity(batch.len());
@@ -416,7 +427,7 @@ impl Store {
                 Some(problem) => self.skip(chunk, problem),
                 None => writes.push(Write {
                     offset: chunk.to_offset(shift),
-                    from,
+                    from: &from[..length.in_chunk(chunk, shift).to_bytes() as usize],
                 }),
             }
         }

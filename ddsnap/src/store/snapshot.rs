@@ -9,11 +9,14 @@ use super::index::merge::Writer;
 use super::media::Media;
 use crate::format::block::{Kind, Pointer};
 use crate::format::snaptable::{self, MAX_ENTRIES, PER_BLOCK, Snapshot, State};
-use crate::units::{Chunk, MetaBlock, SnapSeq, SnapTag};
+use crate::format::superblock::Superblock;
+use crate::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, SnapTag};
 
 /// All snapshots: live, squashed, and deleted ones that wait for the sweep.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Snapshots {
+    /// Chunk size.
+    chunk: ChunkShift,
     by_seq: BTreeMap<u64, Snapshot>,
     /// Not the deleted ones: their tags may be used again.
     by_tag: HashMap<u32, u64>,
@@ -33,13 +36,34 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
+    /// An empty table.
+    pub fn new(chunk: ChunkShift) -> Self {
+        Snapshots {
+            chunk,
+            by_seq: BTreeMap::new(),
+            by_tag: HashMap::new(),
+            live: BTreeMap::new(),
+            longest: Vec::new(),
+            connected: BTreeSet::new(),
+            draining: BTreeSet::new(),
+            blocks: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    /// Whether a snapshot has this chunk, or a part of it.
+    pub fn has(&self, snapshot: &Snapshot, chunk: Chunk) -> bool {
+        snapshot.length.to_chunks(self.chunk) > chunk.0
+    }
+
     pub fn insert(&mut self, snapshot: Snapshot) {
         if snapshot.state != State::Deleted {
             self.by_tag.insert(snapshot.tag.0, snapshot.seq.0);
         }
         if snapshot.state == State::Live {
-            self.live.insert(snapshot.seq.0, snapshot.origin_chunks);
-            self.note_longest(snapshot.seq.0, snapshot.origin_chunks);
+            let chunks = snapshot.length.to_chunks(self.chunk);
+            self.live.insert(snapshot.seq.0, chunks);
+            self.note_longest(snapshot.seq.0, chunks);
         }
         self.by_seq.insert(snapshot.seq.0, snapshot);
         self.dirty = true;
@@ -193,7 +217,7 @@ impl Snapshots {
         let mut draining = self.draining.range(range);
         let has = |seq: &u64| {
             let snapshot = self.by_seq.get(seq);
-            snapshot.is_some_and(|snapshot| snapshot.origin_chunks > chunk.0)
+            snapshot.is_some_and(|snapshot| self.has(snapshot, chunk))
         };
         live.any(|(_, &chunks)| chunks > chunk.0) || draining.any(has)
     }
@@ -207,12 +231,11 @@ impl Snapshots {
     /// follows the block is left out.
     pub fn load(
         media: &mut Media,
-        first: Option<Pointer>,
-        count: u32,
+        superblock: &Superblock,
         wrong: &mut dyn FnMut(StoreError) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
-        let mut table = Snapshots::default();
-        let mut next = first;
+        let mut table = Snapshots::new(superblock.chunk);
+        let (mut next, count) = (superblock.snapshots, superblock.snapshot_count);
         while let Some(pointer) = next {
             if table.blocks.len() > MAX_ENTRIES {
                 wrong(media.inconsistent("the snapshot table has no end"))?;
@@ -220,7 +243,8 @@ impl Snapshots {
             }
             let block = media.block(pointer, Kind::Snapshots, 0);
             let decoded = block.and_then(|block| {
-                snaptable::decode(&block).map_err(|source| media.damaged(pointer, source))
+                let decoded = snaptable::decode(&block, superblock.lengths());
+                decoded.map_err(|source| media.damaged(pointer, source))
             });
             let (snapshots, behind) = match decoded {
                 Ok(decoded) => decoded,
@@ -299,15 +323,18 @@ pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
         } else {
             SnapState::Squashed
         },
-        origin_chunks: snapshot.origin_chunks,
+        length: snapshot.length,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Sectors;
 
-    fn snapshot(seq: u64, origin_chunks: u64) -> Snapshot {
+    const SHIFT: ChunkShift = ChunkShift::MIN;
+
+    fn snapshot(seq: u64, chunks: u64) -> Snapshot {
         Snapshot {
             seq: SnapSeq(seq),
             tag: SnapTag(seq as u32),
@@ -315,14 +342,14 @@ mod tests {
             priority: 0,
             usecount: 0,
             created: 0,
-            origin_chunks,
+            length: Sectors::of_chunks(chunks, SHIFT).unwrap(),
         }
     }
 
     /// The origin grows and shrinks while snapshots come and go: compare with looking at all of them.
     #[test]
     fn the_newest_snapshot_long_enough_is_found() {
-        let mut table = Snapshots::default();
+        let mut table = Snapshots::new(SHIFT);
         let mut seed = 3_u64;
         let mut random = |below: u64| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
@@ -337,7 +364,7 @@ mod tests {
             for chunk in 0..22 {
                 let live = table.live().iter().rev();
                 let mut live = live.map(|(&seq, _)| table.get(SnapSeq(seq)).unwrap());
-                let found = live.find(|s| s.origin_chunks > chunk).map(|s| s.seq);
+                let found = live.find(|s| s.length.0 > chunk).map(|s| s.seq);
                 assert_eq!(table.newest_with(Chunk(chunk)), found, "{seq}, {chunk}");
             }
         }
@@ -347,7 +374,7 @@ mod tests {
     /// of it stayed until the last of these was deleted.
     #[test]
     fn a_snapshot_needs_nothing_beyond_its_end() {
-        let mut table = Snapshots::default();
+        let mut table = Snapshots::new(SHIFT);
         table.insert(snapshot(1, 10));
         table.insert(snapshot(2, 20));
         table.insert(snapshot(3, 20));

@@ -19,7 +19,6 @@ use crate::units::{Chunk, SnapSeq, StoreChunk};
 #[derive(Debug)]
 pub(crate) struct State {
     pub next_seq: SnapSeq,
-    pub origin_chunks: u64,
     pub revert: Option<Revert>,
     pub snapshots: Snapshots,
     /// (chunk, seq)
@@ -70,7 +69,7 @@ impl State {
                 seq,
                 tag,
                 created,
-                origin_chunks,
+                length,
             } => {
                 self.snapshots.insert(Snapshot {
                     seq,
@@ -79,7 +78,7 @@ impl State {
                     priority: 0,
                     usecount: 0,
                     created,
-                    origin_chunks,
+                    length,
                 });
                 self.next_seq = SnapSeq(seq.0 + 1);
             }
@@ -188,7 +187,7 @@ impl State {
             if self
                 .snapshots
                 .get(seq)
-                .is_none_or(|snapshot| snapshot.origin_chunks <= chunk.0)
+                .is_none_or(|snapshot| !self.snapshots.has(snapshot, chunk))
             {
                 Some("a chunk is recorded for a snapshot that does not have it")
             } else if !self.space.contains(place) {

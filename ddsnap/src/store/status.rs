@@ -44,7 +44,7 @@ impl Store {
             free_meta_blocks: self.meta.free(),
             reserved_meta_blocks: self.meta_reserve(),
             separate_meta: self.media.separate_meta(),
-            origin_chunks: self.state.origin_chunks,
+            origin: self.media.origin_length,
             created: self.superblock.created,
             deleting: (self.state.snapshots.len() - self.state.snapshots.visible()) as u64,
         }

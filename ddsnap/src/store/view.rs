@@ -55,7 +55,7 @@ impl View {
             undecided.extend(DumpEntry::of(entry));
             Ok(())
         })?;
-        store.state.origin_chunks = store.superblock.origin_chunks;
+        store.media.origin_length = store.superblock.origin;
         Ok((View::latched(store), opened, undecided))
     }
 

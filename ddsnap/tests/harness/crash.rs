@@ -326,7 +326,7 @@ impl CrashRun {
                 ORIGIN,
                 Chunk(index as u64).to_offset(self.volume.shape.shift()),
             );
-            heal(&machine, place, &chunk.now, &mut buffer);
+            heal(&machine, place, &chunk.now, &mut buffer[..chunk.now.len()]);
             chunk.found(&buffer);
         }
         for (&tag, snapshot) in &mut model.snapshots {
@@ -336,7 +336,7 @@ impl CrashRun {
             for (index, chunk) in snapshot.chunks.iter_mut().enumerate() {
                 let index = Chunk(index as u64);
                 let place = locate(&self.volume.shape, &mut store, tag, index)?;
-                heal(&machine, place, &chunk.now, &mut buffer);
+                heal(&machine, place, &chunk.now, &mut buffer[..chunk.now.len()]);
                 chunk.found(&buffer);
             }
         }

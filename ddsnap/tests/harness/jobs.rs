@@ -2,9 +2,9 @@
 //! What takes a volume many steps: resize and revert, with other work between the steps.
 
 use ddsnap::store::{ResizeError, ResizeRequest, RevertError, Reverting};
-use ddsnap::units::{Chunk, SnapTag};
+use ddsnap::units::SnapTag;
 
-use super::model::{self, Content};
+use super::model::Chunk;
 use super::shape::{DATA, META, ORIGIN};
 use super::volume::Volume;
 use super::workload::Step;
@@ -40,7 +40,7 @@ impl Volume {
 
     fn disk_bytes(&self, disk: usize) -> u64 {
         match disk {
-            ORIGIN => self.shape.origin_chunks * self.shape.chunk_bytes,
+            ORIGIN => self.shape.origin_bytes(),
             DATA => self.shape.data_bytes,
             _ => self.shape.meta_bytes,
         }
@@ -80,7 +80,8 @@ impl Volume {
             Err(RevertError::NoSuchSnapshot(_)) => assert!(known.is_none()),
             Err(RevertError::Squashed(_)) => assert!(known.is_some_and(|s| !s.is_live())),
             Err(RevertError::Longer { .. }) => {
-                assert!(known.is_some_and(|s| s.chunks.len() > self.model.origin.len()));
+                let bytes = |chunks: &[Chunk]| chunks.iter().map(|c| c.now.len()).sum::<usize>();
+                assert!(known.is_some_and(|s| bytes(&s.chunks) > bytes(&self.model.origin)));
             }
             Err(RevertError::UnderWay(tag)) => assert_eq!(Some(tag.0), self.model.reverting),
             Err(other) => panic!("revert to {tag}: {other}"),
@@ -131,27 +132,25 @@ impl Volume {
         }
     }
 
+    /// The origin has this length now, for the store and for the model.
+    pub fn set_origin_bytes(&mut self, bytes: u64) {
+        let chunk_bytes = self.shape.chunk_bytes as usize;
+        self.shape.set_origin_bytes(bytes);
+        self.unique.resize(self.shape.origin_chunks as usize, false);
+        self.model.set_origin_bytes(bytes, chunk_bytes);
+    }
+
     fn resized(&mut self, request: &ResizeRequest) {
         self.job = None;
         self.resizes += 1;
-        let chunk_bytes = self.shape.chunk_bytes;
         if let Some(bytes) = request.origin {
-            let chunks = bytes / chunk_bytes;
-            let zero: Content = vec![0; chunk_bytes as usize].into();
-            self.shape.origin_chunks = chunks;
-            self.unique.resize(chunks as usize, false);
-            self.model
-                .origin
-                .resize(chunks as usize, model::Chunk::new(zero));
+            self.set_origin_bytes(bytes);
         }
         self.shape.data_bytes = request.store.unwrap_or(self.shape.data_bytes);
         self.shape.meta_bytes = request.meta.unwrap_or(self.shape.meta_bytes);
         self.model.sizes = self.store.sizes();
         let sizes = self.model.sizes;
-        assert_eq!(
-            sizes.origin,
-            Chunk(self.shape.origin_chunks).to_offset(self.shape.shift())
-        );
+        assert_eq!(sizes.origin, self.shape.origin_bytes());
         assert!(request.store.is_none_or(|bytes| bytes == sizes.store));
         assert!(request.meta.is_none_or(|bytes| bytes == sizes.meta));
         self.fit_disks();

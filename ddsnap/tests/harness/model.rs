@@ -27,12 +27,36 @@ impl Chunk {
         }
     }
 
+    /// It is cut, or gets zeros behind it.
+    fn set_len(&mut self, len: usize) {
+        for content in self.earlier.iter_mut().chain([&mut self.now]) {
+            if content.len() != len {
+                let mut bytes = content.to_vec();
+                bytes.resize(len, 0);
+                *content = bytes.into();
+            }
+        }
+    }
+
+    /// It is given another chunk's content, as far as that is as long.
+    fn give(&mut self, given: &Chunk) {
+        let behind = self.now.clone();
+        let longer = |content: &Content| -> Content {
+            let mut bytes = content.to_vec();
+            bytes.extend_from_slice(&behind[content.len()..]);
+            bytes.into()
+        };
+        self.earlier.extend(given.earlier.iter().map(longer));
+        self.write(longer(&given.now));
+    }
+
     pub fn write(&mut self, content: Content) {
         self.earlier.push(std::mem::replace(&mut self.now, content));
     }
 
-    /// After a cut this is what is there, one of the contents allowed.
+    /// After a cut this is what is there, as far as the chunk goes: one of the contents allowed.
     pub fn found(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[..self.now.len()];
         if *bytes != *self.now {
             self.now = bytes.into();
         }
@@ -43,8 +67,9 @@ impl Chunk {
         self.earlier.clear();
     }
 
-    /// Whether every sector of `found` is one this chunk may have.
+    /// Whether every sector of `found`, as far as the chunk goes, is one this chunk may have.
     pub fn allows(&self, found: &[u8]) -> bool {
+        let found = &found[..self.now.len()];
         found == &*self.now
             || !self.earlier.is_empty()
                 && found.chunks(SECTOR).enumerate().all(|(index, sector)| {
@@ -102,14 +127,26 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(chunks: u64, chunk_bytes: usize, sizes: Sizes) -> Self {
-        let zero: Content = vec![0; chunk_bytes].into();
-        let origin = (0..chunks).map(|_| Chunk::new(zero.clone())).collect();
-        Model {
-            origin,
+    /// An origin of zeros, as long as `sizes` says.
+    pub fn new(chunk_bytes: usize, sizes: Sizes) -> Self {
+        let mut model = Model {
+            origin: Vec::new(),
             snapshots: BTreeMap::new(),
             sizes,
             reverting: None,
+        };
+        model.set_origin_bytes(sizes.origin, chunk_bytes);
+        model
+    }
+
+    /// The origin becomes longer by zeros, or is cut.
+    pub fn set_origin_bytes(&mut self, bytes: u64, chunk_bytes: usize) {
+        let (whole, short) = (bytes as usize / chunk_bytes, bytes as usize % chunk_bytes);
+        let last = whole + usize::from(short > 0);
+        self.origin
+            .resize_with(last, || Chunk::new(Rc::from([].as_slice())));
+        for (index, chunk) in self.origin.iter_mut().enumerate() {
+            chunk.set_len(if index < whole { chunk_bytes } else { short });
         }
     }
 
@@ -118,8 +155,7 @@ impl Model {
     pub fn revert_to(&mut self, tag: u32) {
         let snapshot = &self.snapshots[&tag];
         for (chunk, given) in self.origin.iter_mut().zip(&snapshot.chunks) {
-            chunk.earlier.extend(given.earlier.iter().cloned());
-            chunk.write(given.now.clone());
+            chunk.give(given);
         }
     }
 
@@ -171,8 +207,8 @@ impl Model {
 }
 
 /// Content number `stamp`: differs from every other in each of its sectors.
-pub fn content(stamp: u64, chunk_bytes: usize) -> Content {
-    let mut bytes = vec![stamp as u8; chunk_bytes];
+pub fn content(stamp: u64, len: usize) -> Content {
+    let mut bytes = vec![stamp as u8; len];
     for (index, sector) in bytes.chunks_mut(SECTOR).enumerate() {
         sector[..8].copy_from_slice(&stamp.to_le_bytes());
         sector[8..16].copy_from_slice(&(index as u64).to_le_bytes());

@@ -154,7 +154,8 @@ impl Entries {
 fn sharing_is_right(volume: &mut Volume) -> Result<(), String> {
     let snapshots = volume.store.snapshots();
     let live = snapshots.iter().filter(|s| s.state == SnapState::Live);
-    let live: Vec<(u32, u64)> = live.map(|s| (s.tag.0, s.origin_chunks)).collect();
+    let shift = volume.shape.shift();
+    let live: Vec<(u32, u64)> = live.map(|s| (s.tag.0, s.length.to_chunks(shift))).collect();
     let longest = longest_origin(&volume.first_shape);
     let mut users: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
     for &(tag, chunks) in &live {

@@ -6,7 +6,7 @@ use ddsnap::device::{BlockDevice, Read};
 use ddsnap::format::BLOCK_LEN;
 use ddsnap::format::superblock::Superblock;
 use ddsnap::store::{Devices, InitOptions, OpenOptions, Opened, Store, StoreError};
-use ddsnap::units::{ChunkShift, MetaBlock};
+use ddsnap::units::{ChunkShift, MetaBlock, SECTOR_BYTES};
 
 pub const ORIGIN: usize = 0;
 pub const DATA: usize = 1;
@@ -16,7 +16,10 @@ pub const META: usize = 2;
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub chunk_bytes: u64,
+    /// Chunks of the origin; the last may be short.
     pub origin_chunks: u64,
+    /// Sectors that the origin's last chunk lacks.
+    pub lacking_sectors: u64,
     /// Length of the device that holds the data.
     pub data_bytes: u64,
     /// Length of the device for metadata; 0 for none.
@@ -30,10 +33,19 @@ impl Shape {
         ChunkShift::from_bytes(self.chunk_bytes).expect("a chunk size")
     }
 
+    pub fn origin_bytes(&self) -> u64 {
+        self.origin_chunks * self.chunk_bytes - self.lacking_sectors * SECTOR_BYTES
+    }
+
+    /// The origin has this length now.
+    pub fn set_origin_bytes(&mut self, bytes: u64) {
+        self.origin_chunks = bytes.div_ceil(self.chunk_bytes);
+        self.lacking_sectors = (self.origin_chunks * self.chunk_bytes - bytes) / SECTOR_BYTES;
+    }
+
     pub fn machine(&self) -> Machine {
-        let origin = self.origin_chunks * self.chunk_bytes;
         Machine::new(&[
-            ("origin", origin),
+            ("origin", self.origin_bytes()),
             ("data", self.data_bytes),
             ("meta", self.meta_bytes),
         ])
@@ -88,10 +100,11 @@ impl Shape {
 pub const SHAPES: &[(&str, u64, Shape)] = &[
     (
         "512",
-        26,
+        24,
         Shape {
             chunk_bytes: 512,
             origin_chunks: 24,
+            lacking_sectors: 0,
             data_bytes: 640 << 10,
             meta_bytes: 0,
             snapshots: 5,
@@ -103,6 +116,7 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
         Shape {
             chunk_bytes: 512,
             origin_chunks: 40,
+            lacking_sectors: 0,
             data_bytes: 660 << 10,
             meta_bytes: 0,
             snapshots: 8,
@@ -114,6 +128,7 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
         Shape {
             chunk_bytes: 512,
             origin_chunks: 700,
+            lacking_sectors: 0,
             data_bytes: 900 << 10,
             meta_bytes: 0,
             snapshots: 3,
@@ -121,10 +136,24 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
     ),
     (
         "4k",
-        26,
+        18,
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 24,
+            lacking_sectors: 0,
+            data_bytes: 850 << 10,
+            meta_bytes: 0,
+            snapshots: 5,
+        },
+    ),
+    // One sector more than 23 chunks.
+    (
+        "4k-more",
+        10,
+        Shape {
+            chunk_bytes: 4096,
+            origin_chunks: 24,
+            lacking_sectors: 7,
             data_bytes: 850 << 10,
             meta_bytes: 0,
             snapshots: 5,
@@ -132,10 +161,24 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
     ),
     (
         "4k-meta",
-        22,
+        15,
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 24,
+            lacking_sectors: 0,
+            data_bytes: 300 << 10,
+            meta_bytes: 600 << 10,
+            snapshots: 5,
+        },
+    ),
+    // One sector less than 24 chunks.
+    (
+        "4k-less-meta",
+        8,
+        Shape {
+            chunk_bytes: 4096,
+            origin_chunks: 24,
+            lacking_sectors: 1,
             data_bytes: 300 << 10,
             meta_bytes: 600 << 10,
             snapshots: 5,
@@ -143,10 +186,11 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
     ),
     (
         "16k",
-        14,
+        12,
         Shape {
             chunk_bytes: 16 << 10,
             origin_chunks: 16,
+            lacking_sectors: 0,
             data_bytes: 1536 << 10,
             meta_bytes: 0,
             snapshots: 5,
@@ -158,8 +202,22 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
         Shape {
             chunk_bytes: 64 << 10,
             origin_chunks: 8,
+            lacking_sectors: 0,
             data_bytes: 2 << 20,
             meta_bytes: 600 << 10,
+            snapshots: 4,
+        },
+    ),
+    // An origin of one sector.
+    (
+        "64k-sector",
+        1,
+        Shape {
+            chunk_bytes: 64 << 10,
+            origin_chunks: 1,
+            lacking_sectors: 127,
+            data_bytes: 2 << 20,
+            meta_bytes: 0,
             snapshots: 4,
         },
     ),
@@ -169,6 +227,7 @@ pub const SHAPES: &[(&str, u64, Shape)] = &[
         Shape {
             chunk_bytes: 1 << 20,
             origin_chunks: 4,
+            lacking_sectors: 0,
             data_bytes: 10 << 20,
             meta_bytes: 0,
             snapshots: 4,

@@ -45,11 +45,7 @@ impl Volume {
         shape.initialize(&machine);
         shape.set_checked(&machine);
         let (store, _) = shape.open(&machine).expect("open a new store");
-        let model = Model::new(
-            shape.origin_chunks,
-            shape.chunk_bytes as usize,
-            store.sizes(),
-        );
+        let model = Model::new(shape.chunk_bytes as usize, store.sizes());
         let unique = vec![false; shape.origin_chunks as usize];
         Volume {
             shape,
@@ -226,7 +222,8 @@ impl Volume {
         if self.model.reverting.is_some() {
             return; // Nobody writes to an origin that is being reverted.
         }
-        let content = content(self.next_stamp, self.shape.chunk_bytes as usize);
+        let len = self.model.origin[chunk.0 as usize].now.len();
+        let content = content(self.next_stamp, len);
         self.next_stamp += 1;
         let offset = chunk.to_offset(self.shape.shift());
         self.machine
@@ -251,7 +248,8 @@ impl Volume {
         let Some(snapshot) = snapshot.filter(|_| alive && !still) else {
             return;
         };
-        let content = content(self.next_stamp, self.shape.chunk_bytes as usize);
+        let len = snapshot.chunks[chunk.0 as usize].now.len();
+        let content = content(self.next_stamp, len);
         self.next_stamp += 1;
         let offset = place.to_offset(self.shape.shift());
         self.machine

@@ -3,7 +3,7 @@
 
 use ddsnap::device::memory::Rng;
 use ddsnap::store::{Op, ResizeRequest};
-use ddsnap::units::{Chunk, SnapTag};
+use ddsnap::units::{Chunk, SECTOR_BYTES, SnapTag};
 
 use super::model::Model;
 use super::shape::Shape;
@@ -92,8 +92,13 @@ fn choose_sizes(rng: &mut Rng, volume: &Volume) -> ResizeRequest {
     let which = rng.below(4);
     let mut request = ResizeRequest::default();
     if which == 0 || which == 3 {
+        // Half of them whole chunks, the others with one that is shorter by any number of sectors.
         let chunks = 1 + rng.below(longest_origin(first));
-        request.origin = Some(chunks * first.chunk_bytes);
+        let lacking = match rng.chance(50) {
+            true => 0,
+            false => rng.below(first.chunk_bytes / SECTOR_BYTES),
+        };
+        request.origin = Some(chunks * first.chunk_bytes - lacking * SECTOR_BYTES);
     }
     if which == 1 || which == 3 {
         // Now and then so much that a combined store takes some of it for metadata.

@@ -3,18 +3,18 @@
 
 use super::*;
 use crate::delta::record::{HEADER_BYTES, RECORD_BYTES, Side};
-use crate::units::{ChunkShift, SnapTag};
+use crate::units::{ChunkShift, Sectors, SnapTag};
 
 fn header() -> Header {
     Header {
         chunk: ChunkShift::new(12).unwrap(),
         from: Some(Side {
             tag: SnapTag(0x0403_0201),
-            chunks: 300,
+            length: Sectors(300 * 8),
         }),
         to: Side {
             tag: SnapTag(6),
-            chunks: 0x0102_0304,
+            length: Sectors(0x0102_0304 * 8),
         },
     }
 }
@@ -48,40 +48,57 @@ fn read(bytes: &[u8]) -> Result<Vec<ChunkRun>, FileError> {
 
 #[test]
 fn a_changelist_is_these_bytes() {
-    let golden = [
-        b"ddsnapCL".as_slice(),
-        &[1, 0, 0, 0],              // version
-        &[0x93, 0xdd, 0x9c, 0xfa],  // crc32c of the header
-        &[12, 0, 0, 0],             // chunk size
-        &[1, 0, 0, 0],              // there is a first snapshot
-        &[1, 2, 3, 4],              // its tag
-        &[6, 0, 0, 0],              // tag of the second
-        &[44, 1, 0, 0, 0, 0, 0, 0], // chunks of the first
-        &[4, 3, 2, 1, 0, 0, 0, 0],  // chunks of the second
-        &[0; 16],                   // reserved
-        &[1, 0, 0, 0],              // runs
-        &[5, 0, 0, 0],              // bytes
-        &[0; 8],                    // number
-        &[0x53, 0xc6, 0x34, 0x53],  // crc32c
-        &[0; 4],                    // reserved
-        &[2, 0],                    // chunk 2
-        &[0xc8, 1, 2],              // 200 further on, chunks 203 to 205
-        &[2, 0, 0, 0],              // the end
-        &[16, 0, 0, 0],             // bytes
-        &[1, 0, 0, 0, 0, 0, 0, 0],  // number
-        &[0x2e, 0xb7, 0x1a, 0x88],  // crc32c
-        &[0; 4],                    // reserved
-        &[4, 0, 0, 0, 0, 0, 0, 0],  // chunks
-        &[2, 0, 0, 0, 0, 0, 0, 0],  // runs
-    ]
-    .concat();
-    let bytes = file(&[run(2, 1), run(203, 1), run(204, 2)]);
-    assert_eq!(bytes, golden);
-    assert_eq!(read(&golden).unwrap(), [run(2, 1), run(203, 3)]);
-    assert_eq!(
-        *ChangelistReader::new(&golden[..]).unwrap().header(),
-        header()
+    let golden = |version, header_crc: [u8; 4], lengths: [[u8; 8]; 2], crcs: [[u8; 4]; 2]| {
+        [
+            b"ddsnapCL".as_slice(),
+            &[version, 0, 0, 0],
+            &header_crc,               // crc32c of the header
+            &[12, 0, 0, 0],            // chunk size
+            &[1, 0, 0, 0],             // there is a first snapshot
+            &[1, 2, 3, 4],             // its tag
+            &[6, 0, 0, 0],             // tag of the second
+            &lengths[0],               // sectors of the first; chunks in version 1
+            &lengths[1],               // of the second
+            &[0; 16],                  // reserved
+            &[1, 0, 0, 0],             // runs
+            &[5, 0, 0, 0],             // bytes
+            &[0; 8],                   // number
+            &crcs[0],                  // crc32c
+            &[0; 4],                   // reserved
+            &[2, 0],                   // chunk 2
+            &[0xc8, 1, 2],             // 200 further on, chunks 203 to 205
+            &[2, 0, 0, 0],             // the end
+            &[16, 0, 0, 0],            // bytes
+            &[1, 0, 0, 0, 0, 0, 0, 0], // number
+            &crcs[1],                  // crc32c
+            &[0; 4],                   // reserved
+            &[4, 0, 0, 0, 0, 0, 0, 0], // chunks
+            &[2, 0, 0, 0, 0, 0, 0, 0], // runs
+        ]
+        .concat()
+    };
+    let first = golden(
+        1,
+        [0x93, 0xdd, 0x9c, 0xfa],
+        [[44, 1, 0, 0, 0, 0, 0, 0], [4, 3, 2, 1, 0, 0, 0, 0]],
+        [[0x53, 0xc6, 0x34, 0x53], [0x2e, 0xb7, 0x1a, 0x88]],
     );
+    let second = golden(
+        2,
+        [0x74, 0x86, 0x96, 0x01],
+        [
+            [0x60, 9, 0, 0, 0, 0, 0, 0],
+            [0x20, 0x18, 0x10, 8, 0, 0, 0, 0],
+        ],
+        [[0x26, 0xfd, 0x61, 0xd1], [0x21, 0xf9, 0xd4, 0x79]],
+    );
+    let bytes = file(&[run(2, 1), run(203, 1), run(204, 2)]);
+    assert_eq!(bytes, second);
+    for golden in [first, second] {
+        assert_eq!(read(&golden).unwrap(), [run(2, 1), run(203, 3)]);
+        let list = ChangelistReader::new(&golden[..]).unwrap();
+        assert_eq!(*list.header(), header());
+    }
 }
 
 #[test]
@@ -100,7 +117,7 @@ fn many_runs_come_back_from_many_records() {
     let bytes = file(&runs);
     assert!(bytes.len() > 8 * RUNS_BYTES, "{} bytes", bytes.len());
     assert_eq!(read(&bytes).unwrap(), runs);
-    let whole = [run(0, header().to.chunks)];
+    let whole = [run(0, header().to_chunks())];
     assert_eq!(read(&file(&whole)).unwrap(), whole);
 }
 
@@ -201,8 +218,8 @@ fn headers_that_make_no_sense_are_refused() {
         FileError::Magic { .. }
     ));
     assert!(matches!(
-        refused(&|bytes| bytes[8] = 2),
-        FileError::Version { found: 2 }
+        refused(&|bytes| bytes[8] = 3),
+        FileError::Version { found: 3 }
     ));
     type Change<'a> = &'a dyn Fn(&mut [u8]);
     let makes_no_sense: [Change<'_>; 6] = [

@@ -4,18 +4,18 @@
 use super::*;
 use crate::delta::extent::{Encoder, Mode, hash};
 use crate::delta::record::{HEADER_BYTES, Side};
-use crate::units::{ChunkShift, SnapTag};
+use crate::units::{ChunkShift, Sectors, SnapTag};
 
 fn header() -> Header {
     Header {
         chunk: ChunkShift::MIN,
         from: Some(Side {
             tag: SnapTag(4),
-            chunks: 6,
+            length: Sectors(6),
         }),
         to: Side {
             tag: SnapTag(6),
-            chunks: 9,
+            length: Sectors(9),
         },
     }
 }
@@ -56,44 +56,84 @@ fn read(bytes: &[u8]) -> Result<usize, FileError> {
 #[test]
 fn a_delta_is_these_bytes() {
     let data = [9; 512];
-    let golden = [
-        b"ddsnapDF".as_slice(),
-        &[1, 0, 0, 0],             // version
-        &[0xc1, 0xa9, 0xe8, 0x46], // crc32c of the header
-        &[9, 0, 0, 0],             // chunk size
-        &[1, 0, 0, 0],             // there is a first snapshot
-        &[4, 0, 0, 0],             // its tag
-        &[6, 0, 0, 0],             // tag of the second
-        &[6, 0, 0, 0, 0, 0, 0, 0], // chunks of the first
-        &[9, 0, 0, 0, 0, 0, 0, 0], // chunks of the second
-        &[0; 16],                  // reserved
-        &[1, 0, 0, 0],             // an extent
-        &[0x50, 2, 0, 0],          // bytes
-        &[0; 8],                   // number
-        &[0xa5, 0xc9, 0x7f, 0xe2], // crc32c
-        &[0; 4],                   // reserved
-        &[8, 0, 0, 0, 0, 0, 0, 0], // first chunk
-        &[1, 0, 0, 0],             // chunks
-        &[2, 0],                   // raw, not compressed
-        &[0; 2],                   // reserved
-        &[3; 32],                  // SHA-256 of the base
-        &[4; 32],                  // SHA-256 of the result
-        &data,
-        &[2, 0, 0, 0],             // the end
-        &[16, 0, 0, 0],            // bytes
-        &[1, 0, 0, 0, 0, 0, 0, 0], // number
-        &[0x3a, 0x10, 0xe1, 0xb7], // crc32c
-        &[0; 4],                   // reserved
-        &[1, 0, 0, 0, 0, 0, 0, 0], // extents
-        &[1, 0, 0, 0, 0, 0, 0, 0], // chunks
-    ]
-    .concat();
-    assert_eq!(file(&header(), &[extent(8, &data)]), golden);
-    let mut reader = DeltaReader::new(&golden[..]).unwrap();
-    assert_eq!(*reader.header(), header());
-    assert_eq!(reader.next_extent().unwrap(), Some(extent(8, &data)));
-    assert_eq!(reader.chunks(), 1);
-    assert_eq!(reader.next_extent().unwrap(), None);
+    let golden = |version, header_crc: [u8; 4], crcs: [[u8; 4]; 2]| {
+        [
+            b"ddsnapDF".as_slice(),
+            &[version, 0, 0, 0],
+            &header_crc,               // crc32c of the header
+            &[9, 0, 0, 0],             // chunk size
+            &[1, 0, 0, 0],             // there is a first snapshot
+            &[4, 0, 0, 0],             // its tag
+            &[6, 0, 0, 0],             // tag of the second
+            &[6, 0, 0, 0, 0, 0, 0, 0], // sectors of the first; chunks in version 1
+            &[9, 0, 0, 0, 0, 0, 0, 0], // of the second
+            &[0; 16],                  // reserved
+            &[1, 0, 0, 0],             // an extent
+            &[0x50, 2, 0, 0],          // bytes
+            &[0; 8],                   // number
+            &crcs[0],                  // crc32c
+            &[0; 4],                   // reserved
+            &[8, 0, 0, 0, 0, 0, 0, 0], // first chunk
+            &[1, 0, 0, 0],             // chunks
+            &[2, 0],                   // raw, not compressed
+            &[0; 2],                   // reserved
+            &[3; 32],                  // SHA-256 of the base
+            &[4; 32],                  // SHA-256 of the result
+            &data,
+            &[2, 0, 0, 0],             // the end
+            &[16, 0, 0, 0],            // bytes
+            &[1, 0, 0, 0, 0, 0, 0, 0], // number
+            &crcs[1],                  // crc32c
+            &[0; 4],                   // reserved
+            &[1, 0, 0, 0, 0, 0, 0, 0], // extents
+            &[1, 0, 0, 0, 0, 0, 0, 0], // chunks
+        ]
+        .concat()
+    };
+    let first = golden(
+        1,
+        [0xc1, 0xa9, 0xe8, 0x46],
+        [[0xa5, 0xc9, 0x7f, 0xe2], [0x3a, 0x10, 0xe1, 0xb7]],
+    );
+    let second = golden(
+        2,
+        [0xce, 0xc2, 0xb7, 0xaf],
+        [[0x36, 0xf8, 0x6b, 0x5b], [0xff, 0x7e, 0x26, 0x93]],
+    );
+    assert_eq!(file(&header(), &[extent(8, &data)]), second);
+    for bytes in [first, second] {
+        let mut reader = DeltaReader::new(&bytes[..]).unwrap();
+        assert_eq!(*reader.header(), header());
+        assert_eq!(reader.next_extent().unwrap(), Some(extent(8, &data)));
+        assert_eq!(reader.chunks(), 1);
+        assert_eq!(reader.next_extent().unwrap(), None);
+    }
+}
+
+/// The last chunk of a snapshot is short: an extent has as many bytes as there are of it.
+#[test]
+fn the_last_extent_may_be_short() {
+    let header = Header {
+        chunk: ChunkShift::new(12).unwrap(),
+        from: None,
+        to: Side {
+            tag: SnapTag(6),
+            length: Sectors(17),
+        },
+    };
+    let last = |data| Extent {
+        run: ChunkRun {
+            first: Chunk(1),
+            chunks: 2,
+        },
+        ..extent(1, data)
+    };
+    assert_eq!(read(&file(&header, &[last(&[1; 4608])])).unwrap(), 1);
+    let data = [1; 8192];
+    for wrong in [4096, 5120, 8192] {
+        let bytes = file(&header, &[last(&data[..wrong])]);
+        assert!(read(&bytes).is_err(), "{wrong}");
+    }
 }
 
 #[test]
@@ -145,7 +185,7 @@ fn extents_that_make_no_sense_are_refused() {
     let wide = Header {
         to: Side {
             tag: SnapTag(6),
-            chunks: 9000,
+            length: Sectors(9000),
         },
         ..header()
     };

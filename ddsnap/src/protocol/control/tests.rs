@@ -198,10 +198,10 @@ fn replies_are_these_bytes() {
         (
             Reply::Changelist {
                 chunk: ChunkShift::MAX,
-                from_chunks: 1,
-                to_chunks: 258,
+                from: Sectors(1),
+                to: Sectors(258),
             },
-            0x8040,
+            0x8042,
             vec![20, 1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
         ),
         (

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::protocol::control::Request;
-use crate::server::fake::{Fake, ORIGIN_CHUNKS};
+use crate::server::fake::{Fake, ORIGIN_SECTORS};
 use crate::units::Chunk;
 
 const LIST: Request = Request::Changelist {
@@ -78,8 +78,8 @@ fn a_page_follows_when_the_last_was_taken() {
     let mut core = new_core(&fake);
     let head = Reply::Changelist {
         chunk: ChunkShift::from_bytes(4096).unwrap(),
-        from_chunks: ORIGIN_CHUNKS,
-        to_chunks: ORIGIN_CHUNKS,
+        from: Sectors(ORIGIN_SECTORS),
+        to: Sectors(ORIGIN_SECTORS),
     };
     assert_eq!(command(&mut core, ONE, LIST), [head]);
     assert!(!core.wants_background(), "the head has not been taken");
@@ -151,7 +151,10 @@ fn refusals_are_told_and_leave_nothing_behind() {
     fake.0.borrow_mut().changes = [Err(OpError::Squashed(SnapTag(1)))].into();
     assert!(matches!(
         command(&mut core, ONE, whole)[..],
-        [Reply::Changelist { from_chunks: 0, .. }]
+        [Reply::Changelist {
+            from: Sectors(0),
+            ..
+        }]
     ));
     core.client_took(ONE);
     assert_eq!(errno_of(&step(&mut core, ONE, 0)), Errno::EIO as i32);

@@ -156,13 +156,7 @@ fn examine(
     let (superblock, stale_copy) = choose(&name, copies.clone())?;
     check_devices(&mut devices, &superblock)?;
     compare_copies(&name, &copies, report)?;
-    let mut media = Media::new(
-        devices,
-        superblock.chunk,
-        superblock.uuid_part(),
-        superblock.generation,
-        options.cache_bytes,
-    );
+    let mut media = Media::new(devices, &superblock, options.cache_bytes);
     let mut state = load_state(&mut media, &superblock, &mut |error| {
         let place = match &error {
             StoreError::Damaged { block, .. } => Place::Block(MetaBlock(*block)),
@@ -245,7 +239,7 @@ fn replay(
         clean: superblock.clean,
         replayed_records: 0,
         dropped_records: 0,
-        origin_chunks: superblock.origin_chunks,
+        origin: superblock.origin,
     };
     let mut unwritten = Vec::new();
     let replayed = recover::replay(

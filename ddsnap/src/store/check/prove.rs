@@ -180,8 +180,7 @@ fn prove_table(
     blocks: &mut MetaAlloc,
     report: &mut Report<'_>,
 ) -> Result<(), StoreError> {
-    let (first, count) = (superblock.snapshots, superblock.snapshot_count);
-    let table = Snapshots::load(media, first, count, &mut |_| Ok(()))?;
+    let table = Snapshots::load(media, superblock, &mut |_| Ok(()))?;
     for &block in table.blocks() {
         if !blocks.take(block) {
             let what =
@@ -541,7 +540,9 @@ pub(crate) fn unusable(
     }
     match snapshots.get(SnapSeq(a)) {
         None => Some("is of a snapshot that is not there"),
-        Some(snapshot) if b >= snapshot.origin_chunks => Some("is beyond the end of its snapshot"),
+        Some(snapshot) if !snapshots.has(snapshot, Chunk(b)) => {
+            Some("is beyond the end of its snapshot")
+        }
         Some(_) if value.crc != 0 => Some("has a checksum, which its changing data cannot have"),
         Some(_) => None,
     }
