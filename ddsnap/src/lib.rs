@@ -2,7 +2,7 @@
 //! The snapshot store, its server and its tools.
 //!
 //! Imports point one way: `cli` uses `server`, `agent`, `client` and `store`; `server` uses `store`,
-//! `device` and `protocol`; `delta` uses `client`, `device` and `format`; `client` and `agent` use `protocol`; `store` uses `format` and `device`;
+//! `device` and `protocol`; `delta` uses `client`, `device` and `format`; `client` and `agent` use `protocol`; `probe` uses `format`; `store` uses `format` and `device`;
 //! all may use `units`, `buffer` and `stdio`. ARCHITECTURE.md has the argument.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod delta;
 pub mod device;
 pub mod format;
+pub mod probe;
 pub mod protocol;
 pub mod server;
 pub mod stdio;

@@ -8,6 +8,7 @@ mod commands;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 use commands::{Ran, Volume, ddsnap, ddsnap_with, good, is_alive, ran, wait_until};
@@ -61,6 +62,46 @@ fn initialize_takes_no_device_for_another() {
     refused(&["initialize", &own, &store], 1, "held by process");
     refused(&["initialize", "-y", &origin, &own], 1, "held by process");
     assert!(untouched(&origin) && untouched(&own));
+}
+
+/// A store was made over a file system without a word, and a store with snapshots by a tool that had not
+/// looked.
+#[test]
+fn initialize_overwrites_nothing_that_somebody_may_miss() {
+    let mut volume = Volume::new();
+    let (store, origin) = (volume.name("store"), volume.name("origin"));
+    let swap = filled(&volume, "swap", 0);
+    // linux: include/linux/swap.h; version 1, last page 255.
+    let file = File::options().write(true).open(&swap).unwrap();
+    file.write_all_at(&[1, 0, 0, 0, 255, 0, 0, 0], 1024)
+        .unwrap();
+    file.write_all_at(b"SWAPSPACE2", 4086).unwrap();
+    let before = fs::read(&swap).unwrap();
+    let words = "holds swap space; nothing was changed (--force overwrites it)";
+    refused(&["initialize", "-y", &swap, &origin], 1, words);
+    refused(&["initialize", "-y", &store, &origin, &swap], 1, words);
+    refused(&["initialize", "-n", &swap, &origin], 1, words);
+    good(&["initialize", "-n", "--force", &swap, &origin]);
+    assert!(fs::read(&swap).unwrap() == before);
+    good(&["initialize", "--force", &swap, &origin]);
+    assert!(
+        !fs::read(&swap)
+            .unwrap()
+            .windows(10)
+            .any(|w| w == b"SWAPSPACE2")
+    );
+
+    good(&["initialize", "-n", &store, &origin]);
+    volume.initialize();
+    volume.start_agent();
+    let server = volume.start_server();
+    good(&["create", &volume.socket(), "3"]);
+    volume.stop(server, Signal::SIGTERM);
+    refused(
+        &["initialize", "-n", &store, &origin],
+        1,
+        "a snapshot store with one snapshot; nothing was changed",
+    );
 }
 
 /// Only the metadata device was locked: the store's data could be wiped under its server, or two servers

@@ -14,9 +14,11 @@ use crate::device::BlockDevice;
 use crate::device::identity::distinct;
 use crate::device::lock::share_store;
 use crate::device::uring::Access;
+use crate::probe::contents::{self, Contents, Usage};
+use crate::probe::stack::{self, Base, SYSFS};
 use crate::server::start::open_device;
 use crate::stdio::{complain, print};
-use crate::store::{Devices, InitOptions, Store};
+use crate::store::{Devices, InitOptions, OpenOptions, Store, View};
 use crate::units::ChunkShift;
 
 /// Chunk and block size if neither is given, in bytes.
@@ -26,7 +28,9 @@ const LEAST_JOURNAL_BYTES: u64 = 64 << 10;
 
 /// Make an empty snapshot store. What the origin holds is not touched.
 ///
-/// Devices that a server holds are refused, and so is an origin that holds a store itself.
+/// Refused are devices that a server holds or that share blocks with each other, an origin that holds a
+/// store itself, and, without --force, a store's device that holds a file system or anything else with
+/// a signature. All is checked before the first write.
 #[derive(Debug, Args)]
 pub struct Initialize {
     /// Device or file that is to keep the snapshots; everything on it is lost.
@@ -41,6 +45,13 @@ pub struct Initialize {
     /// Do not ask before a store is overwritten.
     #[arg(short, long)]
     yes: bool,
+    /// Overwrite a file system, a partition table or whatever else the store's device holds.
+    #[arg(long)]
+    force: bool,
+    /// Check everything and write nothing. A store with snapshots is refused too, without --yes or
+    /// --force.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     /// Size of the journal: bytes, or with k, m or g; rounded up. Default: a 64th of the
     /// device, or a 16th of METADEV, at most 64m.
     #[arg(short, long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true)]
@@ -62,6 +73,8 @@ impl Initialize {
             .chain(meta)
             .collect();
         distinct(&paths).map_err(Error::msg)?;
+        share_no_blocks(&paths)?;
+        same_sectors(&self.snapstore, &self.origin)?;
         let held_meta = meta.map(offline::hold).transpose()?;
         let data = offline::hold(&self.snapstore)?;
         // A store, or the origin of another server, is given in its place by mistake.
@@ -78,7 +91,15 @@ impl Initialize {
                 self.origin.display()
             );
         }
-        if !self.yes && !self.may_overwrite(&mut devices)? {
+        let mut recognised = Vec::new();
+        for path in [&*self.snapstore].into_iter().chain(meta) {
+            recognised.extend(self.overwritten(path)?.then_some(path));
+        }
+        if self.dry_run {
+            if !self.yes && !self.force {
+                self.refuse_snapshots(&mut devices)?;
+            }
+        } else if !self.yes && !self.force && !self.may_overwrite(&mut devices)? {
             complain("ddsnap: nothing was changed");
             return Ok(1);
         }
@@ -89,8 +110,56 @@ impl Initialize {
             now: now.map_or(0, |since| since.as_secs() as i64),
             uuid: uuid::Uuid::new_v4().into_bytes(),
         };
+        Store::check_layout(&devices, &options)?;
+        if self.dry_run {
+            return Ok(0);
+        }
+        for path in recognised {
+            contents::erase(path)?;
+        }
         Store::initialize(&mut devices, &options)?;
         Ok(0)
+    }
+
+    /// Whether what a device of the store holds has to be erased. A store is overwritten as it is.
+    fn overwritten(&self, path: &Path) -> Result<bool> {
+        let found = contents::look(path)?;
+        let is_store = matches!(&found, Contents::Known(known) if known.usage == Usage::Store);
+        if is_store || !found.is_recognised() {
+            return Ok(false);
+        }
+        if !self.force {
+            bail!(
+                "{} holds {found}; nothing was changed (--force overwrites it)",
+                path.display()
+            );
+        }
+        Ok(true)
+    }
+
+    /// Nobody can be asked, so a store is only overwritten if nothing would be missed.
+    fn refuse_snapshots(&self, devices: &mut Devices) -> Result<()> {
+        if !Store::probe(&mut *devices.data)? {
+            return Ok(());
+        }
+        let meta = match &self.meta {
+            Some(meta) => Some(Box::new(open_device(meta, Access::Read)?) as Box<dyn BlockDevice>),
+            None => None,
+        };
+        let data = Box::new(open_device(&self.snapstore, Access::Read)?);
+        let options = OpenOptions {
+            cache_bytes: offline::CACHE_BYTES,
+        };
+        let what = match View::without_origin(data, meta, &options) {
+            Ok((view, ..)) => match view.snapshots().len() {
+                0 => return Ok(()),
+                1 => "a snapshot store with one snapshot".to_string(),
+                many => format!("a snapshot store with {many} snapshots"),
+            },
+            Err(_) => "a snapshot store that cannot be read, or a part of one".to_string(),
+        };
+        let store = self.snapstore.display();
+        bail!("{store} holds {what}; nothing was changed (--force overwrites it)")
     }
 
     /// Asks about each device that holds a store.
@@ -107,6 +176,41 @@ impl Initialize {
         found
             .iter()
             .try_fold(true, |yes, path| Ok(yes && ask(path)?))
+    }
+}
+
+/// Devices that are not the same may still share blocks: a disk and its partition, a logical volume and
+/// its physical volume, two loop devices of one file.
+fn share_no_blocks(paths: &[&Path]) -> Result<()> {
+    for (index, a) in paths.iter().enumerate() {
+        for b in &paths[..index] {
+            let (Some(base_a), Some(base_b)) = (Base::of(a), Base::of(b)) else {
+                continue;
+            };
+            if stack::overlap(Path::new(SYSFS), base_a, base_b) {
+                bail!(
+                    "{} and {} share blocks: one lies on the other, or both on one file",
+                    b.display(),
+                    a.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A snapshot's device has the larger of both sector sizes, and a file system that was made for smaller
+/// ones does not mount there.
+fn same_sectors(snapstore: &Path, origin: &Path) -> Result<()> {
+    let sectors = |path| stack::sector_bytes(Path::new(SYSFS), Base::of(path)?);
+    match (sectors(snapstore), sectors(origin)) {
+        (Some(store), Some(own)) if store > own => bail!(
+            "{} has sectors of {store} bytes and {} of {own}: snapshots would not mount; use a store \
+             with sectors of {own} bytes",
+            snapstore.display(),
+            origin.display()
+        ),
+        _ => Ok(()),
     }
 }
 

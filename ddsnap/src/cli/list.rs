@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::json;
 use super::numbers::ctime;
-use crate::client::{Client, Snapshot};
+use crate::client::{Client, Snapshot, SnapshotState};
 use crate::stdio::print;
 
 /// List the snapshots, oldest first.
@@ -40,9 +40,14 @@ fn render(snapshots: &[Snapshot], time: impl Fn(i64) -> String) -> String {
     let mut text = "Snapshot list:\n".to_owned();
     for (number, snapshot) in snapshots.iter().enumerate() {
         let _ = writeln!(text, "Snapshot {number}:");
+        // Behind the fields that scripts take.
+        let squashed = match snapshot.state {
+            SnapshotState::Live => "",
+            SnapshotState::Squashed => "  squashed",
+        };
         let _ = writeln!(
             text,
-            "\ttag= {}  priority= {}  use count= {}  creation time= {}",
+            "\ttag= {}  priority= {}  use count= {}  creation time= {}{squashed}",
             snapshot.tag,
             snapshot.priority,
             snapshot.usecount(),
@@ -55,7 +60,6 @@ fn render(snapshots: &[Snapshot], time: impl Fn(i64) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::SnapshotState;
     use crate::units::{SnapSeq, SnapTag};
 
     #[test]
@@ -83,6 +87,12 @@ mod tests {
         assert_eq!([fields[1], fields[3], fields[6]], ["4", "-5", "3"]);
         assert_eq!(fields[9..14].join(" "), "Sun Nov 22 01:44:39 2026");
         assert_eq!(fields.len(), 14);
+        let squashed = Snapshot {
+            state: SnapshotState::Squashed,
+            ..snapshot
+        };
+        let text = render(&[squashed], |_| "Sun Nov 22 01:44:39 2026".to_owned());
+        assert!(text.ends_with("44:39 2026  squashed\n"), "{text}");
     }
 
     #[test]

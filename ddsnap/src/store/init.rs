@@ -65,6 +65,14 @@ impl Store {
         Ok(())
     }
 
+    /// Whether [`Store::initialize`] would have anything against devices and options. Writes nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_layout(devices: &Devices, options: &InitOptions) -> Result<(), StoreError> {
+        layout(devices, options).map(|_| ())
+    }
+
     /// Whether `device` holds a store or a part of one, intact or not: what the user is asked about
     /// before it is overwritten.
     ///

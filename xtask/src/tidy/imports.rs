@@ -17,7 +17,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "server", "delta", "agent", "client", "store", "daemon", "device", "format", "protocol",
+            "server", "delta", "agent", "client", "store", "daemon", "device", "format",
+            "protocol", "probe",
         ],
     ),
     (
@@ -28,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("client", &["protocol"]),
     ("agent", &["protocol", "daemon"]),
     ("store", &["format", "device"]),
+    ("probe", &["format"]),
     ("device", &[]),
     ("format", &[]),
     ("protocol", &[]),
