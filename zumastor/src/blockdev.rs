@@ -9,6 +9,7 @@
 //! name or the hardware's name below `/dev/disk/by-id` where there is one. Names that describe
 //! contents (by-uuid, by-label, lvm-pv-uuid) are never chosen: contents change.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -16,11 +17,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::probe::stack::{self, Base};
 use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::machine::{Busy, Dev};
+use crate::machine::{Dev, Users};
 use crate::{mounts, process};
 
 nix::ioctl_read!(
@@ -39,8 +41,8 @@ nix::ioctl_write_ptr_bad!(
 
 /// Zeroes written between two progress reports.
 const ZERO_STEP_BYTES: u64 = 64 << 20;
-/// Longest wait for blkid.
-const PROBE_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest wait for udev.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Links followed before a path is called a loop.
 const LINKS_MAX: usize = 16;
 
@@ -136,58 +138,147 @@ fn hardware_name(dev: Dev) -> Option<PathBuf> {
     names.into_iter().next()
 }
 
-/// Fails, naming the user, if the device is mounted or held by another part of the system.
+/// Fails, naming the user, if the device is mounted, written to or held by another part of the system.
 pub fn check_unused(path: &Path) -> Result<()> {
     let dev = number(path)?;
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_EXCL)
-        .open(path);
+        .open(path)
+        .map(drop);
+    let busy = |users: Users| Err(users.busy(path.display().to_string()).into());
     match opened {
-        Ok(_) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Busy {
-            device: path.display().to_string(),
-            holders: device_users(dev),
+        // What claims nothing uses the device too: a loop device, a program that writes to it.
+        Ok(()) => {
+            let users = Users {
+                lasting: holders(dev),
+                processes: process::writers(|link| opens(link, dev)),
+            };
+            if users == Users::default() {
+                Ok(())
+            } else {
+                busy(users)
+            }
         }
-        .into()),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            let mut all = users(dev);
+            all.lasting
+                .extend(mounted(&stack::above(sysfs(), base(dev))));
+            busy(all)
+        }
         Err(e) => Err(e).with_context(|| format!("could not open '{}'", path.display())),
     }
 }
 
-/// Who uses a block device: mounts, devices stacked on it, processes that have it open.
+/// All devices that stand on `dev`, itself first.
 #[must_use]
-pub fn device_users(dev: Dev) -> Vec<String> {
-    let mut users = Vec::new();
-    for mount in mounts::table().unwrap_or_default() {
-        if mount.dev == dev {
-            users.push(format!("a mount on {}", mount.dir.display()));
-        }
+pub fn stacked_on(dev: Dev) -> Vec<Dev> {
+    let above = stack::above(sysfs(), base(dev)).into_iter();
+    let others = above.filter(|b| *b != base(dev)).filter_map(|b| match b {
+        Base::Device(major, minor) => Some(Dev { major, minor }),
+        Base::File(..) => None,
+    });
+    std::iter::once(dev).chain(others).collect()
+}
+
+/// Whether two devices share blocks.
+#[must_use]
+pub fn overlap(one: &Path, other: &Path) -> bool {
+    match (Base::of(one), Base::of(other)) {
+        (Some(one), Some(other)) => stack::overlap(sysfs(), one, other),
+        _ => false,
     }
-    if let Ok(holders) = fs::read_dir(format!("/sys/dev/block/{dev}/holders")) {
-        for holder in holders.flatten() {
-            let name = fs::read_to_string(holder.path().join("dm/name"));
-            let name = name.map_or_else(
-                |_| holder.file_name().to_string_lossy().into_owned(),
-                |n| n.trim_end().to_string(),
-            );
-            users.push(format!("device {name}"));
-        }
+}
+
+/// Logical sector size of the device in bytes.
+#[must_use]
+pub fn sector_bytes(path: &Path) -> Option<u32> {
+    stack::sector_bytes(sysfs(), Base::of(path)?)
+}
+
+fn sysfs() -> &'static Path {
+    Path::new(stack::SYSFS)
+}
+
+fn base(dev: Dev) -> Base {
+    Base::Device(dev.major, dev.minor)
+}
+
+fn opens(link: &Path, dev: Dev) -> bool {
+    fs::metadata(link).is_ok_and(|m| m.file_type().is_block_device() && from_raw(m.rdev()) == dev)
+}
+
+/// Who uses a block device, but for mounts of the device itself: as [`holders`], and processes that
+/// have it open.
+#[must_use]
+pub fn users(dev: Dev) -> Users {
+    Users {
+        lasting: holders(dev),
+        processes: process::users(|link| opens(link, dev)),
     }
-    let opens = |link: &Path| {
-        fs::metadata(link)
-            .is_ok_and(|m| m.file_type().is_block_device() && from_raw(m.rdev()) == dev)
+}
+
+/// Who uses a block device lastingly, but for mounts of the device itself: swap, devices that stand on
+/// it and what is mounted from those.
+#[must_use]
+pub fn holders(dev: Dev) -> Vec<String> {
+    let above = stack::above(sysfs(), base(dev));
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let mut lasting = swaps_on(&swaps, &above);
+    let standing: BTreeSet<Base> = above.into_iter().filter(|b| *b != base(dev)).collect();
+    let names = standing.iter().filter(|b| in_use(**b));
+    let names = names.filter_map(|b| stack::name(sysfs(), *b));
+    lasting.extend(names.map(|name| format!("device {name}")));
+    lasting.extend(mounted(&standing));
+    lasting
+}
+
+/// A partition is there whether it is used or not; every other device that stands on one uses it.
+fn in_use(base: Base) -> bool {
+    let Base::Device(major, minor) = base else {
+        return false;
     };
-    users.extend(process::users(opens));
+    !sysfs()
+        .join(format!("dev/block/{major}:{minor}/partition"))
+        .exists()
+}
+
+/// The mounts of these devices, described.
+fn mounted(devices: &BTreeSet<Base>) -> Vec<String> {
+    let table = mounts::table().unwrap_or_default();
+    let ours = table.iter().filter(|m| devices.contains(&base(m.dev)));
+    ours.map(|m| format!("a mount on {}", m.dir.display()))
+        .collect()
+}
+
+/// Swap in use on these devices, by the text of /proc/swaps.
+fn swaps_on(text: &str, devices: &BTreeSet<Base>) -> Vec<String> {
+    let paths = text
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
+    paths
+        .filter(|path| Base::of(Path::new(path)).is_some_and(|base| devices.contains(&base)))
+        .map(|path| format!("swap ({path})"))
+        .collect()
+}
+
+/// Who uses a block device, mounts included.
+#[must_use]
+pub fn all_users(dev: Dev) -> Users {
+    let mut users = users(dev);
+    let own = mounted(&BTreeSet::from([base(dev)]));
+    users.lasting.splice(0..0, own);
     users
 }
 
 /// Waits until udev's queue is empty, but not for ever.
 pub fn settle() {
-    let timeout = format!("--timeout={}", PROBE_DEADLINE.as_secs() / 2);
+    let timeout = format!("--timeout={}", SETTLE_DEADLINE.as_secs() / 2);
     let argv = ["udevadm".into(), "settle".into(), timeout.into()];
     // Without udev, or when time is up: the volume is tried all the same.
-    if let Err(error) = process::run(&argv, PROBE_DEADLINE) {
+    if let Err(error) = process::run(&argv, SETTLE_DEADLINE) {
         complain(format_args!("{error:#}"));
     }
 }
@@ -230,24 +321,6 @@ pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     }
     file.sync_all()
         .with_context(|| format!("could not flush '{}'", path.display()))
-}
-
-/// Type of the file system on a device node, `None` if it has none that blkid knows.
-pub fn filesystem(node: &Path) -> Result<Option<String>> {
-    let fixed = ["blkid", "-p", "-o", "value", "-s", "TYPE", "--"];
-    let mut argv: Vec<_> = fixed.map(Into::into).to_vec();
-    argv.push(node.into());
-    let output = process::run(&argv, PROBE_DEADLINE)?;
-    let text = output.stdout.trim();
-    match output.code {
-        Some(0) if !text.is_empty() => Ok(Some(text.to_string())),
-        Some(0 | 2) => Ok(None),
-        _ => bail!(
-            "blkid could not examine '{}': {}",
-            node.display(),
-            output.complaint()
-        ),
-    }
 }
 
 /// Writes out what the page cache holds for a device node.

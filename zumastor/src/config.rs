@@ -122,9 +122,29 @@ pub struct Master {
     /// A snapshot whose creation was begun and not yet recorded: after a crash it may exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Snapshot>,
+    /// The newest sequence in the store when that was begun: what has this or an older one is not ours.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pending_after: u64,
+    /// Forgotten snapshots whose data may still be in the store, where it is to be deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deleting: Vec<Doomed>,
     /// The snapshots, oldest first.
     #[serde(default)]
     pub snapshots: Vec<Snapshot>,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+/// A snapshot to be deleted. The sequence proves that the one of this number is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doomed {
+    /// The snaptag.
+    pub id: u32,
+    /// Its place in the store's order of creation, never used again.
+    pub sequence: u64,
 }
 
 /// One snapshot.
@@ -274,10 +294,21 @@ fn line_of(text: &str, field: &str) -> usize {
 /// Makes `config` the document of `volume`, durably, or leaves the old one.
 pub fn save(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<(), ConfigError> {
     let path = layout.config(volume);
+    let temporary = write_beside(layout, volume, config)?;
+    fs::rename(&temporary, &path).map_err(io_error("replace", &path))?;
+    sync_dir(&layout.volume(volume))
+}
+
+/// Writes the document durably under another name.
+fn write_beside(
+    layout: &Layout,
+    volume: &str,
+    config: &VolumeConfig,
+) -> Result<PathBuf, ConfigError> {
     let dir = layout.volume(volume);
     let temporary = dir.join("volume.yaml.new");
     let text = serde_yaml::to_string(config).map_err(|e| ConfigError::Syntax {
-        path: path.clone(),
+        path: layout.config(volume),
         message: e.to_string(),
     })?;
     make_private_dir(&dir)?;
@@ -292,8 +323,16 @@ pub fn save(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<(), 
         file.sync_all()
     };
     write().map_err(io_error("write", &temporary))?;
-    fs::rename(&temporary, &path).map_err(io_error("replace", &path))?;
-    sync_dir(&dir)
+    Ok(temporary)
+}
+
+/// Proves that the document of a new volume could be saved now, and leaves nothing.
+pub fn check_room(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<(), ConfigError> {
+    let written = write_beside(layout, volume, config).map(|_| ());
+    // What somebody else keeps there stays; it is no hindrance.
+    let _ = fs::remove_file(layout.volume(volume).join("volume.yaml.new"));
+    let _ = fs::remove_dir(layout.volume(volume));
+    written
 }
 
 /// Deletes the document of `volume` and its directory. Succeeds if they are gone already.

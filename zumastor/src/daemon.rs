@@ -44,16 +44,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Handle {
     volume: Mutex<Option<Volume>>,
     view: Mutex<View>,
+    /// An event may help it up.
+    waits: AtomicBool,
     retry_queued: AtomicBool,
 }
 
 impl Handle {
     fn new(view: View) -> Arc<Handle> {
-        let retry_queued = AtomicBool::new(false);
         Arc::new(Handle {
             volume: Mutex::new(None),
             view: Mutex::new(view),
-            retry_queued,
+            waits: AtomicBool::new(false),
+            retry_queued: AtomicBool::new(false),
         })
     }
 
@@ -63,6 +65,7 @@ impl Handle {
 
     fn publish(&self, volume: &Volume) {
         *lock(&self.view) = View::of(volume);
+        self.waits.store(volume.waits(), Ordering::SeqCst);
     }
 }
 
@@ -157,28 +160,35 @@ impl Daemon {
         *slot = Some(volume);
     }
 
-    /// Takes every volume down. What is in use stays up and is named.
-    fn stop_all(self: &Arc<Self>) {
-        let stop_one = |name: String, handle: Arc<Handle>| {
+    /// Takes every volume down. What is in use stays up; returned is a line for each that does.
+    fn stop_all(self: &Arc<Self>) -> Vec<String> {
+        let busy: Arc<Mutex<Vec<String>>> = Arc::default();
+        let stop_one = |name: String, handle: Arc<Handle>, busy: Arc<Mutex<Vec<String>>>| {
             let mut slot = lock(&handle.volume);
             let Some(volume) = slot.as_mut() else { return };
-            match volume.down(crate::plan::Level::Down) {
+            match volume.down(crate::plan::Level::Down, &mut |_| ()) {
                 Ok(()) => complain(format_args!("{name}: is down")),
-                Err(error) => complain(format_args!("{name}: stays up: {error:#}")),
+                Err(error) => {
+                    let line = format!("{name}: stays up: {error:#}");
+                    complain(format_args!("{line}"));
+                    lock(&busy).push(line);
+                }
             }
             handle.publish(volume);
         };
         let handles = self.handles();
-        let threads = handles
-            .into_iter()
-            .map(|(n, h)| thread::spawn(move || stop_one(n, h)));
+        let threads = handles.into_iter().map(|(n, h)| {
+            let busy = busy.clone();
+            thread::spawn(move || stop_one(n, h, busy))
+        });
         wait_for(threads.collect());
+        std::mem::take(&mut *lock(&busy))
     }
 
     /// Tries volumes again that wait for a device, because one appeared or changed.
     fn retry(self: &Arc<Self>) {
         for (name, handle) in self.handles() {
-            let waits = handle.view().failure.is_some();
+            let waits = handle.waits.load(Ordering::SeqCst);
             // One attempt in the queue is enough: it looks at the machine when it runs.
             if !waits || handle.retry_queued.swap(true, Ordering::SeqCst) {
                 continue;
@@ -192,7 +202,7 @@ impl Daemon {
                 complain(format_args!(
                     "{name}: a device appeared or changed; trying again"
                 ));
-                lock(&handle.view).warning = Some("a device appeared; it is being started".into());
+                lock(&handle.view).notes = vec!["a device appeared; it is being started".into()];
                 let level = volume.level;
                 if volume.up(level, &mut |_| ()).is_ok() && volume.failure.is_none() {
                     complain(format_args!("{name}: is up"));
@@ -244,6 +254,7 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     };
     touch(&layout.locking())?;
     touch(&layout.running())?;
+    remove(&layout.busy());
     let listener = listen(&layout)?;
     let daemon = Daemon::new(host, layout.clone());
     let server = daemon.clone();
@@ -258,13 +269,21 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
 
     let end = wait_for_signal(&signals)?;
     notify::send("STOPPING=1");
+    let mut busy = Vec::new();
     if end == End::Stop {
         touch(&layout.locking())?;
-        daemon.stop_all();
+        busy = daemon.stop_all();
         remove(&layout.running());
     }
     remove(&layout.control());
     remove(&layout.locking());
+    if !busy.is_empty() {
+        // Who asked for the stop may not see how this process ends: the init script reads it there.
+        let text = busy.iter().map(|line| format!("{line}\n"));
+        fs::write(layout.busy(), text.collect::<String>())
+            .with_context(|| format!("could not write {}", layout.busy().display()))?;
+        bail!("not all volumes could be stopped");
+    }
     Ok(())
 }
 

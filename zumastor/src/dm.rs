@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
 use nix::errno::Errno;
 
-use crate::machine::{Busy, Dev, DmDevice, TARGET, TableLine};
+use crate::machine::{Dev, DmDevice, TARGET, TableLine};
 use crate::names::{kernel_device_name, readable_device_name};
 use crate::{blockdev, process};
 
@@ -190,11 +190,9 @@ pub fn remove(name: &str) -> Result<()> {
             Err(e) if errno(&e) == Some(Errno::ENXIO) => Ok(()),
             Err(e) if errno(&e) == Some(Errno::EBUSY) => {
                 let found = find(&own_name)?;
-                let holders = found
-                    .map(|d| blockdev::device_users(d.dev))
-                    .unwrap_or_default();
+                let users = found.map(|d| blockdev::all_users(d.dev));
                 let device = mapper_path(&own_name).display().to_string();
-                Err(Busy { device, holders }.into())
+                Err(users.unwrap_or_default().busy(device).into())
             }
             Err(e) => Err(readable(e)),
         }

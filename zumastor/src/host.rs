@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use ddsnap::probe::contents::Contents;
 
 use crate::config::Devices;
-use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, TableLine};
+use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
 
 /// Longest wait for `ddsnap create`, and so the longest time a file system stays frozen.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(45);
@@ -31,17 +32,32 @@ pub trait Host: Send + Sync {
     fn announce(&self, path: &Path);
     /// A path for the device at `path` that is still right after a reboot.
     fn stable_path(&self, path: &Path) -> Result<PathBuf>;
-    /// Fails, naming the user, if the device is mounted or held by another part of the system.
+    /// Fails with [`crate::machine::Busy`] if the device is mounted, written to or held by another part
+    /// of the system.
     fn check_unused(&self, path: &Path) -> Result<()>;
+    /// Who uses a device lastingly, described, but for mounts of the device itself, which
+    /// [`Host::mounts`] has.
+    fn holders(&self, dev: Dev) -> Vec<String>;
+    /// As [`Host::holders`], and who else has it open: looks at every process.
+    fn users(&self, dev: Dev) -> Users;
+    /// All devices that stand on `dev`, itself first.
+    fn stacked_on(&self, dev: Dev) -> Vec<Dev>;
+    /// Whether two devices share blocks, as a disk and its partition do.
+    fn overlap(&self, one: &Path, other: &Path) -> bool;
+    /// Logical sector size of the device in bytes, if it is known.
+    fn sector_bytes(&self, path: &Path) -> Option<u32>;
     /// Overwrites the device with zeroes, reporting bytes done and bytes in all.
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()>;
-    /// Type of the file system on a device node, `None` if it has none that is known.
-    fn filesystem(&self, node: &Path) -> Result<Option<String>>;
+    /// What a device holds.
+    fn contents(&self, node: &Path) -> Result<Contents>;
     /// Writes out what the page cache holds for a device node.
     fn flush(&self, node: &Path) -> Result<()>;
 
+    /// Fails if [`Host::format`] would be refused, or would overwrite what somebody may miss and `force`
+    /// does not say that it may. Writes nothing.
+    fn check_format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()>;
     /// Writes an empty snapshot store with chunks of `chunksize`, as `ddsnap initialize -c` takes it.
-    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()>;
+    fn format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()>;
     /// The process of `spec` if it runs, found by pid file and proven by its command line.
     fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>>;
     /// Starts it; returns its number once it is up.
@@ -57,8 +73,10 @@ pub trait Host: Send + Sync {
     fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
     /// Deletes snapshot `tag`.
     fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
-    /// All snapshots the server has.
-    fn snapshots(&self, server: &Path) -> Result<Vec<u32>>;
+    /// All snapshots the server has, oldest first.
+    fn snapshots(&self, server: &Path) -> Result<Vec<Stored>>;
+    /// What the server says of its store; waits a few seconds at most.
+    fn store_state(&self, server: &Path) -> Result<StoreState>;
     /// Size of the origin or a snapshot in sectors.
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64>;
 
@@ -86,6 +104,8 @@ pub trait Host: Send + Sync {
 
     /// Local time as `YYYY.MM.DD-HH.MM.SS`.
     fn now(&self) -> String;
+    /// Lets `time` pass, before what was busy is tried again.
+    fn pause(&self, time: Duration);
 }
 
 #[cfg(test)]

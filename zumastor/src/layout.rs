@@ -86,6 +86,12 @@ impl Layout {
         self.run().join("locking")
     }
 
+    /// Which volumes the last daemon could not stop, and why, a line each; absent if there was none.
+    #[must_use]
+    pub fn busy(&self) -> PathBuf {
+        self.run().join("busy")
+    }
+
     /// The daemon's own lock (flock), which a killed daemon cannot leave behind.
     #[must_use]
     pub fn daemon_lock(&self) -> PathBuf {

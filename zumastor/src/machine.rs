@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use ddsnap::client::Snapshot as Stored;
+pub use ddsnap::client::SnapshotState;
 use thiserror::Error;
 
 /// The device-mapper target's name in tables.
@@ -46,6 +48,45 @@ pub struct Busy {
     pub device: String,
     /// Who uses it, as far as is known: processes and mounts, described.
     pub holders: Vec<String>,
+    /// A mount, swap or another device is among them: waiting some seconds does not help.
+    pub lasting: bool,
+}
+
+/// Who uses a device, described.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Mounts, swap and devices that stand on it.
+    pub lasting: Vec<String>,
+    /// Processes that have it open, if only for a moment.
+    pub processes: Vec<String>,
+}
+
+impl Users {
+    /// The error that names them all.
+    #[must_use]
+    pub fn busy(self, device: String) -> Busy {
+        let lasting = !self.lasting.is_empty();
+        let mut holders = self.lasting;
+        holders.extend(self.processes);
+        Busy {
+            device,
+            holders,
+            lasting,
+        }
+    }
+}
+
+/// What a volume's server says of its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreState {
+    /// Why it serves no writes any more, if so.
+    pub fault: Option<String>,
+    /// The server has lost its channel to the kernel: I/O waits.
+    pub channel_lost: bool,
+    /// It is nearly full, or full, and what to do.
+    pub space: Option<String>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Stored>,
 }
 
 fn by(holders: &[String]) -> String {

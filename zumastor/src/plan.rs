@@ -260,27 +260,6 @@ pub fn run_each(steps: &[Action], mut perform: impl FnMut(Action) -> anyhow::Res
     report
 }
 
-/// Carries out `steps`, which all go down. What is in use stays, and so does all it depends on: once
-/// something failed, the origin's device, the server and the agent are left alone, for a snapshot
-/// without its server would only give errors.
-pub fn run_down(steps: &[Action], mut perform: impl FnMut(Action) -> anyhow::Result<()>) -> Report {
-    let mut report = Report::default();
-    for &action in steps {
-        let scope = action.scope();
-        let blocked = report
-            .failures
-            .iter()
-            .any(|f| f.0 == scope || scope == Scope::Volume);
-        if blocked {
-            continue;
-        }
-        if let Err(error) = perform(action) {
-            report.failures.push((scope, action, error));
-        }
-    }
-    report
-}
-
 /// A failed operation: why, and what of it could not be taken back.
 #[derive(Debug)]
 pub struct RollbackError {

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ddsnap::client::{Client, ClientError};
+use ddsnap::client::{ChannelState, Client, ClientError, Level};
 use ddsnap::units::SnapTag;
 use nix::errno::Errno;
 use nix::libc;
@@ -24,7 +24,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::Devices;
 use crate::host::CREATE_DEADLINE;
-use crate::machine::{Kind, ProcessSpec};
+use crate::machine::{Kind, ProcessSpec, StoreState, Stored};
 
 /// Longest wait for a daemon to be up: the server may have a journal to replay.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -36,6 +36,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const FORMAT_DEADLINE: Duration = Duration::from_secs(600);
 /// Longest wait for answers that need no disk.
 const QUERY_DEADLINE: Duration = Duration::from_secs(15);
+/// Longest wait of `status` for a server.
+const STATE_DEADLINE: Duration = Duration::from_secs(4);
 /// Longest wait for a snapshot to be marked deleted.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 /// Most output kept of a command, in bytes.
@@ -307,16 +309,40 @@ pub fn all() -> Vec<Found> {
 
 fn links(process: &Path) -> impl Iterator<Item = PathBuf> {
     let fixed = ["cwd", "root", "exe"].map(|l| process.join(l));
-    let open = fs::read_dir(process.join("fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    fixed.into_iter().chain(open.map(|e| e.path()))
+    fixed.into_iter().chain(open_files(process))
 }
 
 /// Processes for which one of their links (working directory, root, program, open files) matches.
 pub fn users(matches: impl Fn(&Path) -> bool) -> Vec<String> {
-    let mut users = Vec::new();
+    find_processes(|process| links(process).any(|link| matches(&link)))
+}
+
+/// Processes that have a file open for writing for which `matches` says yes.
+pub fn writers(matches: impl Fn(&Path) -> bool) -> Vec<String> {
+    let writes = |link: &Path| {
+        let number = link.file_name().unwrap_or_default();
+        let process = link.parent().and_then(Path::parent).unwrap_or(link);
+        let info = fs::read_to_string(process.join("fdinfo").join(number)).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|f| i32::from_str_radix(f.trim(), 8).ok());
+        flags.is_some_and(|f| f & libc::O_ACCMODE != libc::O_RDONLY)
+    };
+    find_processes(|process| {
+        open_files(process)
+            .into_iter()
+            .any(|link| matches(&link) && writes(&link))
+    })
+}
+
+/// The links of /proc/PID/fd.
+fn open_files(process: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(process.join("fd")).into_iter().flatten();
+    entries.flatten().map(|e| e.path()).collect()
+}
+
+/// The first processes, described, whose directory in /proc `matches`.
+fn find_processes(matches: impl Fn(&Path) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(pid) = name
@@ -325,23 +351,39 @@ pub fn users(matches: impl Fn(&Path) -> bool) -> Vec<String> {
         else {
             continue;
         };
-        let path = entry.path();
-        if links(&path).any(|link| matches(&link)) {
-            let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            users.push(format!("{}[{pid}]", command.trim_end()));
+        if matches(&entry.path()) {
+            let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            found.push(format!("{}[{pid}]", command.trim_end()));
         }
-        if users.len() == USERS_MAX {
+        if found.len() == USERS_MAX {
             break;
         }
     }
-    users
+    found
 }
 
-/// Writes an empty snapshot store with chunks of `chunksize`.
-pub fn format(devices: &Devices, chunksize: &str) -> Result<()> {
-    let mut argv: Vec<OsString> = ["ddsnap", "initialize", "-y", "-c", chunksize]
+/// Fails if the store cannot be formatted, or holds what somebody may miss; writes nothing.
+pub fn check_format(devices: &Devices, chunksize: &str, force: bool) -> Result<()> {
+    let force = if force { "--force" } else { "--dry-run" };
+    initialize(devices, &["--dry-run", force], chunksize)
+}
+
+/// Writes an empty snapshot store with chunks of `chunksize`. A store is overwritten, other contents only
+/// with `force`.
+pub fn format(devices: &Devices, chunksize: &str, force: bool) -> Result<()> {
+    let force = if force { "--force" } else { "--yes" };
+    initialize(devices, &["--yes", force], chunksize)
+}
+
+fn initialize(devices: &Devices, flags: &[&str], chunksize: &str) -> Result<()> {
+    let mut flags = flags.to_vec();
+    flags.dedup();
+    let mut argv: Vec<OsString> = ["ddsnap", "initialize"]
+        .into_iter()
+        .chain(flags)
+        .chain(["-c", chunksize])
         .map(OsString::from)
-        .to_vec();
+        .collect();
     argv.push((&devices.snapstore).into());
     argv.push((&devices.origin).into());
     argv.extend(devices.meta.as_ref().map(OsString::from));
@@ -371,11 +413,22 @@ pub fn delete_snapshot(server: &Path, tag: u32) -> Result<()> {
     gone.with_context(|| format!("could not delete snapshot {tag}"))
 }
 
-/// All snapshots the server has.
-pub fn snapshots(server: &Path) -> Result<Vec<u32>> {
+/// All snapshots the server has, oldest first.
+pub fn snapshots(server: &Path) -> Result<Vec<Stored>> {
     let list = connect(server, QUERY_DEADLINE).and_then(|mut c| c.list());
-    let list = list.context("could not list the snapshots")?;
-    Ok(list.into_iter().map(|s| s.tag.0).collect())
+    list.context("could not list the snapshots")
+}
+
+/// What the server says of its store.
+pub fn store_state(server: &Path) -> Result<StoreState> {
+    let asked = connect(server, STATE_DEADLINE).and_then(|mut c| Ok((c.status()?, c.list()?)));
+    let (status, snapshots) = asked.context("the snapshot server does not answer")?;
+    Ok(StoreState {
+        channel_lost: status.channel == ChannelState::Lost,
+        space: Level::of(&status).warning(&status),
+        fault: Some(status.fault).filter(|fault| !fault.is_empty()),
+        snapshots,
+    })
 }
 
 /// Size of the origin or a snapshot in sectors.

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, Devices, Filesystem, Master, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
+use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
-use crate::volume::{DefineVolume, Volume, server_spec};
+use crate::volume::{DefineVolume, Volume, server_spec, squashed_line};
 
 /// Blanks per level of a tree.
 const INDENT: usize = 3;
@@ -32,8 +33,12 @@ pub struct View {
     pub up: bool,
     /// Why it is not up, if it should be.
     pub failure: Option<String>,
-    /// What else an administrator should know.
-    pub warning: Option<String>,
+    /// What else is wrong, a line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// What an administrator should know and need not worry about, a line each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Its document, if it can be read.
     pub config: Option<VolumeConfig>,
 }
@@ -46,7 +51,8 @@ impl View {
             name: volume.name.clone(),
             up: volume.level > Level::Down,
             failure: volume.failure.clone(),
-            warning: volume.warning.clone(),
+            warnings: volume.warnings.clone(),
+            notes: volume.notes.clone(),
             config: Some(volume.config.clone()),
         }
     }
@@ -56,7 +62,8 @@ impl View {
             name: name.to_string(),
             up: false,
             failure: None,
-            warning: None,
+            warnings: Vec::new(),
+            notes: Vec::new(),
             config: None,
         }
     }
@@ -65,7 +72,7 @@ impl View {
     #[must_use]
     pub fn starting(name: &str) -> View {
         View {
-            warning: Some("it is being started".into()),
+            notes: vec!["it is being started".into()],
             ..View::empty(name)
         }
     }
@@ -94,10 +101,9 @@ impl View {
             filesystem: Filesystem::default(),
             master: None,
         };
-        let warning = Some("it is being defined".into());
         View {
             config: Some(config),
-            warning,
+            notes: vec!["it is being defined".into()],
             ..View::empty(&request.volume)
         }
     }
@@ -126,7 +132,46 @@ impl View {
         let spec = server_spec(layout, &self.name, config);
         if !matches!(host.find_process(&spec), Ok(Some(_))) {
             self.failure = Some("the snapshot server is gone and is being restarted".to_string());
+            return;
         }
+        match host.store_state(&layout.server_socket(&self.name)) {
+            Ok(state) => self.add_state(&state),
+            Err(error) => self.failure = Some(format!("{error:#}")),
+        }
+    }
+
+    /// Adds what the server says now: much may have happened since the last operation.
+    fn add_state(&mut self, state: &StoreState) {
+        let name = &self.name;
+        if let Some(fault) = &state.fault {
+            self.failure = Some(format!(
+                "the snapshot store has failed: {fault}; writes to /dev/mapper/{name} may fail: mend its \
+                 device, then run `zumastor stop volume {name}` and `zumastor start volume {name}`"
+            ));
+        } else if state.channel_lost {
+            self.failure = Some(
+                "the snapshot server has lost its channel to the kernel, /dev/ddsnap; I/O waits until it \
+                 is back"
+                    .to_string(),
+            );
+        }
+        let mut warnings: Vec<String> = state.space.iter().cloned().collect();
+        let listed = self.config.iter().filter_map(|c| c.master.as_ref());
+        for snapshot in listed.flat_map(|m| &m.snapshots) {
+            let id = snapshot.id;
+            match state.snapshots.iter().find(|s| s.tag.0 == id) {
+                None => warnings.push(format!(
+                    "the snapshot store no longer has snapshot {id}: `zumastor forget snapshot {name} {id}` \
+                     takes it out of the list"
+                )),
+                Some(s) if s.state == SnapshotState::Squashed => {
+                    warnings.push(squashed_line(name, id));
+                }
+                Some(_) => {}
+            }
+        }
+        warnings.retain(|line| !self.warnings.contains(line));
+        self.warnings.extend(warnings);
     }
 
     /// One word or two for its state.
@@ -146,8 +191,11 @@ impl View {
         if let Some(failure) = &self.failure {
             text += &format!("Reason: {failure}\n");
         }
-        if let Some(warning) = &self.warning {
+        for warning in &self.warnings {
             text += &format!("WARNING: {warning}\n");
+        }
+        for note in &self.notes {
+            text += &format!("Note: {note}\n");
         }
         text += usage.unwrap_or_default();
         text += "Configuration:\n";
@@ -300,6 +348,8 @@ fn run_tree(tree: &mut Tree, dir: &Path) {
 mod tests {
     use super::*;
     use crate::config::Snapshot;
+    use crate::machine::Stored;
+    use ddsnap::units::{SnapSeq, SnapTag};
 
     fn view() -> View {
         let snapshot = |id| Snapshot {
@@ -309,14 +359,15 @@ mod tests {
         };
         let master = Master {
             next: 4,
-            pending: None,
             snapshots: vec![snapshot(0), snapshot(2)],
+            ..Master::default()
         };
         View {
             name: "zumatest".into(),
             up: true,
             failure: None,
-            warning: None,
+            warnings: Vec::new(),
+            notes: Vec::new(),
             config: Some(VolumeConfig {
                 version: 1,
                 uuid: uuid::Uuid::nil(),
@@ -365,6 +416,46 @@ Configuration:
         let expected = "VOLUME zumatest:\nStatus: failed\nReason: device '/dev/sysvg/test' does not \
                         exist\nTABLE\nConfiguration:\n";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    /// A squashed snapshot and a store that had failed were "running", without a word.
+    #[test]
+    fn what_the_server_knows_is_told() {
+        let stored = |tag, state| Stored {
+            tag: SnapTag(tag),
+            seq: SnapSeq(u64::from(tag)),
+            created: 0,
+            priority: 0,
+            state,
+            persistent_usecount: 0,
+            devices: 1,
+            sectors: 8,
+        };
+        let mut state = StoreState {
+            space: Some("the snapshot store is nearly full".into()),
+            snapshots: vec![stored(2, SnapshotState::Squashed)],
+            ..StoreState::default()
+        };
+        let mut view = view();
+        view.add_state(&state);
+        assert_eq!(view.status(), "running");
+        view.add_state(&state);
+        let text = view.render(None);
+        assert_eq!(text.matches("WARNING: ").count(), 3, "{text}");
+        for words in [
+            "WARNING: the snapshot store is nearly full\n",
+            "no longer has snapshot 0: `zumastor forget snapshot zumatest 0`",
+            "snapshot 2 is squashed",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        state.fault = Some("write error".into());
+        view.add_state(&state);
+        assert_eq!(view.status(), "failed");
+        assert!(
+            view.render(None)
+                .contains("Reason: the snapshot store has failed: write error; ")
+        );
     }
 
     #[test]

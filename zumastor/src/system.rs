@@ -3,12 +3,14 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
+use ddsnap::probe::contents::{self, Contents};
 
 use crate::config::Devices;
 use crate::host::Host;
-use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, TableLine};
+use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
 use crate::{blockdev, dm, freeze, mounts, process};
 
 /// The real machine.
@@ -37,14 +39,32 @@ impl Host for System {
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         blockdev::zero(path, progress)
     }
-    fn filesystem(&self, node: &Path) -> Result<Option<String>> {
-        blockdev::filesystem(node)
+    fn holders(&self, dev: Dev) -> Vec<String> {
+        blockdev::holders(dev)
+    }
+    fn users(&self, dev: Dev) -> Users {
+        blockdev::users(dev)
+    }
+    fn stacked_on(&self, dev: Dev) -> Vec<Dev> {
+        blockdev::stacked_on(dev)
+    }
+    fn overlap(&self, one: &Path, other: &Path) -> bool {
+        blockdev::overlap(one, other)
+    }
+    fn sector_bytes(&self, path: &Path) -> Option<u32> {
+        blockdev::sector_bytes(path)
+    }
+    fn contents(&self, node: &Path) -> Result<Contents> {
+        Ok(contents::look(node)?)
     }
     fn flush(&self, node: &Path) -> Result<()> {
         blockdev::flush(node)
     }
-    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()> {
-        process::format(devices, chunksize)
+    fn check_format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()> {
+        process::check_format(devices, chunksize, force)
+    }
+    fn format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()> {
+        process::format(devices, chunksize, force)
     }
     fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
         process::find(spec)
@@ -67,8 +87,11 @@ impl Host for System {
     fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
         process::delete_snapshot(server, tag)
     }
-    fn snapshots(&self, server: &Path) -> Result<Vec<u32>> {
+    fn snapshots(&self, server: &Path) -> Result<Vec<Stored>> {
         process::snapshots(server)
+    }
+    fn store_state(&self, server: &Path) -> Result<StoreState> {
+        process::store_state(server)
     }
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
         process::size_sectors(server, tag)
@@ -104,6 +127,9 @@ impl Host for System {
         freeze::thaw(dir)
     }
     fn now(&self) -> String {
-        jiff::Zoned::now().strftime("%Y.%m.%d-%H.%M.%S").to_string()
+        jiff::Zoned::now().strftime(mounts::TIME_FORMAT).to_string()
+    }
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 }

@@ -4,10 +4,13 @@
 //! Written against [`Host`] and a [`Layout`], so that all of it runs in tests. Whoever holds the
 //! volume mutably is the only one to change it; the daemon sees to that with one lock per volume.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::probe::contents::Contents;
 use ddsnap::stdio::complain;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +18,7 @@ use crate::boot;
 use crate::config::{self, Snapshot, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
-use crate::machine::{DmDevice, Kind, ProcessSpec, TableLine};
+use crate::machine::{Busy, DmDevice, Kind, ProcessSpec, SnapshotState, Stored, TableLine, Users};
 use crate::names;
 use crate::plan::{self, Action, Level, Observed, Report, Scope, Table, Target, Wanted};
 use crate::supervise::Supervisor;
@@ -60,16 +63,27 @@ pub struct Volume {
     pub level: Level,
     /// Why volume or master are not up, in one line.
     pub failure: Option<String>,
-    /// What is wrong with single snapshots, in one line.
-    pub warning: Option<String>,
+    /// What else is wrong, with single snapshots for example; a line each.
+    pub warnings: Vec<String>,
+    /// What an administrator should know and need not worry about; a line each.
+    pub notes: Vec<String>,
     /// Keeps agent and server running.
     pub supervisor: Arc<Supervisor>,
     host: Arc<dyn Host>,
     layout: Layout,
     waiting: Waiting,
+    /// Snapshots that hold nothing to mount. That does not change.
+    plain: BTreeMap<u32, String>,
     /// For formatting the store; the store itself knows it from then on.
     chunksize: Option<String>,
+    /// Formatting and zeroing may overwrite what is recognised.
+    force: bool,
 }
+
+/// How often and after which pause what is busy is tried again. A short opener, as udev's blkid after
+/// each event, is gone by then; what lasts is not waited for at all.
+const TRIES: u32 = 40;
+const TRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What event would make another attempt worthwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +92,10 @@ enum Waiting {
     Nothing,
     /// A device of the volume appears.
     Device,
-    /// The origin shows another file system than this, which could not be mounted.
-    Filesystem(Option<String>),
+    /// The origin holds something else than this, which could not be mounted.
+    Contents(Option<Contents>),
+    /// Whoever has the origin for himself lets go of it.
+    Free,
 }
 
 impl Volume {
@@ -98,12 +114,15 @@ impl Volume {
             config,
             level: Level::Down,
             failure: None,
-            warning: None,
+            warnings: Vec::new(),
+            notes: Vec::new(),
             supervisor,
             host,
             layout: layout.clone(),
             waiting: Waiting::Nothing,
+            plain: BTreeMap::new(),
             chunksize: None,
+            force: false,
         })
     }
 
@@ -271,6 +290,8 @@ impl Volume {
     pub fn up(&mut self, level: Level, out: Out) -> Result<Report> {
         self.level = level;
         self.waiting = Waiting::Nothing;
+        self.warnings.clear();
+        self.notes.clear();
         let result = self.try_up(level, out);
         self.failure = match &result {
             Err(error) => Some(format!("{error:#}")),
@@ -278,21 +299,25 @@ impl Volume {
                 .failure(Scope::Master)
                 .map(|e| describe(Scope::Master, e)),
         };
-        let of_snapshot = |f: &&plan::Failure| matches!(f.0, Scope::Snapshot(_));
-        self.warning = result.as_ref().ok().and_then(|report| {
-            let first = report.failures.iter().find(of_snapshot)?;
-            Some(describe(first.0, &first.2))
-        });
-        for trouble in self.failure.iter().chain(&self.warning) {
+        if let Ok(report) = &result {
+            let of_snapshots = report.failures.iter().filter(|f| f.0 != Scope::Master);
+            let lines = of_snapshots.map(|f| describe(f.0, &f.2));
+            self.warnings.extend(lines);
+        }
+        for trouble in self.failure.iter().chain(&self.warnings) {
             self.log(&format!("not all is up: {trouble}"));
         }
-        self.waiting = match &result {
-            Ok(r) if r.failure(Scope::Master).is_some() => {
-                Waiting::Filesystem(self.origin_filesystem())
-            }
-            Err(_) if self.check_devices().is_err() => Waiting::Device,
-            _ => Waiting::Nothing,
-        };
+        let held = |error: &anyhow::Error| error.downcast_ref::<Busy>().is_some();
+        match &result {
+            Ok(report) => match report.failure(Scope::Master) {
+                Some(error) if held(error) => self.waiting = Waiting::Free,
+                Some(_) => self.waiting = Waiting::Contents(self.origin_contents()),
+                // Mounted, or `mount` has found out what to wait for.
+                None => {}
+            },
+            Err(_) if self.check_devices().is_err() => self.waiting = Waiting::Device,
+            Err(_) => {}
+        }
         result
     }
 
@@ -301,13 +326,37 @@ impl Volume {
         self.host.ensure_target()?;
         self.perform(Action::StartAgent, out)?;
         self.perform(Action::StartServer, out)?;
-        self.settle_snapshots()?;
-        let steps = plan::plan(&self.wanted(level), &self.observe()?);
+        let stored = self.settle_snapshots()?;
+        let observed = self.observe()?;
+        let mut wanted = self.wanted(level);
+        self.leave_out(&mut wanted, &observed, &stored);
+        let steps = plan::plan(&wanted, &observed);
         let mut report = plan::run_each(&steps, |action| self.perform(action, out));
         let volume = report.failures.iter().position(|f| f.0 == Scope::Volume);
         match volume {
             Some(index) => Err(report.failures.swap_remove(index).2),
             None => Ok(report),
+        }
+    }
+
+    /// Takes out of `wanted` what cannot be had: devices of squashed snapshots, mounts where there is
+    /// nothing to mount. What is there already stays.
+    fn leave_out(&mut self, wanted: &mut Wanted, observed: &Observed, stored: &[Stored]) {
+        let squashed = |s: &&Stored| s.state == SnapshotState::Squashed;
+        for tag in stored.iter().filter(squashed).map(|s| s.tag.0) {
+            let target = Some(tag);
+            if !observed.devices.contains_key(&target) {
+                wanted.devices.remove(&target);
+            }
+            if !observed.mounts.contains(&target) {
+                wanted.mounts.remove(&target);
+            }
+            if self.snapshots().iter().any(|s| s.id == tag) {
+                self.warnings.push(squashed_line(&self.name, tag));
+            }
+        }
+        for tag in self.plain.keys() {
+            wanted.mounts.remove(&Some(*tag));
         }
     }
 
@@ -331,25 +380,65 @@ impl Volume {
         }
     }
 
-    /// Brings the volume down to `level`. What is in use stays, with all it depends on.
-    pub fn down(&mut self, level: Level) -> Result<()> {
+    /// Brings the volume down to `level`, or, if anything of it is in use, leaves all as it was.
+    pub fn down(&mut self, level: Level, out: Out) -> Result<()> {
+        let before = self.level;
         let steps = plan::plan(&self.wanted(level), &self.observe()?);
         // Going down only: nothing is started on the way.
         let steps: Vec<Action> = steps.into_iter().filter(|a| a.goes_down()).collect();
-        let report = plan::run_down(&steps, |action| self.perform(action, &mut |_| ()));
-        match report.failures.into_iter().next() {
-            None => {
-                self.level = level;
-                self.failure = None;
-                self.warning = None;
-                self.waiting = Waiting::Nothing;
-                Ok(())
+        self.check_unheld(&steps)?;
+        for action in steps {
+            let Err(error) = self.perform(action, out) else {
+                continue;
+            };
+            self.log(&format!("not all is down: {error:#}"));
+            // What did go comes back. The cause of the refusal matters more than trouble with that.
+            if let Err(again) = self.start(before, out) {
+                let text = format!("WARNING: and it could not be brought back: {again:#}");
+                out(Note::Line(text));
             }
-            Some((_, _, error)) => {
-                self.log(&format!("not all is down: {error:#}"));
-                Err(error)
+            return Err(error);
+        }
+        self.level = level;
+        self.failure = None;
+        self.warnings.clear();
+        self.notes.clear();
+        self.waiting = Waiting::Nothing;
+        Ok(())
+    }
+
+    /// Before anything is taken down: names who uses devices that are to go and will not let go by
+    /// itself. Our own mounts are not meant.
+    fn check_unheld(&self, steps: &[Action]) -> Result<()> {
+        let mounts = self.host.mounts()?;
+        for action in steps {
+            let Action::RemoveDevice(target) = *action else {
+                continue;
+            };
+            let name = names::device_name(&self.name, target);
+            let Some(device) = self.host.dm_find(&name)? else {
+                continue;
+            };
+            let own = self.mountpoint(target);
+            let foreign = mounts
+                .iter()
+                .filter(|m| m.dev == device.dev && m.dir != own);
+            let foreign = foreign.map(|m| format!("a mount on {}", m.dir.display()));
+            let lasting: Vec<String> = foreign.chain(self.host.holders(device.dev)).collect();
+            if !lasting.is_empty() {
+                let users = Users {
+                    lasting,
+                    processes: Vec::new(),
+                };
+                return Err(users.busy(format!("/dev/mapper/{name}")).into());
             }
         }
+        Ok(())
+    }
+
+    /// Does what may be refused for a moment because somebody has just looked at a device.
+    fn patiently(&self, act: impl FnMut() -> Result<()>) -> Result<()> {
+        retry(self.host.as_ref(), act)
     }
 
     /// Thaws what a daemon that was killed while taking a snapshot left frozen.
@@ -364,6 +453,12 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether an event may help.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.waiting != Waiting::Nothing
+    }
+
     /// Whether a retry may succeed now that a device appeared or changed.
     #[must_use]
     pub fn worth_retrying(&self) -> bool {
@@ -371,15 +466,22 @@ impl Volume {
             Waiting::Nothing => false,
             Waiting::Device => self.check_devices().is_ok(),
             // A failed mount opens the device and so causes an event itself: only a change counts.
-            Waiting::Filesystem(seen) => *seen != self.origin_filesystem(),
+            Waiting::Contents(seen) => *seen != self.origin_contents(),
+            Waiting::Free => {
+                let origin = self.host.dm_find(&self.name).ok().flatten();
+                origin.is_some_and(|d| self.host.users(d.dev) == Users::default())
+            }
         }
     }
 
-    fn origin_filesystem(&self) -> Option<String> {
+    fn origin_is(&self, kind: &str) -> bool {
+        matches!(self.origin_contents(), Some(Contents::Known(known)) if known.kind == kind)
+    }
+
+    fn origin_contents(&self) -> Option<Contents> {
         let device = self.host.dm_find(&self.name).ok()??;
-        self.host
-            .filesystem(&self.host.dm_node(&self.name, device.dev))
-            .ok()?
+        let node = self.host.dm_node(&self.name, device.dev);
+        self.host.contents(&node).ok()
     }
 
     /// Whether the server runs, asked of the machine.
@@ -388,6 +490,29 @@ impl Volume {
         let spec = server_spec(&self.layout, &self.name, &self.config);
         self.supervisor.is_running(&spec)
     }
+}
+
+/// Tries again what was refused because somebody has a device open, as anybody may for a moment. Gives up
+/// at once where the holder is one that stays.
+fn retry(host: &dyn Host, mut act: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 1..TRIES {
+        match act() {
+            Err(error) if error.downcast_ref::<Busy>().is_some_and(|b| !b.lasting) => {
+                host.pause(TRY_PAUSE);
+            }
+            done => return done,
+        }
+    }
+    act()
+}
+
+/// What there is to say of a snapshot that lost its data.
+#[must_use]
+pub fn squashed_line(volume: &str, tag: u32) -> String {
+    format!(
+        "snapshot {tag} is squashed: its data was given up when the store was full; `zumastor forget \
+         snapshot {volume} {tag}` takes it out of the list"
+    )
 }
 
 /// A failure with the part of the volume it belongs to.

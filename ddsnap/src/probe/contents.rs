@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
 use crate::format::{label, superblock};
@@ -338,8 +339,9 @@ fn run(command: &mut Command, path: &Path) -> Result<(Option<i32>, String), Prob
         path: path.to_path_buf(),
         source,
     };
-    // A file and not a pipe: there is nobody to empty it meanwhile.
-    let output = tempfile::tempfile().map_err(failed)?;
+    // Memory and not a pipe: there is nobody to empty it meanwhile. No disk may be in the way either.
+    let output = memfd_create(c"output", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?;
+    let mut output = File::from(output);
     let child = command
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(failed)?)
@@ -355,7 +357,6 @@ fn run(command: &mut Command, path: &Path) -> Result<(Option<i32>, String), Prob
         });
     };
     let mut bytes = Vec::new();
-    let mut output = output;
     output.seek(SeekFrom::Start(0)).map_err(failed)?;
     output
         .take(OUTPUT_MAX_BYTES)

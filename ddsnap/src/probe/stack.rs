@@ -72,7 +72,12 @@ pub fn below(sysfs: &Path, base: Base) -> BTreeSet<Base> {
 /// All that lies on `base`, itself included: partitions, mapped devices, loop devices.
 #[must_use]
 pub fn above(sysfs: &Path, base: Base) -> BTreeSet<Base> {
+    let is_loop = |dir: &PathBuf| {
+        let name = dir.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with("loop")
+    };
     let loops: Vec<(Base, Base)> = entries(&sysfs.join("block"))
+        .filter(is_loop)
         .filter_map(|dir| {
             let file = fs::read_to_string(dir.join("loop/backing_file")).ok()?;
             Some((Base::of(Path::new(file.trim_end()))?, number(&dir)?))

@@ -32,7 +32,7 @@ pub fn command() -> Command {
                 .short('i')
                 .long("initialize")
                 .action(ArgAction::SetTrue)
-                .help("Format the snapshot store, without asking"),
+                .help("Format the snapshot store, without asking; refused if it holds anything"),
         )
         .arg(
             Arg::new("zero")
@@ -40,6 +40,14 @@ pub fn command() -> Command {
                 .long("zero")
                 .action(ArgAction::SetTrue)
                 .help("Overwrite the origin with zeroes first"),
+        )
+        .arg(
+            Arg::new("force")
+                .long("force")
+                .action(ArgAction::SetTrue)
+                .help(
+                    "Overwrite a file system, store or other contents with --initialize or --zero",
+                ),
         )
         .arg(
             path("metadev")
@@ -112,6 +120,7 @@ pub fn run(matches: &ArgMatches, context: &mut Context) -> u8 {
         initialize: matches.get_flag("initialize"),
         chunksize: string(matches, "chunksize"),
         zero: matches.get_flag("zero"),
+        force: matches.get_flag("force"),
         cachesize: string(matches, "cachesize"),
         mountpoint: path("mountpoint"),
         mountopts: string(matches, "mountopts"),

@@ -25,6 +25,8 @@ fn sample() -> VolumeConfig {
         master: Some(Master {
             next: 2,
             pending: None,
+            pending_after: 0,
+            deleting: Vec::new(),
             snapshots: vec![snapshot],
         }),
     }

@@ -142,11 +142,11 @@ impl Daemon {
             Request::Stop {
                 role: Role::Volume,
                 volume,
-            } => self.with(volume, |v| v.down(Level::Down)),
+            } => self.with(volume, |v| v.down(Level::Down, out)),
             Request::Stop {
                 role: Role::Master,
                 volume,
-            } => self.with(volume, Volume::stop_master),
+            } => self.with(volume, |v| v.stop_master(out)),
             Request::Snapshot { volume, kind, .. } => {
                 self.with(volume, |v| v.snapshot(kind.as_deref(), out).map(|_| ()))
             }
@@ -156,9 +156,12 @@ impl Daemon {
     /// What is known of all volumes, without waiting for any.
     pub(super) fn views(&self) -> Vec<View> {
         let mut views: Vec<View> = self.handles().iter().map(|(_, h)| h.view()).collect();
-        for view in &mut views {
-            view.check_server(self.host.as_ref(), &self.layout);
-        }
+        // All at once: a server that does not answer costs some seconds.
+        thread::scope(|scope| {
+            for view in &mut views {
+                scope.spawn(|| view.check_server(self.host.as_ref(), &self.layout));
+            }
+        });
         views
     }
 

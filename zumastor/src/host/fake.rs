@@ -6,12 +6,17 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use ddsnap::probe::contents::Contents;
+use ddsnap::units::{SnapSeq, SnapTag};
 
 use super::Host;
 use crate::config::Devices;
-use crate::machine::{Busy, Dev, DmDevice, Kind, Mount, ProcessSpec, TableLine};
+use crate::machine::{
+    Dev, DmDevice, Kind, Mount, ProcessSpec, SnapshotState, StoreState, Stored, TableLine, Users,
+};
 
 /// What the machine looks like.
 #[derive(Debug, Default)]
@@ -26,14 +31,32 @@ pub struct State {
     pub devices: BTreeMap<PathBuf, Dev>,
     /// Paths of devices somebody holds.
     pub held: BTreeSet<PathBuf>,
-    /// Type of the file system on origin and snapshots.
-    pub filesystem: Option<String>,
+    /// What the devices of the volume and its snapshots hold.
+    pub contents: Option<Contents>,
+    /// What single nodes hold.
+    pub node_contents: BTreeMap<PathBuf, Contents>,
+    /// Pairs of devices that share blocks.
+    pub overlaps: BTreeSet<(PathBuf, PathBuf)>,
+    /// Sector sizes that are known, in bytes.
+    pub sectors: BTreeMap<PathBuf, u32>,
+    /// Who uses a device lastingly.
+    pub users: BTreeMap<Dev, Vec<String>>,
+    /// Calls that are refused as busy so many times: lines as in `log`.
+    pub briefly_busy: BTreeMap<String, u32>,
+    /// Mount options that no file system knows, and whether mount(8) is so old that it does not say which.
+    pub unknown_options: BTreeSet<String>,
+    /// See `unknown_options`.
+    pub old_mount: bool,
+    /// Snapshots that lost their data.
+    pub squashed: BTreeSet<u32>,
+    /// Pauses made.
+    pub pauses: u32,
     /// Running processes and their numbers.
     pub processes: BTreeMap<&'static str, u32>,
     /// Writing ends whose closing is the end of a process.
     pub alive: BTreeMap<u32, OwnedFd>,
-    /// What the store has.
-    pub snapshots: BTreeSet<u32>,
+    /// What the store has: tag and sequence.
+    pub snapshots: BTreeMap<u32, u64>,
     /// Device-mapper devices.
     pub dm: BTreeMap<String, (Dev, String, TableLine)>,
     /// Mounts.
@@ -92,6 +115,12 @@ impl Fake {
         let mut state = self.state();
         let fails = state.fail.as_ref() == Some(&line);
         state.log.push(line.clone());
+        if let Some(left) = state.briefly_busy.get_mut(&line).filter(|left| **left > 0) {
+            *left -= 1;
+            let mut users = Users::default();
+            users.processes.push("blkid[4712]".to_string());
+            return Err(users.busy(line).into());
+        }
         if fails {
             Err(anyhow!("{line} failed"))
         } else {
@@ -123,14 +152,36 @@ impl Host for Fake {
 
     fn check_unused(&self, path: &Path) -> Result<()> {
         if self.state().held.contains(path) {
-            let holders = vec!["a mount on /srv".to_string()];
-            return Err(Busy {
-                device: path.display().to_string(),
-                holders,
-            }
-            .into());
+            let mut users = Users::default();
+            users.lasting.push("a mount on /srv".to_string());
+            return Err(users.busy(path.display().to_string()).into());
         }
         Ok(())
+    }
+
+    fn holders(&self, dev: Dev) -> Vec<String> {
+        self.state().users.get(&dev).cloned().unwrap_or_default()
+    }
+
+    fn users(&self, dev: Dev) -> Users {
+        Users {
+            lasting: self.holders(dev),
+            processes: Vec::new(),
+        }
+    }
+
+    fn stacked_on(&self, dev: Dev) -> Vec<Dev> {
+        vec![dev]
+    }
+
+    fn overlap(&self, one: &Path, other: &Path) -> bool {
+        let pair = |a: &Path, b: &Path| (a.to_path_buf(), b.to_path_buf());
+        let state = self.state();
+        state.overlaps.contains(&pair(one, other)) || state.overlaps.contains(&pair(other, one))
+    }
+
+    fn sector_bytes(&self, path: &Path) -> Option<u32> {
+        self.state().sectors.get(path).copied()
     }
 
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
@@ -139,15 +190,29 @@ impl Host for Fake {
         Ok(())
     }
 
-    fn filesystem(&self, _node: &Path) -> Result<Option<String>> {
-        Ok(self.state().filesystem.clone())
+    fn contents(&self, node: &Path) -> Result<Contents> {
+        let state = self.state();
+        let mapped = state
+            .contents
+            .as_ref()
+            .filter(|_| node.starts_with("/dev/mapper"));
+        let own = state.node_contents.get(node).or(mapped);
+        Ok(own.cloned().unwrap_or(Contents::Blank))
     }
 
     fn flush(&self, _node: &Path) -> Result<()> {
         self.call("flush".to_string()).map(|_| ())
     }
 
-    fn format(&self, devices: &Devices, chunksize: &str) -> Result<()> {
+    fn check_format(&self, devices: &Devices, _chunksize: &str, force: bool) -> Result<()> {
+        let state = self.state();
+        match state.node_contents.get(&devices.snapstore) {
+            Some(found) if !force => bail!("{} holds {found}", devices.snapstore.display()),
+            _ => Ok(()),
+        }
+    }
+
+    fn format(&self, devices: &Devices, chunksize: &str, _force: bool) -> Result<()> {
         self.call(format!(
             "format {} {chunksize}",
             devices.snapstore.display()
@@ -192,7 +257,17 @@ impl Host for Fake {
         if !state.frozen.is_empty() {
             state.taken_frozen.insert(tag);
         }
-        state.snapshots.insert(tag);
+        if state.snapshots.contains_key(&tag) {
+            let reason = "snapshot already exists".to_string();
+            let errno = nix::errno::Errno::EEXIST as i32;
+            return Err(ddsnap::client::ClientError::Refused { errno, reason }.into());
+        }
+        let sequence = state
+            .snapshots
+            .values()
+            .max()
+            .map_or(1, |newest| newest + 1);
+        state.snapshots.insert(tag, sequence);
         Ok(())
     }
 
@@ -201,8 +276,32 @@ impl Host for Fake {
         Ok(())
     }
 
-    fn snapshots(&self, _server: &Path) -> Result<Vec<u32>> {
-        Ok(self.state().snapshots.iter().copied().collect())
+    fn snapshots(&self, _server: &Path) -> Result<Vec<Stored>> {
+        let state = self.state();
+        let mut all: Vec<(u64, u32)> = state.snapshots.iter().map(|(t, s)| (*s, *t)).collect();
+        all.sort_unstable();
+        let stored = |(sequence, tag)| Stored {
+            tag: SnapTag(tag),
+            seq: SnapSeq(sequence),
+            created: 0,
+            priority: 0,
+            state: if state.squashed.contains(&tag) {
+                SnapshotState::Squashed
+            } else {
+                SnapshotState::Live
+            },
+            persistent_usecount: 0,
+            devices: 0,
+            sectors: 204_800,
+        };
+        Ok(all.into_iter().map(stored).collect())
+    }
+
+    fn store_state(&self, server: &Path) -> Result<StoreState> {
+        Ok(StoreState {
+            snapshots: self.snapshots(server)?,
+            ..StoreState::default()
+        })
     }
 
     fn size_sectors(&self, _server: &Path, _tag: Option<u32>) -> Result<u64> {
@@ -243,11 +342,7 @@ impl Host for Fake {
         };
         if state.mounts.iter().any(|m| m.dev == dev) {
             let device = format!("/dev/mapper/{name}");
-            return Err(Busy {
-                device,
-                holders: Vec::new(),
-            }
-            .into());
+            return Err(Users::default().busy(device).into());
         }
         state.dm.remove(name);
         Ok(())
@@ -272,6 +367,13 @@ impl Host for Fake {
                 .trim()
                 .to_string(),
         )?;
+        let refused = options.iter().find(|o| state.unknown_options.contains(*o));
+        if let Some(option) = refused {
+            if state.old_mount {
+                bail!("mount: wrong fs type, bad option, bad superblock");
+            }
+            bail!("mount: fsconfig() failed: {fstype}: Unknown parameter '{option}'.");
+        }
         let dev = state.dm.get(&name).context("no such device")?.0;
         let (dir, source) = (dir.to_path_buf(), node.to_path_buf());
         state.mounts.push(Mount {
@@ -291,12 +393,9 @@ impl Host for Fake {
             .into_owned();
         let mut state = self.call(format!("unmount {name}"))?;
         if state.busy.contains(dir) {
-            let device = format!("/dev/mapper/{name}");
-            return Err(Busy {
-                device,
-                holders: vec!["bash[4711]".to_string()],
-            }
-            .into());
+            let mut users = Users::default();
+            users.processes.push("bash[4711]".to_string());
+            return Err(users.busy(format!("/dev/mapper/{name}")).into());
         }
         state.mounts.retain(|m| m.dir != dir);
         Ok(())
@@ -316,5 +415,9 @@ impl Host for Fake {
 
     fn now(&self) -> String {
         "2026.11.22-03.04.05".to_string()
+    }
+
+    fn pause(&self, _time: Duration) {
+        self.state().pauses += 1;
     }
 }

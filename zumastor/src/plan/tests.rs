@@ -118,35 +118,6 @@ fn one_bad_snapshot_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_busy_snapshot_keeps_its_server() {
-    let steps = plan(
-        &up(Level::Down, &[0, 2]),
-        &observed(Level::Mounted, &[0, 2]),
-    );
-    let mut done = Vec::new();
-    let report = run_down(&steps, |action| {
-        done.push(action);
-        if action == Action::Unmount(Some(0)) {
-            Err(anyhow!("busy"))
-        } else {
-            Ok(())
-        }
-    });
-    assert_eq!(report.failures.len(), 1);
-    for kept in [
-        Action::RemoveDevice(Some(0)),
-        Action::RemoveDevice(None),
-        Action::StopServer,
-    ] {
-        assert!(!done.contains(&kept), "{kept:?}");
-    }
-    assert!(
-        done.contains(&Action::RemoveDevice(Some(2))),
-        "the others go"
-    );
-}
-
-#[test]
 fn each_failing_step_is_taken_back_and_the_first_cause_kept() {
     let steps = [
         Action::Format,

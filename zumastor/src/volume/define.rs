@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::units::ChunkShift;
 use serde::{Deserialize, Serialize};
 
-use super::{Note, Out, Volume};
+use super::steps::DEFAULT_CHUNK;
+use super::{Note, Out, Volume, retry};
 use crate::config::{self, Devices, Filesystem, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
@@ -33,6 +35,9 @@ pub struct DefineVolume {
     pub chunksize: Option<String>,
     /// Zero the origin.
     pub zero: bool,
+    /// Overwrite what origin or store are seen to hold.
+    #[serde(default)]
+    pub force: bool,
     /// Cache of the server: bytes with optional k, m or g.
     pub cachesize: Option<String>,
     /// Mount point of the origin.
@@ -66,6 +71,7 @@ impl Volume {
                 bail!("the {what} '{}' must start with '/'", dir.display());
             }
         }
+        check_chunk_size(request)?;
         let device = check_devices(host.as_ref(), request, others)?;
         host.ensure_target()?;
         if host.dm_find(name)?.is_some() {
@@ -86,9 +92,12 @@ impl Volume {
         };
         let mut volume = Volume::new(host, layout, name, config)?;
         volume.chunksize = request.chunksize.clone();
+        volume.force = request.force;
         if volume.agent_is_up() || volume.server_runs() {
             bail!("an agent or server of an earlier volume '{name}' still runs: stop it first");
         }
+        volume.check_contents(request)?;
+        config::check_room(layout, name, &volume.config)?;
         let mut steps = Vec::new();
         steps.extend(request.zero.then_some(Action::ZeroOrigin));
         steps.extend(request.initialize.then_some(Action::Format));
@@ -102,11 +111,62 @@ impl Volume {
         plan::run_or_undo(&steps, |action| volume.perform(action, out))?;
         volume.level = Level::Devices;
         volume.log("defined");
-        if volume.origin_filesystem().as_deref() == Some("LVM2_member") {
+        if !request.initialize {
+            volume.tell_of_snapshots(out);
+        }
+        if volume.origin_is("LVM2_member") {
             out(Note::Line(lvm_warning(name, &volume.config.device.origin)));
         }
         volume.announce();
         Ok(volume)
+    }
+
+    /// Checks that nothing is overwritten that somebody may miss, and that snapshots will be of use.
+    fn check_contents(&self, request: &DefineVolume) -> Result<()> {
+        let devices = &self.config.device;
+        let sectors = |path| self.host.sector_bytes(path);
+        if let (Some(store), Some(own)) = (sectors(&devices.snapstore), sectors(&devices.origin)) {
+            if store > own {
+                bail!(
+                    "the snapshot store '{}' has sectors of {store} bytes and the origin '{}' of {own}: \
+                     snapshots would not mount; use a store with sectors of {own} bytes",
+                    devices.snapstore.display(),
+                    devices.origin.display()
+                );
+            }
+        }
+        if request.zero && !request.force {
+            let found = self.host.contents(&devices.origin)?;
+            if found.is_recognised() {
+                bail!(
+                    "the origin '{}' holds {found}; nothing was changed (--force zeroes it all the same)",
+                    devices.origin.display()
+                );
+            }
+        }
+        if request.initialize {
+            let chunk = request.chunksize.as_deref().unwrap_or(DEFAULT_CHUNK);
+            self.host.check_format(devices, chunk, request.force)?;
+        }
+        Ok(())
+    }
+
+    /// Lists what a store that was not formatted brings along.
+    fn tell_of_snapshots(&self, out: Out) {
+        let server = self.layout.server_socket(&self.name);
+        let line = match self.host.snapshots(&server) {
+            Ok(stored) if stored.is_empty() => return,
+            Ok(stored) => {
+                let tags: Vec<String> = stored.iter().map(|s| s.tag.to_string()).collect();
+                format!(
+                    "the snapshot store has snapshots {}: `zumastor define master {}` lists and mounts them",
+                    tags.join(" "),
+                    self.name
+                )
+            }
+            Err(error) => format!("WARNING: {error:#}"),
+        };
+        out(Note::Line(line));
     }
 }
 
@@ -131,41 +191,96 @@ impl Volume {
     }
 }
 
-/// Checks that all devices are there, different and unused; returns them under lasting names.
+/// A chunk size that `ddsnap initialize` would refuse, after the origin had been zeroed.
+fn check_chunk_size(request: &DefineVolume) -> Result<()> {
+    let Some(text) = &request.chunksize else {
+        return Ok(());
+    };
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        _ => 30,
+    };
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift));
+    if bytes.and_then(ChunkShift::from_bytes).is_none() {
+        bail!("a chunk size of {text} is not a power of two from 512 to 1048576");
+    }
+    Ok(())
+}
+
+/// Checks that all devices are there, share no blocks, and are unused; returns them under lasting names.
 fn check_devices(
     host: &dyn Host,
     request: &DefineVolume,
     others: &[(String, VolumeConfig)],
 ) -> Result<Devices> {
-    let mut seen: Vec<(&str, Dev)> = Vec::new();
-    let mut check = |what: &'static str, path: &Path| -> Result<PathBuf> {
+    let mut seen: Vec<(&str, &Path, Dev)> = Vec::new();
+    let wanted = [
+        ("origin", Some(&request.origin)),
+        ("snapshot store", Some(&request.snapstore)),
+        ("metadata device", request.meta.as_ref()),
+    ];
+    for (what, path) in wanted {
+        let Some(path) = path else { continue };
+        let shown = path.display();
         if !path.is_absolute() {
-            bail!("the {what} '{}' must start with '/'", path.display());
+            bail!("the {what} '{shown}' must start with '/'");
         }
         let dev = host
             .block_device(path)
             .with_context(|| format!("the {what} cannot be used"))?;
-        if let Some((other, _)) = seen.iter().find(|(_, d)| *d == dev) {
+        for (other, other_path, other_dev) in &seen {
+            if dev == *other_dev {
+                bail!("the {what} '{shown}' is the same device as the {other}");
+            }
+            if host.overlap(path, other_path) {
+                bail!(
+                    "the {what} '{shown}' shares blocks with the {other} '{}': one lies on the other, or \
+                     both on one file",
+                    other_path.display()
+                );
+            }
+        }
+        seen.push((what, path, dev));
+        if let Some(user) = used_by(host, dev, others) {
+            bail!("the {what} '{shown}' belongs to volume '{user}'");
+        }
+        if let Some((user, device)) = overlapped(host, path, others) {
+            let device = device.display();
             bail!(
-                "the {what} '{}' is the same device as the {other}",
-                path.display()
+                "the {what} '{shown}' shares blocks with '{device}', which belongs to volume '{user}'"
             );
         }
-        seen.push((what, dev));
-        if let Some(user) = used_by(host, dev, others) {
-            bail!("the {what} '{}' belongs to volume '{user}'", path.display());
-        }
-        host.check_unused(path)?;
+    }
+    let check = |path: &PathBuf| -> Result<PathBuf> {
+        retry(host, || host.check_unused(path))?;
         host.stable_path(path)
     };
     Ok(Devices {
-        origin: check("origin", &request.origin)?,
-        snapstore: check("snapshot store", &request.snapstore)?,
-        meta: request
-            .meta
-            .as_ref()
-            .map(|p| check("metadata device", p))
-            .transpose()?,
+        origin: check(&request.origin)?,
+        snapstore: check(&request.snapstore)?,
+        meta: request.meta.as_ref().map(check).transpose()?,
+    })
+}
+
+/// The volume on whose device `path` lies, or the other way round, and that device.
+fn overlapped<'a>(
+    host: &dyn Host,
+    path: &Path,
+    others: &'a [(String, VolumeConfig)],
+) -> Option<(&'a str, &'a Path)> {
+    others.iter().find_map(|(name, config)| {
+        let d = &config.device;
+        let mut all = [Some(&d.origin), Some(&d.snapstore), d.meta.as_ref()]
+            .into_iter()
+            .flatten();
+        let found = all.find(|other| host.overlap(path, other))?;
+        Some((name.as_str(), found.as_path()))
     })
 }
 

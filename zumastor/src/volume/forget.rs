@@ -5,22 +5,14 @@ use anyhow::{Result, bail};
 
 use super::{Note, Out, Volume};
 use crate::boot;
-use crate::config;
+use crate::config::{self, Doomed};
 use crate::mounts;
 use crate::plan::{Action, Level};
 
 impl Volume {
     /// Stops the volume and deletes what is known of it. The devices keep their contents.
     pub fn forget(&mut self, out: Out) -> Result<()> {
-        let before = self.level;
-        if let Err(error) = self.down(Level::Down) {
-            // What did go comes back. The cause of the refusal matters more than trouble with that.
-            if let Err(again) = self.start(before, out) {
-                let text = format!("WARNING: and it could not be brought back: {again:#}");
-                out(Note::Line(text));
-            }
-            return Err(error);
-        }
+        self.down(Level::Down, out)?;
         self.perform(Action::RemoveLinks, out)?;
         // Only if empty: what somebody put below a mount point is his.
         mounts::remove_empty_dir(&self.layout.mountpoint(&self.name))?;
@@ -41,10 +33,11 @@ impl Volume {
         Ok(())
     }
 
-    /// Deletes one snapshot: its mount, its device, its data, its entry.
+    /// Deletes one snapshot: its mount, its device, its entry, its data.
     ///
-    /// The entry goes last. If the daemon dies before, the next start finds that the store no longer
-    /// has the snapshot, or mounts it again: in no order of events does an entry name another's data.
+    /// What can be taken back comes first. The document then no longer lists the snapshot and says that
+    /// its data is to go, and only when that is durable the data goes: so a document that cannot be
+    /// written leaves all as it was, and whatever fails later is done by the next start.
     pub fn forget_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
         if !self.snapshots().iter().any(|s| s.id == id) {
             bail!("volume '{}' has no snapshot {id}", self.name);
@@ -55,27 +48,47 @@ impl Volume {
                 self.name
             );
         }
-        if let Err(error) = self.delete_snapshot(id, out) {
+        if let Err(error) = self.unlist_snapshot(id, out) {
             if let Err(again) = self.up(self.level, out) {
                 let text = format!("WARNING: and it could not be brought back: {again:#}");
                 out(Note::Line(text));
             }
             return Err(error);
         }
+        self.plain.remove(&id);
+        self.log(&format!("snapshot {id} forgotten"));
+        // Deletes the data; the links follow what is left; trouble with others is in the status.
+        self.up(self.level, out)?;
+        let master = self.config.master.as_ref();
+        if master.is_some_and(|m| m.deleting.iter().any(|d| d.id == id)) {
+            out(Note::Line(format!(
+                "WARNING: snapshot {id} is no longer listed, but its data is still in the store: see \
+                 `zumastor status {}`",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+
+    fn unlist_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
+        self.check_unheld(&[Action::RemoveDevice(Some(id))])?;
+        self.perform(Action::Unmount(Some(id)), out)?;
+        self.perform(Action::RemoveDevice(Some(id)), out)?;
+        let stored = self
+            .host
+            .snapshots(&self.layout.server_socket(&self.name))?;
         let before = self.config.clone();
         if let Some(master) = self.config.master.as_mut() {
             master.snapshots.retain(|s| s.id != id);
+            let same = stored.iter().filter(|s| s.tag.0 == id);
+            master.deleting.extend(same.map(|s| Doomed {
+                id,
+                sequence: s.seq.0,
+            }));
         }
-        self.save().inspect_err(|_| self.config = before)?;
-        self.log(&format!("snapshot {id} forgotten"));
-        // The links follow what is left; trouble with other snapshots is in the status.
-        self.up(self.level, out).map(|_| ())
-    }
-
-    fn delete_snapshot(&self, id: u32, out: Out) -> Result<()> {
-        self.perform(Action::Unmount(Some(id)), out)?;
-        self.perform(Action::RemoveDevice(Some(id)), out)?;
-        self.host
-            .delete_snapshot(&self.layout.server_socket(&self.name), id)
+        self.save().map_err(|error| {
+            self.config = before;
+            error.context(format!("snapshot {id} is not deleted"))
+        })
     }
 }

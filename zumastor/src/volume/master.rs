@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The master role: the origin mounted, snapshots taken and mounted.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Note, Out, Volume, describe};
-use crate::config::Master;
+use crate::config::{MANUAL, Master, Snapshot};
+use crate::mounts;
 use crate::plan::Level;
 
 /// The flags of `define master`, rewritten by every call.
@@ -50,18 +51,57 @@ impl Volume {
         if let Some(warning) = flags.warning() {
             out(Note::Line(warning));
         }
+        let adopted = match self.config.master {
+            Some(_) => None,
+            None => Some(self.adopt(out)?),
+        };
+        let before = self.config.clone();
         let filesystem = &mut self.config.filesystem;
         filesystem.mountsnap = !flags.no_snapmount;
         filesystem.export = flags.export && !flags.no_snapmount;
         filesystem.dotsnapshot = flags.dotsnapshot && !flags.no_snapmount;
         filesystem.samba = flags.samba && !flags.no_snapmount;
-        self.config.master.get_or_insert_with(Master::default);
-        self.save()?;
+        let listed = adopted.as_ref().map_or(0, |m| m.snapshots.len());
+        self.config.master = adopted.or(self.config.master.take());
+        if let Err(error) = self.save() {
+            self.config = before;
+            return Err(error);
+        }
+        if listed > 0 {
+            let line = format!("{listed} snapshots that the store had are listed and kept");
+            self.log(&line);
+            out(Note::Line(line));
+        }
         let report = self.up(Level::Mounted, out)?;
         for (scope, _, error) in &report.failures {
             out(Note::Line(format!("WARNING: {}", describe(*scope, error))));
         }
+        for note in &self.notes {
+            out(Note::Line(note.clone()));
+        }
         Ok(())
+    }
+
+    /// A master role that lists what the store has already, as one of an earlier volume does. Numbers go
+    /// on above it.
+    fn adopt(&mut self, out: Out) -> Result<Master> {
+        let before = self.level;
+        self.up(Level::Devices.max(before), out)?;
+        let server = self.layout.server_socket(&self.name);
+        let mut master = Master::default();
+        for stored in self.host.snapshots(&server)? {
+            let time = mounts::local_time(stored.created);
+            let snapshot = Snapshot {
+                id: stored.tag.0,
+                kind: MANUAL.to_string(),
+                time: mounts::unique_time(&time, &master.snapshots),
+            };
+            let next = snapshot.id.checked_add(2).map(|above| above & !1);
+            let next = next.context("all snapshot numbers are used up")?;
+            master.next = master.next.max(next);
+            master.snapshots.push(snapshot);
+        }
+        Ok(master)
     }
 
     /// Mounts everything; an error if something could not be mounted.
@@ -76,14 +116,14 @@ impl Volume {
     }
 
     /// Unmounts everything; devices, agent and server stay.
-    pub fn stop_master(&mut self) -> Result<()> {
+    pub fn stop_master(&mut self, out: Out) -> Result<()> {
         if self.config.master.is_none() {
             bail!(
                 "volume '{0}' has no master: run `zumastor define master {0}`",
                 self.name
             );
         }
-        self.down(Level::Devices.min(self.level))
+        self.down(Level::Devices.min(self.level), out)
     }
 
     /// Brings the volume up to `level`; an error if anything failed.

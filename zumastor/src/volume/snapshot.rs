@@ -4,14 +4,17 @@
 //! In this order, so that a crash at any point loses nothing and never mixes snapshots up: advance
 //! the counter and note the snapshot as pending (durable); freeze, create, thaw; record the
 //! snapshot (durable); make its device, mount and links. A pending snapshot that was not recorded
-//! was never reported as taken, and may have been taken after a thaw: it is deleted.
+//! was never reported as taken, and may have been taken after a thaw: it is deleted. Deleted is only what
+//! is newer than all that was in the store when it was begun.
 
 use anyhow::{Context, Result, bail};
+use ddsnap::client::ClientError;
+use nix::errno::Errno;
 
 use super::{Note, Out, Volume, describe};
-use crate::config::{MANUAL, Snapshot};
+use crate::config::{Doomed, MANUAL, Snapshot};
 use crate::freeze::{self, Frozen};
-use crate::machine::Dev;
+use crate::machine::{Dev, Stored};
 use crate::mounts;
 use crate::names;
 use crate::plan::{Level, Scope};
@@ -37,13 +40,17 @@ impl Volume {
                 self.name
             );
         }
-        self.settle_snapshots()?;
-        let snapshot = self.begin_snapshot(kind.unwrap_or(MANUAL))?;
+        let stored = self.settle_snapshots()?;
+        let snapshot = self.begin_snapshot(kind.unwrap_or(MANUAL), &stored)?;
         let id = snapshot.id;
         if let Err(error) = self.create_frozen(id).and_then(|()| self.record(snapshot)) {
             self.log(&format!("snapshot {id} failed: {error:#}"));
+            // One made meanwhile by somebody else is his.
+            if let Some(master) = self.config.master.as_mut().filter(|_| is_taken(&error)) {
+                master.pending = None;
+            }
             return match self.settle_snapshots() {
-                Ok(()) => Err(error),
+                Ok(_) => Err(error),
                 Err(undo) => Err(error.context(format!("and it could not be undone: {undo:#}"))),
             };
         }
@@ -61,7 +68,8 @@ impl Volume {
             }
             None => {
                 let name = names::device_name(&self.name, Some(id));
-                let place = if self.config.filesystem.mountsnap {
+                let mounted = self.config.filesystem.mountsnap && !self.plain.contains_key(&id);
+                let place = if mounted {
                     self.mountpoint(Some(id))
                 } else {
                     std::path::Path::new("/dev/mapper").join(name)
@@ -72,11 +80,17 @@ impl Volume {
         }
     }
 
-    /// Takes the next number, durably, before anything is created with it.
-    fn begin_snapshot(&mut self, kind: &str) -> Result<Snapshot> {
+    /// Takes the next number that the store does not have, durably, before anything is created with it.
+    pub(super) fn begin_snapshot(&mut self, kind: &str, stored: &[Stored]) -> Result<Snapshot> {
         let time = mounts::unique_time(&self.host.now(), self.snapshots());
+        let before = self.config.clone();
         let master = self.config.master.as_mut().context("no master")?;
-        let id = master.next;
+        let mut id = master.next;
+        while stored.iter().any(|s| s.tag.0 == id) {
+            id = id
+                .checked_add(2)
+                .context("all snapshot numbers are used up")?;
+        }
         let next = id
             .checked_add(2)
             .context("all snapshot numbers are used up")?;
@@ -87,7 +101,8 @@ impl Volume {
         };
         master.next = next;
         master.pending = Some(snapshot.clone());
-        self.save()?;
+        master.pending_after = stored.iter().map(|s| s.seq.0).max().unwrap_or(0);
+        self.save().inspect_err(|_| self.config = before)?;
         Ok(snapshot)
     }
 
@@ -109,16 +124,15 @@ impl Volume {
         thawed
     }
 
-    /// Mount points to freeze: one for each file system on device `dev`.
+    /// Mount points to freeze: one for each file system on device `dev`, or on what stands on it, like
+    /// the file system in an encrypted volume.
     pub(super) fn mounts_on(&self, dev: Dev) -> Result<Vec<std::path::PathBuf>> {
-        let mut mounts = self.host.mounts()?;
-        for mount in &mut mounts {
-            // btrfs numbers its mounts by itself; its source tells the device.
-            if mount.fstype == "btrfs" && self.host.block_device(&mount.source).ok() == Some(dev) {
-                mount.dev = dev;
-            }
-        }
-        Ok(freeze::mounts_of(&mounts, dev))
+        let mounts = self.host.mounts()?;
+        let devices = self.host.stacked_on(dev);
+        let dirs = devices
+            .into_iter()
+            .flat_map(|d| freeze::mounts_of(&mounts, d));
+        Ok(dirs.collect())
     }
 
     /// Makes the snapshot one of the volume's, durably.
@@ -130,40 +144,81 @@ impl Volume {
         self.save().inspect_err(|_| self.config = before)
     }
 
-    /// Makes the list and the server agree: deletes a pending snapshot, drops entries that the
-    /// server has given up.
-    pub(super) fn settle_snapshots(&mut self) -> Result<()> {
-        let Some(master) = &self.config.master else {
-            return Ok(());
+    /// Makes the list and the server agree: deletes what is to be deleted, drops entries that the server
+    /// has given up. Returns what the server has.
+    ///
+    /// Only what this daemon made is deleted: a snapshot whose creation was begun here, and is newer than
+    /// all that was there then, or one that was listed and forgotten. A document that cannot be written
+    /// now is written with the next change: what it says too much is found out again.
+    pub(super) fn settle_snapshots(&mut self) -> Result<Vec<Stored>> {
+        let Some(master) = &mut self.config.master else {
+            return Ok(Vec::new());
         };
-        if master.pending.is_none() && master.snapshots.is_empty() {
-            return Ok(());
-        }
         let server = self.layout.server_socket(&self.name);
-        let existing = self.host.snapshots(&server)?;
-        if let Some(pending) = master.pending.as_ref().filter(|p| existing.contains(&p.id)) {
-            self.host.delete_snapshot(&server, pending.id)?;
-            self.log(&format!(
-                "deleted snapshot {}, whose creation was cut short",
-                pending.id
-            ));
+        let mut stored = self.host.snapshots(&server)?;
+        let before = master.clone();
+        if let Some(pending) = master.pending.take() {
+            let ours = |s: &&Stored| s.tag.0 == pending.id && s.seq.0 > master.pending_after;
+            master
+                .deleting
+                .extend(stored.iter().find(ours).map(|s| Doomed {
+                    id: pending.id,
+                    sequence: s.seq.0,
+                }));
         }
-        let gone = |s: &&Snapshot| !existing.contains(&s.id);
-        let lost: Vec<u32> = master.snapshots.iter().filter(gone).map(|s| s.id).collect();
-        if lost.is_empty() && master.pending.is_none() {
-            return Ok(());
+        let mut lines = Vec::new();
+        let mut warnings = Vec::new();
+        let same = |d: &Doomed, s: &Stored| s.tag.0 == d.id && s.seq.0 == d.sequence;
+        let (host, cut_short) = (&self.host, before.pending.as_ref().map(|p| p.id));
+        master.deleting.retain(|doomed| {
+            if !stored.iter().any(|s| same(doomed, s)) {
+                return false;
+            }
+            match host.delete_snapshot(&server, doomed.id) {
+                Ok(()) => {
+                    stored.retain(|s| !same(doomed, s));
+                    if cut_short == Some(doomed.id) {
+                        lines.push(format!(
+                            "deleted snapshot {}, whose creation was cut short",
+                            doomed.id
+                        ));
+                    }
+                    false
+                }
+                Err(error) => {
+                    warnings.push(format!(
+                        "forgotten snapshot {}: its data is still in the store: {error:#}",
+                        doomed.id
+                    ));
+                    true
+                }
+            }
+        });
+        master.snapshots.retain(|listed| {
+            let there = stored.iter().any(|s| s.tag.0 == listed.id);
+            if !there {
+                let id = listed.id;
+                lines.push(format!(
+                    "WARNING: the snapshot store no longer has snapshot {id}"
+                ));
+            }
+            there
+        });
+        if *master != before {
+            if let Err(error) = self.save() {
+                warnings.push(format!("{error:#}"));
+            }
         }
-        let before = self.config.clone();
-        if let Some(master) = self.config.master.as_mut() {
-            master.pending = None;
-            master.snapshots.retain(|s| existing.contains(&s.id));
+        for line in lines.iter().chain(&warnings) {
+            self.log(line);
         }
-        self.save().inspect_err(|_| self.config = before)?;
-        for id in lost {
-            self.log(&format!(
-                "WARNING: the snapshot store no longer has snapshot {id}"
-            ));
-        }
-        Ok(())
+        self.warnings.extend(warnings);
+        Ok(stored)
     }
+}
+
+/// Whether a snapshot could not be created because there is one of that number.
+fn is_taken(error: &anyhow::Error) -> bool {
+    let refusal = error.downcast_ref::<ClientError>();
+    matches!(refusal, Some(ClientError::Refused { errno, .. }) if *errno == Errno::EEXIST as i32)
 }

@@ -6,21 +6,22 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::probe::contents::Contents;
 
-use super::{Note, Out, Volume, agent_spec};
+use super::{Note, Out, Volume, Waiting, agent_spec};
 use crate::boot;
 use crate::config;
 use crate::machine::{Dev, Kind};
-use crate::mounts;
+use crate::mounts::{self, Complaint};
 use crate::names;
 use crate::plan::{Action, Target};
 
 /// Chunk size of a store that is formatted without being asked about it.
-const DEFAULT_CHUNK: &str = "16k";
+pub(super) const DEFAULT_CHUNK: &str = "16k";
 
 impl Volume {
     /// Carries out one step.
-    pub(super) fn perform(&self, action: Action, out: Out) -> Result<()> {
+    pub(super) fn perform(&mut self, action: Action, out: Out) -> Result<()> {
         let server = self.layout.server_socket(&self.name);
         match action {
             Action::ZeroOrigin => {
@@ -29,7 +30,7 @@ impl Volume {
             }
             Action::Format => {
                 let chunk = self.chunksize.as_deref().unwrap_or(DEFAULT_CHUNK);
-                self.host.format(&self.config.device, chunk)
+                self.host.format(&self.config.device, chunk, self.force)
             }
             Action::SaveConfig => {
                 config::make_private_dir(&self.layout.logs(&self.name))?;
@@ -49,12 +50,13 @@ impl Volume {
                     .dm_create(&name, &self.dm_uuid(target), &table)
                     .map(|_| ())
             }
-            Action::Mount(target) => self.mount(target),
+            Action::Mount(target) => self.mount(target, out),
             Action::WriteLinks => self.write_links(),
             Action::RemoveLinks => self.remove_links(),
             Action::Unmount(target) => self.unmount(target),
             Action::RemoveDevice(target) => {
-                self.host.dm_remove(&names::device_name(&self.name, target))
+                let name = names::device_name(&self.name, target);
+                self.patiently(|| self.host.dm_remove(&name))
             }
             Action::StopServer => self.supervisor.stop(Kind::Server),
             Action::StopAgent => self.supervisor.stop(Kind::Agent),
@@ -85,7 +87,8 @@ impl Volume {
             .dev)
     }
 
-    fn mount(&self, target: Target) -> Result<()> {
+    /// Mounts a device, if it holds a file system; what else it may hold is no failure.
+    fn mount(&mut self, target: Target, out: Out) -> Result<()> {
         let name = names::device_name(&self.name, target);
         let dev = self.device_number(target)?;
         let node = self.host.dm_node(&name, dev);
@@ -101,19 +104,104 @@ impl Volume {
                 dir.display()
             );
         }
-        let Some(fstype) = self.host.filesystem(&node)? else {
-            bail!("there is no file system on /dev/mapper/{name} yet: make one with mkfs");
+        let contents = self.host.contents(&node)?;
+        let Some(found) = contents.filesystem() else {
+            self.nothing_to_mount(target, contents);
+            return Ok(());
         };
+        if let Some(reason) = mounts::refusal(found).filter(|_| target.is_some()) {
+            let kind = &found.kind;
+            bail!("its file system ({kind}) is not mounted: {reason}");
+        }
         make_mountpoint(&dir)?;
         let stored = self.config.filesystem.mountopts.as_deref();
-        let options = mounts::options(stored, &fstype, target.is_some());
-        self.host.mount(&node, &dir, &fstype, &options)
+        let options = mounts::options(stored, found, target.is_some());
+        let dropped = self.mount_with(&node, &dir, &found.kind, options)?;
+        if !dropped.is_empty() {
+            let options = dropped.join(",");
+            let warning = format!(
+                "/dev/mapper/{name} is mounted without the options {options}, which {} does not know",
+                found.kind
+            );
+            out(Note::Line(format!("WARNING: {warning}")));
+            self.warnings.push(warning);
+        }
+        Ok(())
+    }
+
+    fn nothing_to_mount(&mut self, target: Target, contents: Contents) {
+        let holds = contents.to_string();
+        if let Some(tag) = target {
+            self.plain.insert(tag, holds);
+            return;
+        }
+        self.notes.push(match contents {
+            Contents::Blank => format!(
+                "/dev/mapper/{} holds {holds}; once it has a file system it is mounted",
+                self.name
+            ),
+            _ => format!(
+                "/dev/mapper/{} holds {holds}, nothing to mount; snapshots are of the device",
+                self.name
+            ),
+        });
+        self.waiting = Waiting::Contents(Some(contents));
+    }
+
+    /// Mounts with as many of the administrator's options as the file system knows; returns the others.
+    fn mount_with(
+        &self,
+        node: &Path,
+        dir: &Path,
+        fstype: &str,
+        options: mounts::Options,
+    ) -> Result<Vec<String>> {
+        let mounts::Options {
+            required,
+            mut optional,
+            mut dropped,
+        } = options;
+        let attempt = |optional: &[String]| {
+            let all = [&required[..], optional].concat();
+            self.patiently(|| self.host.mount(node, dir, fstype, &all))
+        };
+        let mut error = match attempt(&optional) {
+            Ok(()) => return Ok(dropped),
+            Err(error) => error,
+        };
+        // Each turn takes one option away.
+        while let Complaint::Option(name) = mounts::complaint(&format!("{error:#}")) {
+            let is_it = |o: &String| o.split('=').next() == Some(name.as_str());
+            let Some(at) = optional.iter().position(is_it) else {
+                break;
+            };
+            dropped.push(optional.remove(at));
+            match attempt(&optional) {
+                Ok(()) => return Ok(dropped),
+                Err(next) => error = next,
+            }
+        }
+        let unnamed = mounts::complaint(&format!("{error:#}")) == Complaint::SomeOption;
+        if optional.is_empty() || !unnamed || attempt(&[]).is_err() {
+            return Err(error);
+        }
+        // It does mount without: one after the other is tried beside those that were taken.
+        let mut taken = Vec::new();
+        for option in optional {
+            taken.push(option);
+            self.patiently(|| self.host.unmount(dir))?;
+            if attempt(&taken).is_err() {
+                dropped.extend(taken.pop());
+                attempt(&taken)?;
+            }
+        }
+        Ok(dropped)
     }
 
     fn unmount(&self, target: Target) -> Result<()> {
         let dir = self.mountpoint(target);
         if self.host.mounts()?.iter().any(|m| m.dir == dir) {
-            self.host.unmount(&dir)?;
+            self.patiently(|| self.host.unmount(&dir))?;
         }
         // A mount point the administrator named is his; ours go with the mount of a snapshot.
         if target.is_some() {

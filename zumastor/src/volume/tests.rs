@@ -5,10 +5,25 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use ddsnap::probe::contents::{Elsewhere, Known, Usage};
+
 use super::*;
 use crate::config::MANUAL;
 use crate::host::fake::Fake;
 use crate::machine::Dev;
+
+fn known(usage: Usage, kind: &str, elsewhere: Option<Elsewhere>) -> Contents {
+    Contents::Known(Known {
+        usage,
+        kind: kind.into(),
+        label: None,
+        elsewhere,
+    })
+}
+
+fn filesystem(kind: &str) -> Contents {
+    known(Usage::Filesystem, kind, None)
+}
 
 struct Bench {
     root: tempfile::TempDir,
@@ -32,7 +47,7 @@ impl Bench {
             };
             fake.state().devices.insert(path.into(), dev);
         }
-        fake.state().filesystem = Some("ext4".to_string());
+        fake.state().contents = Some(filesystem("ext4"));
         Bench { root, layout, fake }
     }
 
@@ -110,6 +125,9 @@ impl Bench {
         );
     }
 }
+
+mod definition;
+mod holds;
 
 fn take(volume: &mut Volume) -> u32 {
     volume.snapshot(None, &mut |_| ()).expect("a snapshot")
@@ -262,7 +280,11 @@ fn snapshots_are_frozen_numbered_even_mounted_and_linked() {
     let state = bench.fake.state();
     assert!(state.frozen.is_empty(), "thawed");
     assert_eq!(state.taken_frozen.len(), 2);
-    assert!(state.log.contains(&"mount v(2) ro".to_string()));
+    assert!(
+        state
+            .log
+            .contains(&"mount v(2) ro,errors=continue".to_string())
+    );
     drop(state);
     let links = bench.layout.snapshot_links("v");
     let target = |name: &str| fs::read_link(links.join(name)).expect("a link");
@@ -308,8 +330,9 @@ fn a_snapshot_cut_short_by_a_crash_is_deleted() {
         kind: MANUAL.into(),
         time: "t".into(),
     });
+    master.pending_after = 1;
     volume.save().expect("saved");
-    bench.fake.state().snapshots.insert(2);
+    bench.fake.state().snapshots.insert(2, 2);
     let dir = bench.layout.mountpoint("v");
     bench.fake.state().frozen.insert(dir);
 
@@ -320,7 +343,7 @@ fn a_snapshot_cut_short_by_a_crash_is_deleted() {
         bench.fake.state().frozen.is_empty(),
         "the leftover freeze is gone"
     );
-    assert!(!bench.fake.state().snapshots.contains(&2));
+    assert!(!bench.fake.state().snapshots.contains_key(&2));
     assert_eq!(take(&mut volume), 4);
 }
 
@@ -400,7 +423,7 @@ fn a_missing_device_is_waited_for() {
 #[test]
 fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one() {
     let bench = Bench::new();
-    bench.fake.state().filesystem = None;
+    bench.fake.state().contents = None;
     let mut volume = bench.try_define(&Bench::request()).expect("defined");
     let mut lines = Vec::new();
     let flags = MasterFlags {
@@ -411,11 +434,11 @@ fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one
     result.expect("succeeds all the same");
     let expected = [
         "WARNING: --export stored, but without effect in this version",
-        "WARNING: could not mount: there is no file system on /dev/mapper/v yet: make one with mkfs",
+        "/dev/mapper/v holds nothing but zeroes; once it has a file system it is mounted",
     ];
     assert_eq!(lines, expected.map(|l| Note::Line(l.to_string())));
     assert!(!volume.worth_retrying(), "as long as nothing changes");
-    bench.fake.state().filesystem = Some("xfs".into());
+    bench.fake.state().contents = Some(filesystem("xfs"));
     assert!(volume.worth_retrying());
     volume.up(volume.level, &mut |_| ()).expect("up");
     take(&mut volume);
@@ -503,7 +526,7 @@ fn stop_master_unmounts_and_keeps_devices_and_processes() {
     let bench = Bench::new();
     let mut volume = bench.master();
     take(&mut volume);
-    volume.stop_master().expect("stopped");
+    volume.stop_master(&mut |_| ()).expect("stopped");
     assert!(bench.mounted().is_empty());
     assert_eq!(bench.devices(), ["v", "v(0)"]);
     assert_eq!(bench.fake.state().processes.len(), 2);
@@ -513,7 +536,7 @@ fn stop_master_unmounts_and_keeps_devices_and_processes() {
     );
     volume.start_master(&mut |_| ()).expect("started");
     assert_eq!(bench.mounted(), ["v", "v(0)"]);
-    volume.down(Level::Down).expect("stopped");
+    volume.down(Level::Down, &mut |_| ()).expect("stopped");
     assert!(bench.devices().is_empty() && bench.fake.state().processes.is_empty());
     assert!(bench.layout.config("v").exists());
 }
