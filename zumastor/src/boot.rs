@@ -16,7 +16,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -330,7 +330,7 @@ pub fn names_from_udev(
 }
 
 /// `/dev/NAME` and the links of the disk at `path` in sysfs.
-fn disk_names(layout: &Layout, path: &PathBuf) -> Vec<String> {
+fn disk_names(layout: &Layout, path: &Path) -> Vec<String> {
     let kernel_name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let mut names = vec![format!("/dev/{kernel_name}")];
     let number = fs::read_to_string(path.join("dev")).unwrap_or_default();
