@@ -71,8 +71,14 @@ impl std::fmt::Display for Distro {
 /// Options of `vmtest`.
 #[derive(Args)]
 pub struct Vmtest {
-    /// Scenarios to run; all of them when none is named.
+    /// Scenarios to run; all of them but the long ones when none is named.
     pub names: Vec<String>,
+    /// Run the long scenarios too.
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+    /// Seed by which power cuts choose what is lost; another one each time if it is not given.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
     /// List the scenarios and what they show.
     #[arg(long)]
     pub list: bool,

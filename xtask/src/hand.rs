@@ -75,7 +75,7 @@ fn start(up: &Up) -> Result<()> {
     let image = guest::image(&image_of(up))?;
     let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB)?;
     paths::fresh_dir(&dir)?;
-    booted.resume(&dir, Lifetime::Own)?;
+    booted.resume(&dir, Lifetime::Own, None)?;
     booted.describe(&dir.join("booted.json"))?;
     eprintln!("up; try: cargo xtask vm exec {} -- uname -a", up.name);
     Ok(())
@@ -85,7 +85,7 @@ fn power_cut(name: &str) -> Result<()> {
     let dir = dir_of(name)?;
     let mut machine = attach(name)?;
     machine.cut_power()?;
-    Booted::described(&dir.join("booted.json"))?.boot_again(&dir, Lifetime::Own)?;
+    Booted::described(&dir.join("booted.json"))?.boot_again(&dir, Lifetime::Own, None)?;
     Ok(())
 }
 

@@ -86,6 +86,8 @@ fn one_scenario() -> Result<()> {
         keep: false,
         distro: Distro::default(),
         kernel: "qemu".into(),
+        all: false,
+        seed: None,
     };
     if !vmtest::vmtest(&flags)? {
         bail!("scenario {SCENARIO} failed");

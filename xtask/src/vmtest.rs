@@ -17,12 +17,13 @@ use crate::scenario::report::{self, Outcome};
 use crate::scenario::schema::{ImageName, Scenario};
 use crate::scenario::{self, run};
 use crate::ui::Step;
+use crate::vm::lossy::Rng;
 use crate::{guest, packages, paths};
 
 /// Runs the scenarios; true if all passed.
 pub fn vmtest(flags: &Vmtest) -> Result<bool> {
     let all = scenario::load_all(&paths::workspace().join(scenario::DIRECTORY))?;
-    let chosen = scenario::select(all, &flags.names)?;
+    let chosen = scenario::select(all, &flags.names, flags.all || flags.list)?;
     if flags.list {
         for s in &chosen {
             println!(
@@ -51,9 +52,16 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
         prepared.push((s, booted::booted(&image, &s.disks, s.memory_mib())?));
         images.insert(key, image);
     }
+    let seed = flags.seed.unwrap_or_else(|| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Rng::new(now.as_nanos() as u64).next_u64() >> 32
+    });
+    if chosen.iter().any(|s| s.cuts_power()) {
+        eprintln!("power cuts: --seed {seed}");
+    }
     let mut outcomes = Vec::new();
     for (s, booted) in &prepared {
-        outcomes.push(run_one(s, booted, flags.keep));
+        outcomes.push(run_one(s, booted, flags.keep, seed));
         // After each, so that an interrupted run has reported what it knows.
         write_reports(&outcomes, flags)?;
     }
@@ -84,10 +92,10 @@ fn wanted(s: &Scenario, flags: &Vmtest) -> guest::Wanted {
     }
 }
 
-fn run_one(s: &Scenario, booted: &Booted, keep: bool) -> Outcome {
+fn run_one(s: &Scenario, booted: &Booted, keep: bool, seed: u64) -> Outcome {
     let started = Instant::now();
     let step = Step::start(s.name.clone());
-    let result = run::run(s, booted, keep, &step);
+    let result = run::run(s, booted, keep, seed, &step);
     step.done(if result.is_ok() { "passed" } else { "FAILED" });
     if let Err(error) = &result {
         eprintln!("{error:#}");

@@ -16,6 +16,7 @@ use crate::ui::Step;
 use crate::vm::accel::{self, Accel};
 use crate::vm::args::{Spec, kernel_command_line};
 use crate::vm::disk;
+use crate::vm::lossy::{Lossy, Plan};
 use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine};
 use crate::{lock, paths};
 
@@ -74,24 +75,81 @@ pub fn booted(image: &Image, disk_sizes: &[String], memory_mib: u32) -> Result<B
 
 impl Booted {
     /// A guest of its own in `dir`, resumed from the saved one.
-    pub fn resume(&self, dir: &Path, lifetime: Lifetime) -> Result<Machine> {
-        let spec = self.spec(dir, Some(SAVED));
+    pub fn resume(&self, dir: &Path, lifetime: Lifetime, lossy: Option<&Lossy>) -> Result<Machine> {
+        let spec = self.spec(dir, Some(SAVED), lossy);
         paths::make_dir(dir)?;
         for disk in std::iter::once(&spec.root).chain(&spec.disks) {
             let name = disk.file_name().context("a disk without a name")?;
             disk::copy(&self.dir.join(name), disk)?;
         }
-        let mut machine = Machine::start(&spec, dir, lifetime)?;
-        machine.wait_for_agent(BOOT_DEADLINE)?;
+        let mut machine = self.start(&spec, dir, lifetime, lossy)?;
         machine.agent().set_clock()?;
         Ok(machine)
     }
 
-    /// Boots from the disks already in `dir`, as after a power cut.
-    pub fn boot_again(&self, dir: &Path, lifetime: Lifetime) -> Result<Machine> {
-        let mut machine = Machine::start(&self.spec(dir, None), dir, lifetime)?;
+    /// Boots from the disks already in `dir`, or from `lossy` ones, as after a power cut.
+    pub fn boot_again(
+        &self,
+        dir: &Path,
+        lifetime: Lifetime,
+        lossy: Option<&Lossy>,
+    ) -> Result<Machine> {
+        self.start(&self.spec(dir, None, lossy), dir, lifetime, lossy)
+    }
+
+    fn start(
+        &self,
+        spec: &Spec,
+        dir: &Path,
+        lifetime: Lifetime,
+        lossy: Option<&Lossy>,
+    ) -> Result<Machine> {
+        let mut machine = Machine::start(spec, dir, lifetime)?;
+        if let Some(lossy) = lossy {
+            // Saved memory can be loaded only while all disks are qcow2.
+            let mut qmp = machine.qmp()?;
+            for index in 0..lossy.count() {
+                qmp.replace_disk(index, &lossy.socket())?;
+            }
+            qmp.run()?;
+        }
         machine.wait_for_agent(BOOT_DEADLINE)?;
         Ok(machine)
+    }
+
+    /// The saved guest's disks as ones that lose what was not flushed. What is durable of them is in
+    /// `dir`: `disk1.raw` and on.
+    pub fn lossy(&self, dir: &Path) -> Result<Lossy> {
+        paths::make_dir(dir)?;
+        let spec = self.spec(&self.dir, None, None);
+        let mut plans = vec![self.lossy_root(dir)?];
+        for disk in &spec.disks {
+            let name = disk.file_name().context("a disk without a name")?;
+            plans.push(Plan {
+                medium: dir.join(name).with_extension("raw"),
+                bytes: disk::bytes(disk)?,
+                base: None,
+            });
+        }
+        Lossy::serve(&plans)
+    }
+
+    /// The root disk as it was saved, to begin or to begin anew with.
+    pub fn lossy_root(&self, dir: &Path) -> Result<Plan> {
+        let root = self.spec(&self.dir, None, None).root;
+        let base = root.with_extension("raw");
+        let _lock = lock::take(&self.image.dir.join("booted.lock"))?;
+        if !base.exists() {
+            let partial = root.with_extension("partial");
+            disk::extract(&root, SAVED, &partial)?;
+            std::fs::rename(&partial, &base)
+                .with_context(|| format!("cannot make {}", base.display()))?;
+        }
+        Ok(Plan {
+            medium: dir.join("root.durable"),
+            bytes: disk::bytes(&root)?,
+            base: Some(base),
+        })
     }
 
     /// Notes in `file` what a guest was started from, for a later process.
@@ -107,7 +165,7 @@ impl Booted {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))
     }
 
-    fn spec(&self, dir: &Path, resume: Option<&str>) -> Spec {
+    fn spec(&self, dir: &Path, resume: Option<&str>, lossy: Option<&Lossy>) -> Spec {
         Spec {
             accel: self.accel,
             vmlinuz: self.image.vmlinuz.clone(),
@@ -118,13 +176,14 @@ impl Booted {
                 .collect(),
             memory_mib: self.memory_mib,
             resume: resume.map(str::to_string),
+            paused: lossy.is_some(),
         }
     }
 
     fn make(&self, disk_sizes: &[String]) -> Result<()> {
         let partial = self.dir.with_extension("partial");
         paths::fresh_dir(&partial)?;
-        let spec = self.spec(&partial, None);
+        let spec = self.spec(&partial, None, None);
         disk::create_overlay(&spec.root, &self.image.root)?;
         for (disk, size) in spec.disks.iter().zip(disk_sizes) {
             disk::create_blank(disk, size)?;

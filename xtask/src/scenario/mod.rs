@@ -28,10 +28,11 @@ pub fn load_all(dir: &Path) -> Result<Vec<Scenario>> {
     files.iter().map(|file| Ok(schema::load(file)?)).collect()
 }
 
-/// The scenarios of these names, in their order; all of them for no name.
-pub fn select(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
+/// The scenarios of these names, in their order; for no name all of them, the long ones only if they are
+/// asked for.
+pub fn select(all: Vec<Scenario>, names: &[String], long: bool) -> Result<Vec<Scenario>> {
     if names.is_empty() {
-        return Ok(all);
+        return Ok(all.into_iter().filter(|s| long || !s.long).collect());
     }
     let mut chosen = Vec::new();
     for name in names {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::schema::{Scenario, Step};
+use super::schema::{CutHow, PowerCut, Repeat, Scenario, Step};
 use crate::image::booted::Booted;
 use crate::ui::{self, Step as Progress};
 use crate::vm::agent::{Output, Pid};
 use crate::vm::console::find_report;
+use crate::vm::lossy::{Lossy, Rng};
 use crate::vm::machine::{Lifetime, Machine, guest_env};
 use crate::{lock, paths};
 
@@ -33,18 +34,32 @@ pub fn dir_of(name: &str) -> PathBuf {
 }
 
 /// Runs a scenario. An error is a failed scenario, and says at which step.
-pub fn run(scenario: &Scenario, booted: &Booted, keep: bool, progress: &Progress) -> Result<()> {
+///
+/// By `seed` power cuts choose what is lost.
+pub fn run(
+    scenario: &Scenario,
+    booted: &Booted,
+    keep: bool,
+    seed: u64,
+    progress: &Progress,
+) -> Result<()> {
     let dir = dir_of(&scenario.name);
     paths::make_dir(dir.parent().unwrap_or(&dir))?;
     // Two runs at once would take each other's disks away.
     let _lock = lock::take(&dir.with_extension("lock"))?;
     paths::fresh_dir(&dir)?;
-    let machine = booted.resume(&dir, Lifetime::WithHarness)?;
+    let lossy = match scenario.cuts_power() {
+        true => Some(booted.lossy(&dir)?),
+        false => None,
+    };
+    let machine = booted.resume(&dir, Lifetime::WithHarness, lossy.as_ref())?;
     let transcript = dir.join("transcript.txt");
     let mut run = Run {
         scenario,
         booted,
         machine,
+        lossy,
+        seeds: Rng::new(seed),
         running: BTreeMap::new(),
         saved: BTreeMap::new(),
         transcript: File::create(&transcript)
@@ -68,6 +83,8 @@ struct Run<'a> {
     scenario: &'a Scenario,
     booted: &'a Booted,
     machine: Machine,
+    lossy: Option<Lossy>,
+    seeds: Rng,
     running: BTreeMap<String, Pid>,
     saved: BTreeMap<String, String>,
     transcript: File,
@@ -76,28 +93,32 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn steps(&mut self, progress: &Progress) -> Result<()> {
-        let total = self.scenario.steps.len();
-        for (i, step) in self.scenario.steps.iter().enumerate() {
-            let title = title(step);
-            progress.note(&format!("{}/{total} {title}", i + 1));
-            let left =
-                Duration::from_secs(self.scenario.timeout).checked_sub(self.started.elapsed());
-            let line = self.scenario.lines.get(i).copied().unwrap_or(0);
-            let place = || format!("{}:{line}: {title}", paths::shown(&self.scenario.file));
-            let Some(left) = left else {
-                bail!(
-                    "{}: the scenario's {} seconds are over",
-                    place(),
-                    self.scenario.timeout
-                );
-            };
-            self.step(step, step.limit().min(left))
-                .with_context(place)?;
+        let scenario = self.scenario;
+        let total = scenario.steps.len();
+        for (i, step) in scenario.steps.iter().enumerate() {
+            let note = |text: &str| progress.note(&format!("{}/{total} {text}", i + 1));
+            let line = scenario.lines.get(i).copied().unwrap_or(0);
+            self.one(step, &note)
+                .with_context(|| format!("{}:{line}", paths::shown(&scenario.file)))?;
         }
         Ok(())
     }
 
-    fn step(&mut self, step: &Step, limit: Duration) -> Result<()> {
+    /// One step, within what is left of the scenario's time.
+    fn one(&mut self, step: &Step, note: &dyn Fn(&str)) -> Result<()> {
+        let title = title(step);
+        note(&title);
+        let all = self.scenario.timeout;
+        match Duration::from_secs(all).checked_sub(self.started.elapsed()) {
+            None => bail!("{title}: the scenario's {all} seconds are over"),
+            Some(left) => self.step(step, step.limit().min(left), note).context(title),
+        }
+    }
+
+    fn step(&mut self, step: &Step, limit: Duration, note: &dyn Fn(&str)) -> Result<()> {
+        if let Some(repeat) = &step.repeat {
+            return self.repeat(repeat, note);
+        }
         if let Some(script) = &step.run {
             self.note(&format!("$ {}\n", script.trim_end()));
             let pid = self.start(script)?;
@@ -129,16 +150,58 @@ impl Run<'_> {
             self.running.clear();
             return self.machine.reboot(limit);
         }
-        self.power_cut()
+        self.power_cut(step.power_cut.map(PowerCut::how).unwrap_or_default())
     }
 
-    fn power_cut(&mut self) -> Result<()> {
-        self.note("power cut\n");
-        self.running.clear();
+    fn repeat(&mut self, repeat: &Repeat, note: &dyn Fn(&str)) -> Result<()> {
+        for round in 1..=repeat.times {
+            let place = format!("round {round} of {}", repeat.times);
+            self.saved.insert("ROUND".into(), round.to_string());
+            self.note(&format!("{place}\n"));
+            let note = |text: &str| note(&format!("{place}: {text}"));
+            for (i, step) in repeat.steps.iter().enumerate() {
+                self.one(step, &note)
+                    .with_context(|| format!("{place}, repeat.steps[{i}]"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn power_cut(&mut self, how: CutHow) -> Result<()> {
+        let Some(lossy) = &self.lossy else {
+            bail!("the disks were not made for a power cut");
+        };
+        let next = self.seeds.next_u64();
+        let seed = how.seed.unwrap_or(next >> 32);
+        if how.within > 0 {
+            let wait = Duration::from_millis(Rng::new(next).below(how.within * 1000));
+            std::thread::sleep(wait);
+        }
         self.machine.check()?;
         self.machine.cut_power()?;
+        let losses = lossy.cut(seed)?;
         let dir = dir_of(&self.scenario.name);
-        self.machine = self.booted.boot_again(&dir, Lifetime::WithHarness)?;
+        if how.resume {
+            lossy.renew(0, &self.booted.lossy_root(&dir)?)?;
+        }
+        let disks = losses.iter().enumerate().map(|(i, loss)| {
+            let disk = char::from(b'a' + i as u8); // at most 20 disks
+            format!("vd{disk} {loss}")
+        });
+        let disks: Vec<String> = disks.collect();
+        self.note(&format!("power cut, seed {seed}: {}\n", disks.join("; ")));
+        self.running.clear();
+        let Some(lossy) = &self.lossy else {
+            return Ok(());
+        };
+        self.machine = match how.resume {
+            true => self
+                .booted
+                .resume(&dir, Lifetime::WithHarness, Some(lossy))?,
+            false => self
+                .booted
+                .boot_again(&dir, Lifetime::WithHarness, Some(lossy))?,
+        };
         Ok(())
     }
 
@@ -269,6 +332,7 @@ fn title(step: &Step) -> String {
         (_, _, Some(id), _) => format!("wait for {id}"),
         (.., Some(push)) => format!("push {}", push.to),
         _ if step.reboot => "reboot".to_string(),
+        _ if step.repeat.is_some() => "repeat".to_string(),
         _ => "power cut".to_string(),
     };
     let mut lines = text.lines();
@@ -292,7 +356,10 @@ fn last_lines(text: &str) -> String {
 fn remove_disks(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "qcow2") {
+        if path
+            .extension()
+            .is_some_and(|e| e == "qcow2" || e == "raw" || e == "durable")
+        {
             fs::remove_file(path)?;
         }
     }

@@ -37,6 +37,9 @@ pub struct Scenario {
     /// The guest's memory, like `256M`, if it must not have as much as others.
     #[serde(default)]
     pub memory: Option<String>,
+    /// Takes long: run only by name or with `--all`.
+    #[serde(default)]
+    pub long: bool,
     /// Limit for the whole scenario, in seconds.
     #[serde(default = "ten_minutes")]
     pub timeout: u64,
@@ -73,9 +76,10 @@ pub struct Step {
     pub wait: Option<String>,
     /// File to copy into the guest.
     pub push: Option<Push>,
-    /// Kill QEMU without warning and boot again.
-    #[serde(default)]
-    pub power_cut: bool,
+    /// Cut the power and boot again.
+    pub power_cut: Option<PowerCut>,
+    /// Steps to do several times.
+    pub repeat: Option<Repeat>,
     /// Reboot in an orderly way.
     #[serde(default)]
     pub reboot: bool,
@@ -92,6 +96,50 @@ pub struct Step {
     pub timeout: Option<u64>,
     /// Environment variable of all later steps that gets standard output, trimmed.
     pub save: Option<String>,
+}
+
+/// A power cut: `true`, or how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "power_cut is true or {within, resume, seed}")]
+pub enum PowerCut {
+    /// At once, and boot again; `false` is refused.
+    Plain(bool),
+    /// In another way.
+    How(CutHow),
+}
+
+/// How the power is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CutHow {
+    /// At a random moment within so many seconds.
+    #[serde(default)]
+    pub within: u64,
+    /// Resume the saved guest with a root disk as it was then, instead of booting.
+    #[serde(default)]
+    pub resume: bool,
+    /// What is lost is chosen by this number, whatever the run's seed is.
+    pub seed: Option<u64>,
+}
+
+impl PowerCut {
+    /// How the power is cut.
+    pub fn how(self) -> CutHow {
+        match self {
+            PowerCut::Plain(_) => CutHow::default(),
+            PowerCut::How(how) => how,
+        }
+    }
+}
+
+/// Steps to do several times.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repeat {
+    /// How often.
+    pub times: u32,
+    /// What, in order.
+    pub steps: Vec<Step>,
 }
 
 /// A file to copy into the guest.
@@ -343,10 +391,19 @@ impl Scenario {
 
     /// Programs that have to be built.
     pub fn made(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        let pushed = self.steps.iter().filter_map(|step| step.push.as_ref());
+        let pushed = all_steps(&self.steps)
+            .into_iter()
+            .filter_map(|step| step.push.as_ref());
         pushed
             .filter(|push| push.make)
             .map(|push| self.source_of(push))
+    }
+
+    /// Whether the power is cut: then the disks lose what was not flushed.
+    pub fn cuts_power(&self) -> bool {
+        all_steps(&self.steps)
+            .iter()
+            .any(|step| step.power_cut.is_some())
     }
 
     /// The first thing that makes no sense: the step it is in, and the field
@@ -398,6 +455,18 @@ impl Scenario {
     }
 }
 
+/// The steps and those that they repeat.
+fn all_steps(steps: &[Step]) -> Vec<&Step> {
+    let mut all = Vec::new();
+    for step in steps {
+        all.push(step);
+        if let Some(repeat) = &step.repeat {
+            all.extend(all_steps(&repeat.steps));
+        }
+    }
+    all
+}
+
 /// What earlier steps have set up.
 #[derive(Default)]
 struct Known {
@@ -408,7 +477,9 @@ struct Known {
 impl Step {
     /// The step's limit.
     pub fn limit(&self) -> Duration {
-        let default = if self.power_cut || self.reboot {
+        let default = if self.repeat.is_some() {
+            u64::MAX >> 20 // the scenario's own limit ends it
+        } else if self.power_cut.is_some() || self.reboot {
             600
         } else {
             120
@@ -427,8 +498,9 @@ impl Step {
             ("until", self.until.is_some()),
             ("wait", self.wait.is_some()),
             ("push", self.push.is_some()),
-            ("power_cut", self.power_cut),
+            ("power_cut", self.power_cut.is_some()),
             ("reboot", self.reboot),
+            ("repeat", self.repeat.is_some()),
         ];
         let given: Vec<&str> = actions
             .iter()
@@ -449,8 +521,36 @@ impl Step {
         if self.timeout == Some(0) {
             return Err("timeout: 0 seconds are too few".into());
         }
+        if self.power_cut == Some(PowerCut::Plain(false)) {
+            return Err("power_cut: false says nothing; leave the step out".into());
+        }
         self.check_fields(action)?;
-        self.check_names(known)
+        self.check_names(known)?;
+        self.check_repeat(known)
+    }
+
+    fn check_repeat(&self, known: &mut Known) -> Result<(), String> {
+        let Some(repeat) = &self.repeat else {
+            return Ok(());
+        };
+        if repeat.times == 0 {
+            return Err("repeat.times: 0 times are too few".into());
+        }
+        if repeat.steps.is_empty() {
+            return Err("repeat.steps: there are none".into());
+        }
+        let before = known.running.clone();
+        for (i, step) in repeat.steps.iter().enumerate() {
+            step.check(known)
+                .map_err(|what| format!("repeat.steps[{i}].{what}"))?;
+        }
+        // A cut ends what was running before; what a round begins, it must end.
+        match known.running.iter().find(|id| !before.contains(id)) {
+            Some(id) => Err(format!(
+                "repeat: nothing in it waits for the background command {id:?}"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Refuses fields that mean nothing beside the action.
@@ -462,6 +562,7 @@ impl Step {
             ("stdout", self.stdout.is_some(), judged),
             ("stderr", self.stderr.is_some(), judged),
             ("save", self.save.is_some(), judged),
+            ("timeout", self.timeout.is_some(), action != "repeat"),
         ];
         if let Some((field, ..)) = fields.iter().find(|(_, given, fits)| *given && !fits) {
             let beside = if self.background.is_some() {
@@ -497,7 +598,7 @@ impl Step {
                 None => return Err(format!("wait: no background command {id:?} is running")),
             };
         }
-        if self.power_cut || self.reboot {
+        if self.power_cut.is_some() || self.reboot {
             known.running.clear();
         }
         if let Some(name) = &self.save {
@@ -565,6 +666,21 @@ steps:
         assert_eq!(scenario.memory_mib(), MEMORY_MIB);
         let small = parsed(&GOOD.replace("steps:", "memory: 256M\nsteps:")).unwrap();
         assert_eq!(small.memory_mib(), 256);
+    }
+
+    #[test]
+    fn a_power_cut_within_a_repetition_is_found() {
+        assert!(!parsed(GOOD).unwrap().cuts_power());
+        let repeat = "  - repeat:
+      times: 3
+      steps:
+        - run: x
+          background: y
+        - power_cut: {within: 5, resume: true}
+";
+        let scenario = parsed(&format!("{GOOD}{repeat}")).unwrap();
+        assert!(scenario.cuts_power());
+        assert_eq!(scenario.lines, [4, 6, 11, 13, 14]);
     }
 
     #[test]
@@ -652,6 +768,26 @@ steps:
             ),
             ("name: a", "name: b", "dir/a.yaml:1: name: "),
             ("steps:", "machines: 2\nsteps:", "dir/a.yaml:3: machines: 2"),
+            (
+                "- reboot: true",
+                "- repeat: {times: 2, steps: [{run: x}, {wait: y}]}",
+                "dir/a.yaml:13: steps[3].repeat.steps[1].wait: no background",
+            ),
+            (
+                "- reboot: true",
+                "- repeat: {times: 2, steps: [{run: x, background: y}]}",
+                "steps[3].repeat: nothing in it waits for the background command \"y\"",
+            ),
+            (
+                "- reboot: true",
+                "- power_cut: {within: 2, seeds: 3}",
+                "power_cut is true or {within, resume, seed}",
+            ),
+            (
+                "- reboot: true",
+                "- power_cut: false",
+                "steps[3].power_cut: false says nothing",
+            ),
             (
                 "steps:",
                 "disks: [2X]\nsteps:",

@@ -22,6 +22,8 @@ pub struct Spec {
     pub memory_mib: u32,
     /// Name of the internal snapshot to resume instead of booting.
     pub resume: Option<String>,
+    /// Do not run before QMP says `cont`.
+    pub paused: bool,
 }
 
 /// Paths QEMU writes to and listens on.
@@ -100,6 +102,9 @@ pub fn qemu_args(spec: &Spec, ends: &Endpoints) -> Vec<OsString> {
     if let Some(name) = &spec.resume {
         args.pair("-loadvm", name);
     }
+    if spec.paused {
+        args.flag("-S");
+    }
     args.0
 }
 
@@ -117,14 +122,14 @@ impl Args {
     }
 
     fn disk(&mut self, index: usize, path: &Path) {
-        // Write-back with the guest's flushes honoured: killing QEMU then loses
-        // exactly what the guest had not flushed, as a power cut does.
+        // Write-back: killing QEMU keeps what the guest wrote, in the host's page
+        // cache. Disks that lose what was not flushed take these disks' place (`lossy`).
         let options =
             format!("if=none,id=disk{index},format=qcow2,cache=writeback,discard=unmap,file=");
         self.pair("-drive", with_path(&options, path, ""));
         self.pair(
             "-device",
-            format!("virtio-blk-pci,drive=disk{index},serial=disk{index}"),
+            format!("virtio-blk-pci,id=blk{index},drive=disk{index},serial=disk{index}"),
         );
     }
 
@@ -159,6 +164,7 @@ mod tests {
             disks: vec!["/d/with,comma.qcow2".into()],
             memory_mib: 1024,
             resume: None,
+            paused: false,
         }
     }
 

@@ -24,6 +24,34 @@ pub fn create_overlay(path: &Path, base: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The length of a disk in bytes, as the guest sees it.
+pub fn bytes(path: &Path) -> Result<u64> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Info {
+        virtual_size: u64,
+    }
+    let sh = Shell::new()?;
+    let json = cmd!(sh, "qemu-img info --force-share --output=json {path}")
+        .quiet()
+        .read()?;
+    let info: Info = serde_json::from_str(&json)?;
+    Ok(info.virtual_size)
+}
+
+/// Writes what the internal snapshot `name` of a disk holds to a raw, sparse file.
+pub fn extract(path: &Path, name: &str, to: &Path) -> Result<()> {
+    let sh = Shell::new()?;
+    let snapshot = format!("snapshot.name={name}");
+    cmd!(
+        sh,
+        "qemu-img convert -f qcow2 -l {snapshot} -O raw {path} {to}"
+    )
+    .quiet()
+    .run()?;
+    Ok(())
+}
+
 /// Copies a disk with its internal snapshots, sharing blocks where the file
 /// system of the host can.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {

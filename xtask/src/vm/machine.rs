@@ -279,7 +279,7 @@ impl Machine {
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_string())
     }
 
-    /// Ends QEMU at once: what the guest has not flushed is lost.
+    /// Ends QEMU at once. What the guest has not flushed is lost on `lossy` disks, and may survive on others.
     pub fn cut_power(&mut self) -> Result<()> {
         self.agent.disconnect();
         if self.alive() {

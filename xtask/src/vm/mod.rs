@@ -7,5 +7,6 @@ pub mod agent;
 pub mod args;
 pub mod console;
 pub mod disk;
+pub mod lossy;
 pub mod machine;
 pub mod qmp;

@@ -38,6 +38,25 @@ impl Qmp {
         self.monitor(&format!("hostfwd_add net0 tcp:127.0.0.1:{host}-:{guest}"))
     }
 
+    /// Puts export `disk{index}` of the NBD server at `socket` in the place of disk `index`. The guest
+    /// must not run, and the lengths must be the same.
+    pub fn replace_disk(&mut self, index: usize, socket: &Path) -> Result<()> {
+        let socket = socket.display();
+        // No space or comma is in the path: it is a directory of our own in the one for temporary files.
+        self.monitor(&format!(
+            "drive_add -n 0 driver=raw,node-name=lossy{index},file.driver=nbd,\
+             file.server.type=unix,file.server.path={socket},file.export=disk{index}"
+        ))?;
+        self.monitor(&format!(
+            "qom-set /machine/peripheral/blk{index} drive lossy{index}"
+        ))
+    }
+
+    /// Lets a paused guest run.
+    pub fn run(&mut self) -> Result<()> {
+        self.monitor("cont")
+    }
+
     /// Ends QEMU in an orderly way: disks are flushed.
     pub fn quit(&mut self) -> Result<()> {
         self.0

@@ -1,0 +1,139 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# What the scenarios power-cut-5 and power-cut-50 do in a guest. There are two volumes: e, ext4 on vdb
+# with its store on vdc, and x, XFS on vdd with its store on vde.
+#
+#   cuts.sh setup            makes both
+#   cuts.sh check SUMS STAMP checks what a power cut has left, mounts both
+#   cuts.sh snapshot ROUND   takes snapshots; prints their checksums, a line for all
+#   cuts.sh stamp ROUND      writes files and syncs them; prints what to give to check
+#   cuts.sh load ROUND       writes, overwrites and removes files, with fio beside it, without an end
+set -eu
+
+origin() { [ "$1" = e ] && echo /dev/vdb || echo /dev/vdd; }
+store() { [ "$1" = e ] && echo /dev/vdc || echo /dev/vde; }
+socket() { echo "/var/run/zumastor/servers/$1"; }
+
+# The first 64 MiB are what the file systems have.
+sum_of() {
+	local name=$1-snapshot-$2 sectors
+	if [ ! -e "/dev/mapper/$name" ]; then
+		sectors=$(ddsnap status --size "$(socket "$1")" "$2")
+		dmsetup create "$name" --table \
+			"0 $sectors ddsnap $(store "$1") $(origin "$1") /var/run/zumastor/agents/$1 $2"
+	fi
+	head -c 64M "/dev/mapper/$name" | md5sum | cut -c1-32
+}
+
+# Every snapshot of both volumes, with its checksum: "e/1=... e/2=... x/1=..."
+sums() {
+	local volume tag
+	for volume in e x; do
+		for tag in $(ddsnap list "$(socket $volume)" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'); do
+			echo -n "$volume/$tag=$(sum_of $volume "$tag") "
+		done
+	done
+	echo
+}
+
+mount_both() {
+	mkdir -p /mnt/e /mnt/x
+	mount /dev/mapper/e /mnt/e
+	mount /dev/mapper/x /mnt/x
+}
+
+setup() {
+	local volume
+	for volume in e x; do
+		zumastor define volume $volume "$(origin $volume)" "$(store $volume)" --initialize
+	done
+	mkfs.ext4 -q /dev/mapper/e
+	# So small a file system XFS makes only for tests that say who they are.
+	TEST_DIR=x TEST_DEV=x QA_CHECK_FS=x mkfs.xfs -q -K -d size=64m /dev/mapper/x
+	mount_both
+}
+
+check() {
+	local sums=$1 stamp=$2 volume one
+	for volume in e x; do
+		ddsnap check "$(store $volume)" --origin "$(origin $volume)" >/run/check-$volume ||
+			{ cat /run/check-$volume; exit 1; }
+		zumastor define volume $volume "$(origin $volume)" "$(store $volume)"
+	done
+	# Mounting replays the journals; after that there must be nothing to mend.
+	mount_both
+	umount /mnt/e /mnt/x
+	e2fsck -f -n /dev/mapper/e >/run/e2fsck 2>&1 || { cat /run/e2fsck; exit 1; }
+	xfs_repair -n /dev/mapper/x >/run/xfs_repair 2>&1 || { cat /run/xfs_repair; exit 1; }
+	mount_both
+	local now
+	now=$(sums)
+	for one in $sums; do
+		case " $now " in *" $one "*) ;; *) echo "snapshot $one is not among: $now"; exit 1 ;; esac
+	done
+	# Those that were being made when the power went may be there or not.
+	for one in $now; do
+		case " $sums " in *" $one "*) continue ;; esac
+		one=${one%=*}
+		echo "snapshot $one was being made"
+		dmsetup remove "${one%/*}-snapshot-${one#*/}"
+		ddsnap delete "$(socket "${one%/*}")" "${one#*/}"
+	done
+	[ -z "$stamp" ] || [ "$(read_stamp)" = "$stamp" ] || { echo "what was synced is not there"; exit 1; }
+}
+
+read_stamp() { cat /mnt/[ex]/stamp/* | md5sum | cut -c1-32; }
+
+stamp() {
+	local dir
+	for dir in /mnt/e/stamp /mnt/x/stamp; do
+		rm -rf $dir && mkdir $dir
+		dd if=/dev/urandom of=$dir/data bs=64k count=$((1 + RANDOM % 16)) status=none
+		echo "$1" >$dir/round
+	done
+	sync
+	read_stamp
+}
+
+# Three at most of each volume; the oldest goes.
+snapshot() {
+	local volume tags
+	for volume in e x; do
+		tags=($(ddsnap list "$(socket $volume)" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'))
+		if [ ${#tags[@]} -ge 3 ]; then
+			dmsetup remove "$volume-snapshot-${tags[0]}" 2>/dev/null || true
+			ddsnap delete "$(socket $volume)" "${tags[0]}"
+		fi
+		ddsnap create "$(socket $volume)" "$1"
+	done
+	sums
+}
+
+load() {
+	local dir=$((RANDOM)) i=0 name
+	for dir in /mnt/e /mnt/x; do
+		mkdir -p $dir/files
+		fio --name=load --filename=$dir/fio --size=8M --direct=1 --ioengine=libaio --iodepth=8 \
+			--rw=randwrite --bsrange=1k-32k --blockalign=1k --fsync=40 --time_based --runtime=600 \
+			>/dev/null 2>&1 &
+	done
+	while :; do
+		i=$((i + 1))
+		for dir in /mnt/e /mnt/x; do
+			name=$dir/files/$((RANDOM % 40))
+			case $((RANDOM % 4)) in
+			0) rm -f $name ;;
+			1) mv -f $name $dir/files/$((RANDOM % 40)) 2>/dev/null || true ;;
+			2) dd if=/dev/urandom of=$name bs=4k count=$((1 + RANDOM % 60)) conv=notrunc,fsync status=none ;;
+			3) dd if=/dev/urandom of=$name bs=1k count=$((1 + RANDOM % 200)) status=none ;;
+			esac
+		done
+		# Some are being made when the power goes.
+		if [ $((i % 5)) = 0 ]; then
+			ddsnap create "$(socket e)" $((10000 + $1 * 100 + i / 5 % 100)) || true
+			ddsnap create "$(socket x)" $((10000 + $1 * 100 + i / 5 % 100)) || true
+		fi
+	done
+}
+
+"$@"
