@@ -26,6 +26,8 @@ pub enum Task {
     Test(Test),
     /// Cut the power at random points of random workloads, on all cores; check what comes back.
     Crashtest(Crashtest),
+    /// Break each promise of the engine, one at a time; see whether a test notices.
+    Mutants(Mutants),
     /// Build the Debian packages into target/deb/.
     Deb,
     /// Build the kernel packages into target/kernel/.
@@ -128,6 +130,22 @@ pub struct Crashtest {
     pub json: Option<PathBuf>,
 }
 
+/// Options of `mutants`.
+#[derive(Args)]
+pub struct Mutants {
+    /// Promises to break; all of them when none is named.
+    pub names: Vec<String>,
+    /// List the promises and what goes wrong without them.
+    #[arg(long)]
+    pub list: bool,
+    /// Power cuts of each run of the crash test.
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub points: u64,
+    /// Runs of the crash test, each with a seed of its own.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub seeds: u64,
+}
+
 /// Options of `kernel`.
 #[derive(Args)]
 pub struct Kernel {
@@ -187,7 +205,7 @@ pub enum Vm {
     Pull(Pull),
     /// Log in to it, as root.
     Ssh(Ssh),
-    /// Kill it without warning and boot it again from its disks.
+    /// Kill it without warning and boot it again from its disks; what it wrote is kept, flushed or not.
     PowerCut(Named),
     /// Stop it and remove its disks.
     Down(Named),

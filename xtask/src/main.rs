@@ -16,6 +16,7 @@ mod hand;
 mod image;
 mod kernel;
 mod lock;
+mod mutants;
 mod packages;
 mod paths;
 mod scenario;
@@ -59,6 +60,7 @@ fn run(task: Task) -> anyhow::Result<u8> {
         Task::Vmtest(flags) => return Ok(if vmtest::vmtest(&flags)? { 0 } else { 1 }),
         Task::Test(flags) => test::test(&flags)?,
         Task::Crashtest(flags) => return crashtest::crashtest(&flags),
+        Task::Mutants(flags) => return mutants::mutants(&flags),
         Task::Tidy(flags) => tidy::tidy(flags.bless)?,
         Task::Deny => deny::deny()?,
         Task::Bench(Bench::Engine(flags)) => bench::engine(&flags)?,

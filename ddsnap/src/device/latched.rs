@@ -34,7 +34,11 @@ impl Latched {
     }
 
     fn latch<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result {
+        let latches = crate::promise::kept!(
+            "device-latches",
+            "a second flush reports success for data that the first one lost"
+        );
+        if let Some(error) = result.as_ref().err().filter(|_| latches) {
             self.failed = Some((error.kind(), error.to_string()));
         }
         result

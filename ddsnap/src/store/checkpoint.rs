@@ -30,6 +30,7 @@ use crate::device::Write;
 use crate::format::Version;
 use crate::format::block::PAYLOAD_LEN;
 use crate::format::superblock::{COPIES, Superblock, TreeRoot};
+use crate::promise::kept;
 use crate::units::MetaBlock;
 
 /// A checkpoint begins when an index has so many changes in memory for each block of the cache, in
@@ -85,9 +86,28 @@ fn write_superblock(
     superblock: &Superblock,
     stale: Option<usize>,
 ) -> Result<(), StoreError> {
-    let first = stale.unwrap_or(0);
-    write_copy(media, superblock, first)?;
-    write_copy(media, superblock, 1 - first)
+    let mut first = stale.unwrap_or(0);
+    if !kept!(
+        "stale-copy-first",
+        "the only good superblock copy would be torn while the other is older or damaged"
+    ) {
+        first = 1 - first;
+    }
+    put_copy(media, superblock, first)?;
+    if kept!(
+        "first-copy-durable",
+        "both superblock copies could be torn by one power cut"
+    ) {
+        media.flush_meta()?;
+    }
+    put_copy(media, superblock, 1 - first)?;
+    if kept!(
+        "second-copy-durable",
+        "a bad sector in the other superblock copy would cost the store"
+    ) {
+        media.flush_meta()?;
+    }
+    Ok(())
 }
 
 /// Writes one copy of a superblock and makes it durable.
@@ -96,12 +116,22 @@ pub(crate) fn write_copy(
     superblock: &Superblock,
     copy: usize,
 ) -> Result<(), StoreError> {
+    put_copy(media, superblock, copy)?;
+    if kept!(
+        "mended-copy-durable",
+        "the next checkpoint would take the mended superblock copy for a good one"
+    ) {
+        media.flush_meta()?;
+    }
+    Ok(())
+}
+
+fn put_copy(media: &mut Media, superblock: &Superblock, copy: usize) -> Result<(), StoreError> {
     let bytes = superblock.encode(copy as u32);
     media.write_meta(&[Write {
         offset: COPIES[copy].to_offset(),
         from: &bytes,
-    }])?;
-    media.flush_meta()
+    }])
 }
 
 impl Store {
@@ -271,6 +301,12 @@ impl Store {
             promised,
             ring_blocks: self.ring.used,
         };
+        if !kept!(
+            "ring-waits-for-superblock",
+            "records that the durable superblock needs would be overwritten"
+        ) {
+            (self.ring.used, checkpoint.ring_blocks) = (0, 0);
+        }
         let state = &mut self.state;
         state.exceptions.freeze();
         state.overlays.freeze();
@@ -340,7 +376,12 @@ impl Store {
             return Ok(());
         };
         change(&mut checkpoint.next);
-        self.media.flush_meta()?;
+        if kept!(
+            "blocks-before-superblock",
+            "the newest superblock would lead to blocks that a power cut took"
+        ) {
+            self.media.flush_meta()?;
+        }
         write_superblock(&mut self.media, &checkpoint.next, self.stale_copy)?;
         self.stale_copy = None;
 
@@ -442,7 +483,11 @@ impl Checkpoint {
         } = writer;
         self.fresh.extend(written.iter().map(|block| block.0));
         for block in replaced {
-            if self.fresh.remove(&block.0) {
+            let old_need_it = kept!(
+                "replaced-blocks-wait",
+                "a block of the durable trees would be used anew before others are durable"
+            );
+            if self.fresh.remove(&block.0) || !old_need_it {
                 alloc.release(block);
             } else {
                 self.replaced.push(block);

@@ -19,6 +19,7 @@ use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
+use crate::promise::kept;
 use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
 
 /// The most bytes of data a group holds in memory.
@@ -244,12 +245,27 @@ impl Store {
         };
         if overlays {
             self.media.write_data(&writes)?;
-            self.media.flush_data()?;
+            if kept!(
+                "overlay-data-first",
+                "the record of an overlay is the proof of its data, which no checksum can give later"
+            ) {
+                self.media.flush_data()?;
+            }
             self.media.write_meta(&[record])?;
-            self.media.flush_meta()?;
+            if kept!(
+                "overlay-record-durable",
+                "a write into a snapshot is answered with a place that a power cut would take away"
+            ) {
+                self.media.flush_meta()?;
+            }
         } else {
             self.media.write_both(writes, record)?;
-            self.media.flush_both()?;
+            if kept!(
+                "copies-durable",
+                "the origin is overwritten after the answer, and the copy would be lost"
+            ) {
+                self.media.flush_both()?;
+            }
         }
         self.copies = copies;
         self.ring.advance(&placed);
@@ -285,7 +301,25 @@ impl Store {
             offset: placed.at.to_offset(),
             from: &placed.bytes,
         }])?;
-        self.media.flush_meta()?;
+        let frees = |entry: &Entry| {
+            matches!(
+                entry,
+                Entry::RemoveException { .. } | Entry::RemoveOverlay { .. }
+            )
+        };
+        if !(entries.iter().all(frees)) {
+            if kept!(
+                "command-durable",
+                "an acknowledged command would be undone by a power cut"
+            ) {
+                self.media.flush_meta()?;
+            }
+        } else if kept!(
+            "freed-durable",
+            "a freed chunk is used again while the durable index still leads to it"
+        ) {
+            self.media.flush_meta()?;
+        }
         self.ring.advance(&placed);
         entries.iter().for_each(|entry| self.state.apply(entry));
         self.pace_checkpoint()

@@ -12,6 +12,7 @@ use crate::format::superblock::{
     COPIES, Extent, FIRST_FREE, MAX_JOURNAL_BLOCKS, MIN_JOURNAL_BLOCKS, Superblock, TreeRoot,
 };
 use crate::format::{Version, get_u64, superblock};
+use crate::promise::kept;
 use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors, SnapSeq, StoreChunk};
 
 /// The least metadata region: enough for the snapshot table and a small index with its copies.
@@ -48,7 +49,12 @@ impl Store {
                     from: &bytes,
                 }],
             )?;
-            flush(&mut *devices.data)?;
+            if kept!(
+                "label-before-superblock",
+                "a whole superblock would be there whose data device bears no label of it"
+            ) {
+                flush(&mut *devices.data)?;
+            }
         }
         let device = devices.meta.as_mut().unwrap_or(&mut devices.data);
         for (copy, at) in COPIES.into_iter().enumerate() {
@@ -60,7 +66,12 @@ impl Store {
                     from: &bytes,
                 }],
             )?;
-            flush(&mut **device)?;
+            if kept!(
+                "new-store-durable",
+                "an initialised store would be gone after a power cut"
+            ) {
+                flush(&mut **device)?;
+            }
         }
         Ok(())
     }
@@ -114,7 +125,13 @@ fn wipe(device: &mut dyn BlockDevice) -> Result<(), StoreError> {
             )?;
         }
     }
-    flush(device)
+    if kept!(
+        "wiped-before-new-store",
+        "half of an earlier store could come back beside the new one"
+    ) {
+        flush(device)?;
+    }
+    Ok(())
 }
 
 /// A small part of a device that holds data too, more of one that holds only metadata.

@@ -143,7 +143,11 @@ impl Store {
                     | StoreError::Measure { .. }
                     | StoreError::WriteOrigin { .. }
             );
-            if !harmless {
+            let latches = crate::promise::kept!(
+                "store-latches",
+                "after a failed write or flush further changes would rest on what is not on disk"
+            );
+            if !harmless && latches {
                 self.latch_now(error);
             }
         }

@@ -37,6 +37,7 @@ use crate::format::label::Label;
 use crate::format::snaptable;
 use crate::format::superblock::{COPIES, Superblock};
 use crate::format::{FormatError, Version};
+use crate::promise::kept;
 use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors};
 
 impl Store {
@@ -62,12 +63,21 @@ impl Store {
         if !opened.clean {
             // Of a server that was killed in a checkpoint, the newest copy may still be in the disk's cache: a
             // power cut must not tear both.
-            store.media.flush_both()?;
+            if kept!(
+                "open-flushes",
+                "the newest superblock copy may be in a cache only, and a power cut would tear both"
+            ) {
+                store.media.flush_both()?;
+            }
             let copy = store.stale_copy.unwrap_or(1);
             // Of an old version nothing may be written as the new one before the checkpoint below, which begins
             // with this copy of the superblock.
             store.stale_copy = Some(copy);
-            if !old {
+            let writes = kept!(
+                "open-writes-a-copy",
+                "the next checkpoint could tear the only superblock copy that is durable"
+            );
+            if !old && writes {
                 write_copy(&mut store.media, &store.superblock, copy)?;
                 store.stale_copy = Some(1 - copy);
             }
@@ -78,7 +88,11 @@ impl Store {
                 from: &zeros,
             });
             store.media.write_meta(&clear.collect::<Vec<_>>())?;
-            if let Some(last) = last.filter(|_| !old) {
+            let again = kept!(
+                "last-record-again",
+                "what recovery read may be in a cache only, and what is written next would outlive it"
+            );
+            if let Some(last) = last.filter(|_| !old && again) {
                 store.write_again(&last)?;
             }
             store.recovered = true;
@@ -135,7 +149,12 @@ impl Store {
         let placed = fits.then(|| self.ring.place(&record)).flatten();
         let Some(placed) = placed else {
             // No room: the old ring is not needed any more after a checkpoint under a new epoch.
-            self.media.flush_both()?;
+            if kept!(
+                "new-epoch-flushes",
+                "the trees would refer to data of the last record that is in a cache only"
+            ) {
+                self.media.flush_both()?;
+            }
             return self.begin_epoch();
         };
         let (shift, chunk_bytes) = (self.superblock.chunk, self.superblock.chunk.bytes());
@@ -149,7 +168,12 @@ impl Store {
             from: &placed.bytes,
         };
         self.media.write_both(writes.collect(), meta)?;
-        self.media.flush_both()?;
+        if kept!(
+            "again-durable",
+            "the origin is written after opening, and the copy would be lost"
+        ) {
+            self.media.flush_both()?;
+        }
         self.ring.advance(&placed);
         for (old, new) in last.entries.iter().zip(&record[1..]) {
             if let (
@@ -203,7 +227,12 @@ impl Store {
             (ring, last, unreadable) = (replayed.ring, replayed.last, replayed.unreadable);
         }
         media.origin_length = origin_device;
-        state.snapshots.drain_all_squashed();
+        if kept!(
+            "squashed-drain-after-open",
+            "chunks of a squashed snapshot would be freed while its device may still write there"
+        ) {
+            state.snapshots.drain_all_squashed();
+        }
         Ok(Recovered {
             store: Store::from_parts(media, superblock, stale_copy, state, meta, ring),
             opened,

@@ -28,6 +28,7 @@ use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
 use crate::format::snaptable::{Snapshot, State};
+use crate::promise::kept;
 use crate::units::{Chunk, Sectors, SnapSeq, SnapTag};
 
 /// Nodes of an index looked at in a step.
@@ -442,12 +443,23 @@ impl Store {
     }
 
     fn flush_reverted(&mut self) -> Result<(), StoreError> {
+        if !kept!(
+            "reverted-durable-before-mark",
+            "after a crash the revert would go on behind chunks that were not given back"
+        ) {
+            self.revert.unsaved = 0;
+            return Ok(());
+        }
         let origin = &mut self.media.origin;
         let flushed = origin.flush().map_err(|source| StoreError::WriteOrigin {
             device: origin.name().to_owned(),
             source,
         });
-        if flushed.is_err() {
+        let starts_anew = kept!(
+            "revert-redoes-after-failed-flush",
+            "what a failed flush lost of the origin would never be written again"
+        );
+        if flushed.is_err() && starts_anew {
             // Nobody knows what of it is there: go on from what was flushed before.
             self.revert.next = 0;
         }

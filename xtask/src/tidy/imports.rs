@@ -12,7 +12,7 @@ use regex::Regex;
 use super::{Problem, Source};
 
 /// Each module with those it may use. `cli` sees everything and is not listed
-/// by others; `units`, `buffer` and `stdio` are seen by everything.
+/// by others; `units`, `buffer`, `promise` and `stdio` are seen by everything.
 const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
@@ -35,12 +35,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("daemon", &[]),
     ("buffer", &[]),
+    ("promise", &[]),
     ("stdio", &[]),
     ("units", &[]),
 ];
 
 /// What every module may use.
-const BASE: &[&str] = &["units", "buffer", "stdio"];
+const BASE: &[&str] = &["units", "buffer", "promise", "stdio"];
 
 const ROOT: &str = "ddsnap/src";
 

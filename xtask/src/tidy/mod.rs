@@ -6,6 +6,7 @@
 
 mod documents;
 mod imports;
+mod promises;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +50,7 @@ pub fn tidy(bless: bool) -> Result<()> {
     let sources = sources(&root)?;
     let mut problems = text::check(&sources, &root);
     problems.extend(imports::check(&sources));
+    problems.extend(promises::check(&sources));
     problems.extend(documents::check(&root)?);
     if let Err(error) = scenario::load_all(&root.join(scenario::DIRECTORY)) {
         problems.push(Problem {

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Promises of the engine that random power cuts seldom or never put to the test: each test makes the one
+//! case in which breaking the promise shows. `cargo xtask mutants` breaks them.
+
+mod harness;
+
+use ddsnap::device::fault::{Call, Faults, FaultyDevice};
+use ddsnap::device::latched::Latched;
+use ddsnap::device::memory::{Event, Machine, Rng, Survival};
+use ddsnap::device::{BlockDevice, Write};
+use ddsnap::format::superblock::COPIES;
+use ddsnap::store::{Done, InitOptions, Op, Store, StoreError};
+use ddsnap::units::{Chunk, SnapTag};
+use harness::check::read_snapshot;
+use harness::shape::{DATA, META, ORIGIN, Shape};
+
+const COMBINED: Shape = Shape {
+    chunk_bytes: 4096,
+    origin_chunks: 48,
+    data_bytes: 1200 << 10,
+    meta_bytes: 0,
+    snapshots: 6,
+};
+const SEPARATE: Shape = Shape {
+    meta_bytes: 1200 << 10,
+    ..COMBINED
+};
+const TAG: SnapTag = SnapTag(1);
+
+fn write_origin(machine: &Machine, chunk: u64, byte: u8) {
+    let mut origin = machine.device(ORIGIN);
+    let from = vec![byte; COMBINED.chunk_bytes as usize];
+    let offset = chunk * COMBINED.chunk_bytes;
+    origin
+        .write(&[Write {
+            offset,
+            from: &from,
+        }])
+        .unwrap();
+    origin.flush().unwrap();
+}
+
+/// The byte of the snapshot's chunk.
+fn snapshot_byte(shape: &Shape, machine: &Machine, store: &mut Store, chunk: u64) -> u8 {
+    let mut buffer = vec![0; shape.chunk_bytes as usize];
+    read_snapshot(shape, machine, store, TAG, Chunk(chunk), &mut buffer).unwrap();
+    assert!(buffer.iter().all(|&byte| byte == buffer[0]));
+    buffer[0]
+}
+
+/// A new store, chunks 0 to 9 of whose origin hold 1 to 10, with a snapshot of that.
+fn with_snapshot(shape: &Shape) -> (Machine, Store) {
+    let machine = shape.machine();
+    shape.initialize(&machine);
+    (0..10).for_each(|chunk| write_origin(&machine, chunk, chunk as u8 + 1));
+    let (mut store, _) = shape.open(&machine).unwrap();
+    store.create(TAG, 5).unwrap().unwrap();
+    (machine, store)
+}
+
+fn copy_out(store: &mut Store, chunk: u64) {
+    let answers = store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+    assert_eq!(answers, [Ok(Done::Unique)]);
+}
+
+/// A server was killed between its writes and its flush. Its successor found the record and the copy in
+/// the disks' caches, went on, and only the record became durable: the snapshot read what had never
+/// been written.
+#[test]
+fn opening_makes_durable_what_recovery_has_read() {
+    let (machine, mut store) = with_snapshot(&SEPARATE);
+    let mut moment = machine.moment();
+    machine.record();
+    copy_out(&mut store, 0);
+    let events = machine.recorded();
+    let written = events
+        .iter()
+        .take_while(|event| matches!(event, Event::Write { .. }));
+    written.for_each(|event| moment.advance(event));
+    let mut rng = Rng::new(1);
+    let machine = moment.cut(Survival::ProcessKilled, &mut rng);
+    let (mut store, opened) = SEPARATE.open(&machine).unwrap();
+    assert_eq!(opened.dropped_records, 0);
+    store.set_priority(TAG, 3).unwrap().unwrap();
+    copy_out(&mut store, 0);
+    write_origin(&machine, 0, 99);
+    let machine = machine.moment().cut(Survival::None, &mut rng);
+    let (mut store, _) = SEPARATE.open(&machine).unwrap();
+    assert_eq!(snapshot_byte(&SEPARATE, &machine, &mut store, 0), 1);
+}
+
+/// Cuts the power after each of the events; a superblock copy that was written and not flushed then is
+/// garbage, as a torn write leaves it on a disk of large sectors. The store must open and be sound.
+fn cut_with_garbage(start: &ddsnap::device::memory::Moment, events: &[Event]) -> u32 {
+    let mut moment = start.clone();
+    let mut in_flight = Vec::new();
+    let mut garbage = 0;
+    for event in events {
+        moment.advance(event);
+        match event {
+            Event::Flush { disk: DATA } => in_flight.clear(),
+            Event::Write { offset, .. } if COPIES.iter().any(|at| at.to_offset() == *offset) => {
+                in_flight.push(*offset);
+            }
+            _ => {}
+        }
+        let machine = moment.cut(Survival::All, &mut Rng::new(1));
+        for &offset in &in_flight {
+            machine.corrupt(DATA, offset, &[0xa5; 4096]);
+            garbage += 1;
+        }
+        let (mut store, _) = COMBINED.open(&machine).unwrap();
+        store.audit(true).unwrap();
+        for chunk in 0..10 {
+            let found = snapshot_byte(&COMBINED, &machine, &mut store, chunk);
+            assert_eq!(u64::from(found), chunk + 1);
+        }
+    }
+    garbage
+}
+
+/// Of a superblock all that changes lies in its first sector, so a cut never tore one in a test, and
+/// whatever was said about the only good copy went unproven.
+#[test]
+fn one_superblock_copy_is_good_whatever_becomes_of_the_one_being_written() {
+    for (clean, damaged) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
+        let (machine, mut store) = with_snapshot(&COMBINED);
+        copy_out(&mut store, 0);
+        write_origin(&machine, 0, 99);
+        if clean {
+            store.close().unwrap();
+        } else {
+            drop(store);
+        }
+        machine.corrupt(DATA, COPIES[damaged].to_offset(), &[0x5a; 4096]);
+        let machine = machine.moment().cut(Survival::All, &mut Rng::new(1));
+        let start = machine.moment();
+        machine.record();
+        let (mut store, _) = COMBINED.open(&machine).unwrap();
+        for chunk in 1..10 {
+            copy_out(&mut store, chunk);
+            write_origin(&machine, chunk, 99);
+        }
+        store.close().unwrap();
+        assert!(cut_with_garbage(&start, &machine.recorded()) > 3);
+    }
+}
+
+/// After a checkpoint either copy alone is the store: a bad sector in one costs nothing.
+#[test]
+fn either_superblock_copy_is_enough_after_a_checkpoint() {
+    for damaged in 0..2 {
+        let (machine, mut store) = with_snapshot(&COMBINED);
+        copy_out(&mut store, 0);
+        write_origin(&machine, 0, 99);
+        store.close().unwrap();
+        let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+        machine.corrupt(DATA, COPIES[damaged].to_offset(), &[0x5a; 4096]);
+        let (mut store, opened) = COMBINED.open(&machine).unwrap();
+        assert!(opened.clean, "the older superblock counts");
+        assert_eq!(snapshot_byte(&COMBINED, &machine, &mut store, 0), 1);
+    }
+}
+
+/// The kernel reports a failed flush once, and the next one as done.
+#[test]
+fn a_device_stays_failed() {
+    for call in [Call::Write, Call::Flush] {
+        let machine = COMBINED.machine();
+        let faults = Faults::default();
+        let inner = FaultyDevice::new(machine.device(DATA), faults.clone());
+        let mut device = Latched::new(Box::new(inner));
+        faults.fail(call, 0);
+        let write = Write {
+            offset: 0,
+            from: &[1; 512],
+        };
+        let first = device.write(&[write]).and_then(|()| device.flush());
+        assert!(first.is_err() && faults.met() == 1);
+        assert!(device.flush().is_err());
+        let write = Write {
+            offset: 0,
+            from: &[1; 512],
+        };
+        assert!(device.write(&[write]).is_err());
+    }
+}
+
+/// What `initialize` has answered is there, label and both copies, and before that there is no store
+/// without its label.
+#[test]
+fn a_new_store_is_durable_and_never_there_without_its_label() {
+    let machine = SEPARATE.machine();
+    let start = machine.moment();
+    machine.record();
+    SEPARATE.initialize(&machine);
+    let events = machine.recorded();
+    let last = machine.moment();
+    for seed in 0..40 {
+        let mut rng = Rng::new(seed);
+        let mut moment = start.clone();
+        for event in &events {
+            moment.advance(event);
+            match SEPARATE.open(&moment.cut(Survival::Sectors(50), &mut rng)) {
+                Ok((mut store, _)) => store.audit(true).unwrap(),
+                Err(error) => assert!(matches!(error, StoreError::NoStore { .. }), "{error}"),
+            }
+        }
+    }
+    for damaged in 0..2 {
+        let machine = last.cut(Survival::None, &mut Rng::new(1));
+        machine.corrupt(META, COPIES[damaged].to_offset(), &[0x5a; 4096]);
+        SEPARATE.open(&machine).unwrap();
+    }
+}
+
+/// A copy of the old store's superblock that outlived the first of the new store's was the newer one, and
+/// counted.
+#[test]
+fn an_old_store_does_not_come_back_over_a_new_one() {
+    let (machine, mut store) = with_snapshot(&COMBINED);
+    copy_out(&mut store, 0);
+    store.close().unwrap();
+    let mut moment = machine.moment();
+    machine.record();
+    let options = InitOptions {
+        chunk: COMBINED.shift(),
+        journal_bytes: None,
+        now: 2,
+        uuid: [4; 16],
+    };
+    Store::initialize(&mut COMBINED.devices(&machine), &options).unwrap();
+    let events = machine.recorded();
+    let is_new = |event: &Event| matches!(event, Event::Write { bytes, .. } if bytes.iter().any(|&b| b != 0));
+    let first_new = events.iter().position(is_new).unwrap();
+    for (index, event) in events.iter().enumerate() {
+        moment.advance(event);
+        for seed in 0..20 {
+            if index < first_new {
+                continue;
+            }
+            let machine = moment.cut(Survival::Writes(50), &mut Rng::new(seed));
+            match COMBINED.open(&machine) {
+                Ok((store, _)) => assert_eq!(store.uuid(), [4; 16]),
+                Err(error) => assert!(matches!(error, StoreError::NoStore { .. }), "{error}"),
+            }
+        }
+    }
+}
