@@ -25,11 +25,17 @@ sum_of() {
 	head -c 64M "/dev/mapper/$name" | md5sum | cut -c1-32
 }
 
-# Every snapshot of both volumes, with its checksum: "e/1=... e/2=... x/1=..."
+tags_of() { ddsnap list "$(socket "$1")" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'; }
+
+# Snapshots that the load makes have higher tags, and come and go.
+LOAD=10000
+
+# Every other snapshot of both volumes, with its checksum: "e/1=... e/2=... x/1=..."
 sums() {
 	local volume tag
 	for volume in e x; do
-		for tag in $(ddsnap list "$(socket $volume)" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'); do
+		for tag in $(tags_of $volume); do
+			[ "$tag" -lt $LOAD ] || continue
 			echo -n "$volume/$tag=$(sum_of $volume "$tag") "
 		done
 	done
@@ -71,15 +77,18 @@ check() {
 	for one in $sums; do
 		case " $now " in *" $one "*) ;; *) echo "snapshot $one is not among: $now"; exit 1 ;; esac
 	done
-	# Those that were being made when the power went may be there or not.
-	for one in $now; do
-		case " $sums " in *" $one "*) continue ;; esac
-		one=${one%=*}
-		echo "snapshot $one was being made"
-		dmsetup remove "${one%/*}-snapshot-${one#*/}"
-		ddsnap delete "$(socket "${one%/*}")" "${one#*/}"
+	# Those that the load was making may be there or not.
+	for volume in e x; do
+		for one in $(tags_of $volume); do
+			[ "$one" -lt $LOAD ] || { sum_of $volume "$one" >/dev/null; drop $volume "$one"; }
+		done
 	done
 	[ -z "$stamp" ] || [ "$(read_stamp)" = "$stamp" ] || { echo "what was synced is not there"; exit 1; }
+}
+
+drop() {
+	[ ! -e "/dev/mapper/$1-snapshot-$2" ] || dmsetup remove "$1-snapshot-$2"
+	ddsnap delete "$(socket "$1")" "$2"
 }
 
 read_stamp() { cat /mnt/[ex]/stamp/* | md5sum | cut -c1-32; }
@@ -97,24 +106,24 @@ stamp() {
 
 # Three at most of each volume; the oldest goes.
 snapshot() {
-	local volume tags
+	local volume tag tags
 	for volume in e x; do
-		tags=($(ddsnap list "$(socket $volume)" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'))
-		if [ ${#tags[@]} -ge 3 ]; then
-			dmsetup remove "$volume-snapshot-${tags[0]}" 2>/dev/null || true
-			ddsnap delete "$(socket $volume)" "${tags[0]}"
-		fi
+		tags=()
+		for tag in $(tags_of $volume); do
+			[ "$tag" -ge $LOAD ] || tags+=("$tag")
+		done
+		[ ${#tags[@]} -lt 3 ] || drop $volume "${tags[0]}"
 		ddsnap create "$(socket $volume)" "$1"
 	done
 	sums
 }
 
 load() {
-	local dir=$((RANDOM)) i=0 name
+	local dir i=0 name last=0
 	for dir in /mnt/e /mnt/x; do
 		mkdir -p $dir/files
 		fio --name=load --filename=$dir/fio --size=8M --direct=1 --ioengine=libaio --iodepth=8 \
-			--rw=randwrite --bsrange=1k-32k --blockalign=1k --fsync=40 --time_based --runtime=600 \
+			--rw=randwrite --bsrange=1k-32k --blockalign=1k --fsync=40 --rate_iops=60 --time_based --runtime=600 \
 			>/dev/null 2>&1 &
 	done
 	while :; do
@@ -128,10 +137,13 @@ load() {
 			3) dd if=/dev/urandom of=$name bs=1k count=$((1 + RANDOM % 200)) status=none ;;
 			esac
 		done
-		# Some are being made when the power goes.
+		# One may be being made or deleted when the power goes.
 		if [ $((i % 5)) = 0 ]; then
-			ddsnap create "$(socket e)" $((10000 + $1 * 100 + i / 5 % 100)) || true
-			ddsnap create "$(socket x)" $((10000 + $1 * 100 + i / 5 % 100)) || true
+			for dir in e x; do
+				[ $last = 0 ] || ddsnap delete "$(socket $dir)" $last || true
+				ddsnap create "$(socket $dir)" $((LOAD + i)) || true
+			done
+			last=$((LOAD + i))
 		fi
 	done
 }

@@ -119,7 +119,7 @@ pub(crate) fn write_copy(
     put_copy(media, superblock, copy)?;
     if kept!(
         "mended-copy-durable",
-        "the next checkpoint would take the mended superblock copy for a good one"
+        "a bad sector in the good superblock copy would cost the store, as if nothing had been mended"
     ) {
         media.flush_meta()?;
     }

@@ -52,6 +52,8 @@ pub fn kernel_command_line() -> String {
         "panic=0",
         // An emulated processor on a busy host stands still for seconds.
         "rcupdate.rcu_cpu_stall_timeout=180",
+        // For the same reason its timer may seem not to work.
+        "no_timer_check",
         "systemd.show_status=no",
         "systemd.mask=serial-getty@ttyS0.service",
     ]
