@@ -17,6 +17,7 @@ use harness::shape::{DATA, META, ORIGIN, Shape};
 const COMBINED: Shape = Shape {
     chunk_bytes: 4096,
     origin_chunks: 48,
+    lacking_sectors: 0,
     data_bytes: 1200 << 10,
     meta_bytes: 0,
     snapshots: 6,
