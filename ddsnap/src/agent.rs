@@ -8,11 +8,13 @@
 //! The original agent also handed each device a socket to the server, and ended when the server died,
 //! which failed all I/O. Here devices ask through the kernel's channel under the agent socket's
 //! *name*, and the kernel holds their I/O while there is no server. So the agent has no reason to die
-//! with the server: it stays for the next one. When the agent ends, the active server shuts down.
+//! with the server: it stays for the next one. When the agent ends, the active server shuts down. Scripts
+//! that start both again after a crash go on working: an agent without a server makes room for the next.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,7 +22,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{SockFlag, accept4};
 use tracing::{debug, info, warn};
 
-use crate::protocol::address::peer_is_trusted;
+use crate::protocol::address::{SocketFile, SocketName, peer_is_trusted};
 use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::line::{FromAgent, ToAgent};
 
@@ -36,6 +38,8 @@ struct Server {
     place: Option<u64>,
     /// What it was told last.
     told: Option<FromAgent>,
+    /// It is no server but an agent that wants our place: its process.
+    successor: Option<u32>,
     gone: bool,
 }
 
@@ -48,6 +52,79 @@ pub struct Agent {
     /// The next one's place in line.
     next_place: u64,
     on_hangup: Box<dyn FnMut()>,
+}
+
+/// Why an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM or SIGINT.
+    Signal(Signal),
+    /// It had no server, and another agent, this process, takes the name over.
+    Successor(u32),
+}
+
+/// An agent that has ended, and its connections. A successor waits for their end: close them when the
+/// socket's file is gone.
+pub struct Ended {
+    /// Why.
+    pub end: End,
+    _connections: Vec<Server>,
+}
+
+/// Takes the name of an agent: listens on it. One that listens there already and has no server is asked to
+/// make room, and waited for up to `patience`.
+///
+/// # Errors
+/// It has a server, which the text names; or as for [`SocketName::listen`].
+pub fn listen(name: &SocketName, patience: Duration) -> io::Result<(OwnedFd, SocketFile)> {
+    match name.listen() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other,
+    }
+    let deadline = Instant::now() + patience;
+    let mut other = name.connect(patience)?;
+    let ready = ToAgent::AgentReady {
+        pid: std::process::id(),
+    };
+    other.write_all(&ready.to_frame().encode())?;
+    let in_use = |text: String| io::Error::new(io::ErrorKind::AddrInUse, text);
+    let mut reader = FrameReader::default();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(in_use(
+                "another process listens on it and does not make room".into(),
+            ));
+        }
+        other.set_read_timeout(Some(left))?;
+        let mut bytes = [0; 256];
+        match other.read(&mut bytes) {
+            // It has gone, and its listener and socket file before this connection.
+            Ok(0) => return name.listen(),
+            Ok(count) => reader.extend(&bytes[..count]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                io::ErrorKind::ConnectionReset => return name.listen(),
+                _ => return Err(error),
+            },
+        }
+        let frame = reader
+            .next_frame()
+            .map_err(|error| in_use(error.to_string()))?;
+        match frame.map(|frame| FromAgent::from_frame(&frame)) {
+            None => {}
+            Some(Ok(FromAgent::InUse { active_pid })) => {
+                let text = format!(
+                    "an agent with server {active_pid} listens on it; stop that server first"
+                );
+                return Err(in_use(text));
+            }
+            Some(other) => {
+                let text = format!("another process listens on it and says {other:?}");
+                return Err(in_use(text));
+            }
+        }
+    }
 }
 
 impl Agent {
@@ -63,11 +140,11 @@ impl Agent {
         }
     }
 
-    /// Runs until SIGTERM or SIGINT, which it gives back.
+    /// Runs until it is told to end.
     ///
     /// # Errors
     /// The system refuses to wait or to give signals.
-    pub fn run(mut self) -> io::Result<Signal> {
+    pub fn run(mut self) -> io::Result<Ended> {
         loop {
             let [signalled, knocked, ready @ ..] = &self.wait()?[..] else {
                 unreachable!("two descriptors are always waited for")
@@ -75,7 +152,7 @@ impl Agent {
             if *signalled {
                 match self.take_signal()? {
                     Some(Signal::SIGHUP) => (self.on_hangup)(),
-                    Some(other) => return Ok(other),
+                    Some(other) => return Ok(self.ended(End::Signal(other))),
                     None => {}
                 }
             }
@@ -91,7 +168,35 @@ impl Agent {
                 self.accept();
             }
             self.line_up();
+            if let Some(pid) = self.make_room() {
+                return Ok(self.ended(End::Successor(pid)));
+            }
         }
+    }
+
+    /// Nobody is let in any more.
+    fn ended(self, end: End) -> Ended {
+        Ended {
+            end,
+            _connections: self.servers,
+        }
+    }
+
+    /// The agent that takes over, if one has asked and there is no server. If there is one, whoever has
+    /// asked hears that.
+    fn make_room(&mut self) -> Option<u32> {
+        let active_pid = self.servers.iter().find_map(|server| server.pid);
+        for server in &mut self.servers {
+            let Some(pid) = server.successor.take() else {
+                continue;
+            };
+            let Some(active_pid) = active_pid else {
+                return Some(pid);
+            };
+            info!("agent {pid} wants to take over; refused, server {active_pid} is active");
+            server.tell(FromAgent::InUse { active_pid });
+        }
+        None
     }
 
     fn wait(&self) -> io::Result<Vec<bool>> {
@@ -144,6 +249,7 @@ impl Agent {
                 pid: None,
                 place: None,
                 told: None,
+                successor: None,
                 gone: false,
             }),
             Ok(false) => warn!("refused a connection from another user"),
@@ -216,9 +322,13 @@ impl Server {
 
     fn take_messages(&mut self) -> Result<(), CodecError> {
         while let Some(frame) = self.reader.next_frame()? {
-            let ToAgent::ServerReady { pid, socket } = ToAgent::from_frame(&frame)?;
-            info!("server {pid} is ready to serve on {socket}");
-            self.pid = Some(pid);
+            match ToAgent::from_frame(&frame)? {
+                ToAgent::ServerReady { pid, socket } => {
+                    info!("server {pid} is ready to serve on {socket}");
+                    self.pid = Some(pid);
+                }
+                ToAgent::AgentReady { pid } => self.successor = Some(pid),
+            }
         }
         Ok(())
     }
@@ -231,6 +341,7 @@ impl Server {
         match &message {
             FromAgent::StartServer => info!("server {pid} is active"),
             FromAgent::Wait { active_pid, .. } => info!("server {pid} waits for {active_pid}"),
+            FromAgent::InUse { .. } => {}
         }
         // A few bytes on a connection on which hardly anything was sent: they fit its buffer. If not,
         // the other side does not read, and is of no use.

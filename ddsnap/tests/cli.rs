@@ -576,3 +576,42 @@ fn a_dump_is_in_the_log() {
         assert!(ran.stderr.contains(words), "{ran:?}");
     }
 }
+
+/// A script that starts agent and server again after a crash of the server failed at the agent, which was
+/// still there; the original's ended with its server.
+#[test]
+fn an_agent_without_a_server_makes_room_for_the_next() {
+    let mut volume = Volume::with_agent();
+    let first = volume.daemons[0];
+    let second = volume.start_agent();
+    wait_until("the end of the first agent", || !is_alive(first));
+    let server = volume.start_server();
+    let refused = ddsnap_with(&[
+        "agent",
+        &volume.name("agent"),
+        "-l",
+        &volume.name("other.log"),
+    ]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let text = format!("an agent with server {server} listens on it; stop that server first");
+    assert!(refused.stderr.contains(&text), "{refused:?}");
+    assert!(is_alive(second) && is_alive(server));
+    volume.stop(server, Signal::SIGKILL);
+    volume.start_agent();
+    wait_until("the end of the second agent", || !is_alive(second));
+    volume.start_server();
+}
+
+/// An empty variable was an unknown message, and the server did not start.
+#[test]
+fn an_empty_trigger_is_none() {
+    let mut volume = Volume::with_agent();
+    let args = volume.server_args();
+    let output = ddsnap()
+        .args(args)
+        .env("DDSNAP_TRIGGER", "")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    volume.remember(&volume.name("server.pid"));
+}

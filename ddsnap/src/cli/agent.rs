@@ -2,11 +2,13 @@
 //! `ddsnap agent`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use tracing::info;
 
+use crate::agent::End;
 use crate::daemon::background::{self, Started};
 use crate::daemon::log::Log;
 use crate::daemon::outlive;
@@ -16,6 +18,9 @@ use crate::protocol::address::SocketName;
 
 /// Where the log goes if nobody says otherwise.
 const LOG: &str = "/var/log/ddsnap.agent.log";
+
+/// How long an agent that has no server may take to make room.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// Run the agent of a volume, where its servers stand in line.
 #[derive(Debug, Args)]
@@ -72,9 +77,7 @@ impl Agent {
             Started::Daemon(background) => background,
         };
         let log = self.daemon.log("ddsnap agent", LOG)?;
-        let (listener, socket_file) = self
-            .socket
-            .listen()
+        let (listener, socket_file) = crate::agent::listen(&self.socket, HAND_OVER)
             .with_context(|| format!("cannot listen on the agent socket {}", self.socket))?;
         let signals = signals()?;
         let pidfile = match &self.daemon.pidfile {
@@ -86,11 +89,14 @@ impl Agent {
         };
         info!("listening on {}", self.socket);
         background.up().context("cannot go to the background")?;
-        let agent = crate::agent::Agent::new(listener, signals, Box::new(move || log.reopen()));
+        let agent = crate::agent::Agent::new(listener, signals, Box::new(log.reopener()));
         let ended = agent.run();
         drop(socket_file);
         drop(pidfile);
-        info!("ending: {}", ended.context("cannot wait for servers")?);
+        match ended.context("cannot wait for servers")?.end {
+            End::Signal(signal) => info!("ending: {signal}"),
+            End::Successor(pid) => info!("ending: there is no server, agent {pid} takes over"),
+        }
         Ok(0)
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::numbers::rfc3339;
 use crate::client::{ChannelState, Level, MANY, Row, Snapshot, SnapshotState, Status, Usage};
-use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES};
+use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
 
 /// Schema of `ddsnap list --json`.
 const LIST: &str = "ddsnap-list-1";
@@ -25,6 +25,8 @@ struct StatusDocument {
     store: StoreObject,
     warning: Option<Warning>,
     snapshots: Vec<SnapshotObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent: Option<u32>,
     totals: Option<DataObject>,
 }
 
@@ -99,7 +101,9 @@ pub fn list(snapshots: &[Snapshot]) -> serde_json::Result<String> {
 }
 
 /// The document of `ddsnap status --json`.
-pub fn status(usage: &Usage) -> serde_json::Result<String> {
+///
+/// `asked`: the one snapshot that was asked for.
+pub fn status(usage: &Usage, asked: Option<SnapTag>) -> serde_json::Result<String> {
     let status = &usage.status;
     let chunk_bytes = status.chunk.bytes();
     // A broken store is not counted.
@@ -117,6 +121,7 @@ pub fn status(usage: &Usage) -> serde_json::Result<String> {
             .iter()
             .map(|row| snapshot(&row.snapshot, Some(data_of(row))))
             .collect(),
+        absent: asked.filter(|_| usage.rows.is_empty()).map(|tag| tag.0),
         totals: counted.then(|| data(&usage.totals, chunk_bytes)),
     })
 }
@@ -283,14 +288,15 @@ mod tests {
 
     #[test]
     fn a_status_is_as_documented() {
-        assert_eq!(status(&usage()).unwrap(), documented(STATUS));
+        assert_eq!(status(&usage(), None).unwrap(), documented(STATUS));
     }
 
     #[test]
     fn a_broken_store_has_no_counts() {
         let mut usage = usage();
         usage.status.fault = "disk on fire".to_owned();
-        let document: serde_json::Value = serde_json::from_str(&status(&usage).unwrap()).unwrap();
+        let document: serde_json::Value =
+            serde_json::from_str(&status(&usage, None).unwrap()).unwrap();
         assert_eq!(document["store"]["fault"], "disk on fire");
         assert!(document["totals"].is_null() && document["snapshots"][0]["data"].is_null());
     }

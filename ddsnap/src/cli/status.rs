@@ -84,6 +84,9 @@ impl Status {
         if let Some(tag) = self.tag {
             usage.rows.retain(|row| row.snapshot.tag == tag);
             if usage.rows.is_empty() {
+                if self.json {
+                    print(&json::status(&usage, self.tag)?)?;
+                }
                 let reason = "snapshot doesn't exist".to_owned();
                 let errno = Errno::ENOENT as i32;
                 let refusal = ClientError::Refused { errno, reason };
@@ -91,7 +94,7 @@ impl Status {
             }
         }
         let text = if self.json {
-            json::status(&usage)?
+            json::status(&usage, self.tag)?
         } else {
             render(&usage, self.verbose, ctime)
         };
@@ -121,6 +124,11 @@ impl Status {
     fn size(&self, client: &mut Client) -> Result<u8> {
         match client.size(self.tag) {
             Ok(sectors) => print(&format!("{sectors}\n"))?,
+            Err(ClientError::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => {
+                let tag = self.tag.unwrap_or(SnapTag(0));
+                complain(format_args!("Snapshot {tag} is not valid"));
+                print("0\n")?;
+            }
             Err(error @ ClientError::Refused { .. }) => {
                 refused("get size", Err(error))?;
                 print("0\n")?;

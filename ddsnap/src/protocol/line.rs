@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What servers and the agent of a volume say to each other.
+//! What servers and the agent of a volume say to each other, and one agent to the next.
 //!
 //! Servers stand in line at the agent: the first gets [`FromAgent::StartServer`], each further one
 //! [`FromAgent::Wait`] and, when the one before it has gone, its start. That is how a new server
-//! takes over from an old one without both touching the store.
+//! takes over from an old one without both touching the store. An agent without a server makes room for
+//! another agent, as a script expects that starts both again after a crash.
 
 use super::codec::{CodecError, Frame, Reader, Writer};
 
 const SERVER_READY: u16 = 0x0100;
+const AGENT_READY: u16 = 0x0101;
 const START_SERVER: u16 = 0x8100;
 const WAIT: u16 = 0x8101;
+const IN_USE: u16 = 0x8102;
 
-/// Server to agent.
+/// Server to agent, or another agent to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToAgent {
     /// A server wants to serve this volume and will listen for commands on `socket`.
@@ -21,9 +24,14 @@ pub enum ToAgent {
         /// Its control socket's name.
         socket: String,
     },
+    /// Another agent wants this name. One that is not in use ends, and the connection with it.
+    AgentReady {
+        /// Its process id.
+        pid: u32,
+    },
 }
 
-/// Agent to server.
+/// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromAgent {
     /// Open the store and serve.
@@ -34,6 +42,11 @@ pub enum FromAgent {
         active_pid: u32,
         /// How many are in line before this one, the active one included.
         ahead: u32,
+    },
+    /// To another agent: this one has a server and stays.
+    InUse {
+        /// The active server's process id.
+        active_pid: u32,
     },
 }
 
@@ -46,6 +59,10 @@ impl ToAgent {
             ToAgent::ServerReady { pid, socket } => {
                 body.u32(*pid).text(socket);
                 body.frame(SERVER_READY)
+            }
+            ToAgent::AgentReady { pid } => {
+                body.u32(*pid);
+                body.frame(AGENT_READY)
             }
         }
     }
@@ -64,6 +81,10 @@ impl ToAgent {
                 };
                 body.end(message)
             }
+            AGENT_READY => {
+                let message = ToAgent::AgentReady { pid: body.u32()? };
+                body.end(message)
+            }
             other => Err(CodecError::Code(other)),
         }
     }
@@ -80,6 +101,10 @@ impl FromAgent {
                 body.u32(*active_pid).u32(*ahead);
                 body.frame(WAIT)
             }
+            FromAgent::InUse { active_pid } => {
+                body.u32(*active_pid);
+                body.frame(IN_USE)
+            }
         }
     }
 
@@ -94,6 +119,9 @@ impl FromAgent {
             WAIT => FromAgent::Wait {
                 active_pid: body.u32()?,
                 ahead: body.u32()?,
+            },
+            IN_USE => FromAgent::InUse {
+                active_pid: body.u32()?,
             },
             other => return Err(CodecError::Code(other)),
         };
@@ -135,6 +163,22 @@ mod tests {
         };
         assert_eq!(wait.to_frame(), frame);
         assert_eq!(FromAgent::from_frame(&frame), Ok(wait));
+
+        let agent = ToAgent::AgentReady { pid: 5 };
+        let frame = Frame {
+            code: 0x0101,
+            body: vec![5, 0, 0, 0],
+        };
+        assert_eq!(agent.to_frame(), frame);
+        assert_eq!(ToAgent::from_frame(&frame), Ok(agent));
+
+        let in_use = FromAgent::InUse { active_pid: 9 };
+        let frame = Frame {
+            code: 0x8102,
+            body: vec![9, 0, 0, 0],
+        };
+        assert_eq!(in_use.to_frame(), frame);
+        assert_eq!(FromAgent::from_frame(&frame), Ok(in_use));
     }
 
     #[test]

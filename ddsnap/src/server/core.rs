@@ -498,12 +498,16 @@ impl<E: Engine> Core<E> {
             .chain(no_room.filter(|_| self.barrier.is_none()))
             .chain(self.waiting.iter().map(|waiting| waiting.deadline))
             .chain(self.jobs.deadlines())
+            .chain(self.dump.iter().filter_map(Dump::deadline))
             .min()
     }
 
     /// Gives up what has waited too long.
     pub fn tick(&mut self, now: Now, out: &mut Output) {
         self.jobs_tick(now, out);
+        if let Some(dump) = &mut self.dump {
+            dump.tick(now);
+        }
         let seconds = COMMAND_DEADLINE.as_secs();
         if let Some(barrier) = self
             .barrier
@@ -548,7 +552,7 @@ impl<E: Engine> Core<E> {
         self.count.is_wanted()
             || self.jobs_want_steps()
             || self.lists.want_steps()
-            || self.dump.is_some()
+            || self.dump.as_ref().is_some_and(Dump::wants_step)
             || self.wants_upkeep()
     }
 

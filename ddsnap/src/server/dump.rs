@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The index written to the server's log, in small steps between requests.
+//! The index written to the server's log, in small steps between requests, as fast as the log takes it.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tracing::info;
@@ -10,11 +11,14 @@ use super::core::{ClientId, Core, Now, Output};
 use super::engine::Engine;
 use super::jobs::Waiter;
 use super::refusal;
+use crate::daemon::log;
 use crate::protocol::control::Reply;
 use crate::store::dump::DumpPlace;
 
 /// Entries looked at and lines written in a step: about a millisecond.
 const STEP_ENTRIES: usize = 128;
+/// When to look again whether the log has room.
+const ROOM_AGAIN: Duration = Duration::from_millis(20);
 
 /// The dump under way.
 #[derive(Debug)]
@@ -24,6 +28,27 @@ pub(super) struct Dump {
     /// Written so far.
     entries: u64,
     waiter: Waiter,
+    /// The log was full: no step before.
+    rests_until: Option<Duration>,
+    /// What the log had lost when it began.
+    lost_before: u64,
+}
+
+impl Dump {
+    /// Whether a step can be done now.
+    pub fn wants_step(&self) -> bool {
+        self.rests_until.is_none()
+    }
+
+    /// When [`tick`](Self::tick) is due.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.rests_until
+    }
+
+    /// The log may have room again.
+    pub fn tick(&mut self, now: Now) {
+        self.rests_until.take_if(|until| *until <= now.monotonic);
+    }
 }
 
 impl<E: Engine> Core<E> {
@@ -51,15 +76,22 @@ impl<E: Engine> Core<E> {
             place: DumpPlace::START,
             entries: 0,
             waiter: Waiter::new(now, client),
+            rests_until: None,
+            lost_before: log::lines_lost(),
         });
     }
 
     /// Does a step of the dump, if there is one.
     pub(super) fn dump_step(&mut self, now: Now, out: &mut Output) {
-        let Some(mut dump) = self.dump.take() else {
+        let Some(mut dump) = self.dump.take_if(|dump| dump.wants_step()) else {
             return;
         };
         let client = dump.waiter.client;
+        if !log::has_room() {
+            dump.rests_until = Some(now.monotonic + ROOM_AGAIN);
+            self.dump = Some(dump);
+            return;
+        }
         let step = self
             .engine
             .dump_step(dump.place, dump.chunks.clone(), STEP_ENTRIES);
@@ -81,7 +113,16 @@ impl<E: Engine> Core<E> {
             None => {
                 info!("end of the dump: {} entries", dump.entries);
                 let entries = dump.entries;
-                out.client(client, Reply::Dumped { entries });
+                out.client(
+                    client,
+                    match log::lines_lost() - dump.lost_before {
+                        0 => Reply::Dumped { entries },
+                        lost => {
+                            let reason = format!("{lost} lines of the log could not be written");
+                            refusal::with_errno(Errno::EIO, reason)
+                        }
+                    },
+                );
             }
         }
     }

@@ -69,7 +69,8 @@ impl Faults {
     /// # Errors
     /// A variable has a value that means nothing.
     pub fn from_env() -> Result<Faults> {
-        Self::parse(|name| std::env::var(name).ok())
+        // An empty variable is one that is not set: scripts clear it so.
+        Self::parse(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     fn parse(var: impl Fn(&str) -> Option<String>) -> Result<Faults> {

@@ -158,7 +158,6 @@ fn prepare(
                 .with_context(|| format!("cannot write the pid file {}", path.display()))?,
         ),
     };
-    let hangup_log = log.clone();
     let parts = Parts {
         listener,
         agent: agent.into(),
@@ -166,7 +165,7 @@ fn prepare(
         connect: kernel,
         channel,
         faults: faults.clone(),
-        on_hangup: Box::new(move || hangup_log.reopen()),
+        on_hangup: Box::new(log.reopener()),
     };
     Ok((parts, pidfile, socket_file))
 }
@@ -200,6 +199,9 @@ fn stand_in_line(config: &Config) -> Result<UnixStream, StartError> {
                     deadline = Instant::now() + config.patience;
                 }
                 active = Some(active_pid);
+            }
+            Ok(FromAgent::InUse { .. }) => {
+                return Err(anyhow!("the agent at {name} takes this server for an agent").into());
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => match active {
                 Some(pid) if tell_at.take().is_some() && Instant::now() < deadline => {
