@@ -27,6 +27,7 @@ mod forget;
 mod snapshot;
 mod start_stop;
 mod status;
+mod thaw_guard;
 mod udev_name;
 
 #[cfg(test)]
@@ -139,6 +140,7 @@ pub fn command() -> Command {
         .subcommand(snapshot::command())
         .subcommand(status::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
+        .subcommand(thaw_guard::command().hide(true))
         .subcommand(udev_name::command().hide(true))
         .subcommands(early::commands().map(|verb| verb.hide(true)))
 }
@@ -193,7 +195,14 @@ pub fn main() -> ExitCode {
 fn run(argv: &[OsString], context: &mut Context) -> u8 {
     let args = argv.get(1..).unwrap_or_default();
     let is = |text: &str| args.first().is_some_and(|a| a == text);
-    let internal = ["daemon", "udev-name", "udev-member", "activate", "shutdown"];
+    let internal = [
+        "daemon",
+        "thaw-guard",
+        "udev-name",
+        "udev-member",
+        "activate",
+        "shutdown",
+    ];
     if internal.into_iter().any(is) {
         return parse_and_dispatch(argv, context);
     }
@@ -288,6 +297,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),
         Some(("snapshot", m)) => snapshot::run(m, context),
         Some(("status", m)) => status::run(m, context),
+        Some(("thaw-guard", m)) => thaw_guard::run(m),
         Some(("udev-name", m)) => udev_name::run(m, context),
         Some((verb @ ("udev-member" | "activate" | "shutdown"), m)) => early::run(verb, m, context),
         Some(("daemon", _)) => match crate::daemon::run(Arc::new(System), Layout::system()) {

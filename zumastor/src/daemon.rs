@@ -23,6 +23,7 @@ use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -31,6 +32,7 @@ use crate::config;
 use crate::host::Host;
 use crate::layout::Layout;
 use crate::status::View;
+use crate::supervise::Supervisor;
 use crate::volume::{self, Volume};
 
 mod notify;
@@ -44,6 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Handle {
     volume: Mutex<Option<Volume>>,
     view: Mutex<View>,
+    /// Of the volume, to be asked while an operation has it.
+    supervisor: Mutex<Option<Arc<Supervisor>>>,
     /// An event may help it up.
     waits: AtomicBool,
     retry_queued: AtomicBool,
@@ -54,6 +58,7 @@ impl Handle {
         Arc::new(Handle {
             volume: Mutex::new(None),
             view: Mutex::new(view),
+            supervisor: Mutex::default(),
             waits: AtomicBool::new(false),
             retry_queued: AtomicBool::new(false),
         })
@@ -63,7 +68,13 @@ impl Handle {
         lock(&self.view).clone()
     }
 
+    /// What the supervisor of agent and server has to say.
+    fn trouble(&self) -> Option<String> {
+        lock(&self.supervisor).as_ref()?.trouble()
+    }
+
     fn publish(&self, volume: &Volume) {
+        *lock(&self.supervisor) = Some(volume.supervisor.clone());
         *lock(&self.view) = View::of(volume);
         self.waits.store(volume.waits(), Ordering::SeqCst);
     }
@@ -142,9 +153,6 @@ impl Daemon {
                 return;
             }
         };
-        if let Err(error) = volume.thaw_leftovers() {
-            complain(format_args!("{name}: {error:#}"));
-        }
         volume.await_devices();
         let level = volume.full_level();
         let result = volume.up(level, &mut |_| ());
@@ -247,8 +255,13 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         bail!("the daemon must run as root");
     }
     let signals = block_signals()?;
-    make_directories(&layout)?;
+    hold_memory();
+    fs::create_dir_all(layout.run())
+        .with_context(|| format!("could not create {}", layout.run().display()))?;
     let _lock = take_lock(&layout)?;
+    // Before anything is written: /var may be what is frozen.
+    thaw_leftovers(&host, &layout);
+    make_directories(&layout)?;
     let touch = |path: &std::path::Path| {
         fs::write(path, "").with_context(|| format!("could not create {}", path.display()))
     };
@@ -285,6 +298,35 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         bail!("not all volumes could be stopped");
     }
     Ok(())
+}
+
+/// Thaws what a daemon that was killed while taking a snapshot left frozen.
+fn thaw_leftovers(host: &Arc<dyn Host>, layout: &Layout) {
+    // On a new machine there is none.
+    if !layout.volumes().is_dir() {
+        return;
+    }
+    let names = config::list(layout).unwrap_or_else(|error| {
+        complain(format_args!("{error:#}"));
+        Vec::new()
+    });
+    for name in names {
+        let thawed = volume::load(host.clone(), layout, &name).and_then(|v| v.thaw_leftovers());
+        if let Err(error) = thawed {
+            complain(format_args!("{name}: {error:#}"));
+        }
+    }
+}
+
+/// Keeps the memory that is in use: a page that must be read in, or swapped out to make room, may need a file
+/// system that this daemon has frozen.
+fn hold_memory() {
+    let flags = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE;
+    // Pages that were never touched stay unallocated: threads' stacks are mostly that.
+    let on_fault = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
+    if let Err(error) = mlockall(flags | on_fault) {
+        complain(format_args!("cannot lock memory: {error}"));
+    }
 }
 
 fn remove(path: &std::path::Path) {

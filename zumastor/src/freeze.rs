@@ -2,10 +2,11 @@
 //! Freezing file systems around the creation of a snapshot.
 //!
 //! A frozen file system has written out everything and starts no new write, so the snapshot needs no
-//! recovery. Two rules keep a freeze from becoming a hang: between freeze and thaw nothing happens
+//! recovery. Three things keep a freeze from becoming a hang: between freeze and thaw nothing happens
 //! but the bounded call to the server (no log line, no configuration: /var may be on that file
-//! system), and [`Frozen`] thaws however that call ends. A daemon killed in between thaws at its
-//! next start.
+//! system); [`Frozen`] thaws however that call ends; and a process of its own, the [`thaw_guard`](crate::thaw_guard),
+//! thaws when the daemon dies in between, or hangs for longer than any call may take. Should all of them be
+//! killed, the next daemon thaws before it writes anything.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -16,7 +17,7 @@ use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc::c_int;
 
-use crate::host::Host;
+use crate::host::{FreezeGuard, Host};
 use crate::machine::{Dev, Mount};
 
 nix::ioctl_readwrite!(
@@ -50,11 +51,16 @@ pub fn freeze(dir: &Path) -> Result<bool> {
 /// Thaws the file system mounted on `dir`; succeeds if it was not frozen.
 pub fn thaw(dir: &Path) -> Result<()> {
     let file = File::open(dir).with_context(|| format!("could not open {}", dir.display()))?;
+    thaw_open(&file).with_context(|| format!("could not thaw {}", dir.display()))
+}
+
+/// Thaws the file system of an open directory; succeeds if it was not frozen.
+pub fn thaw_open(dir: &File) -> nix::Result<()> {
     let mut argument = 0;
     // SAFETY: as above.
-    match unsafe { fithaw(file.as_raw_fd(), &raw mut argument) } {
+    match unsafe { fithaw(dir.as_raw_fd(), &raw mut argument) } {
         Ok(_) | Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(()),
-        Err(e) => Err(e).with_context(|| format!("could not thaw {}", dir.display())),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -68,7 +74,9 @@ pub fn mounts_of(mounts: &[Mount], origin: Dev) -> Vec<PathBuf> {
 /// Frozen file systems; thawed when this goes away.
 pub struct Frozen<'a> {
     host: &'a dyn Host,
-    dirs: Vec<PathBuf>,
+    guard: Box<dyn FreezeGuard>,
+    /// With the number each has for the guard.
+    dirs: Vec<(usize, PathBuf)>,
 }
 
 impl<'a> Frozen<'a> {
@@ -76,11 +84,16 @@ impl<'a> Frozen<'a> {
     pub fn new(host: &'a dyn Host, dirs: &[PathBuf]) -> Result<Frozen<'a>> {
         let mut frozen = Frozen {
             host,
+            guard: host.freeze_guard(dirs)?,
             dirs: Vec::new(),
         };
-        for dir in dirs {
+        for (number, dir) in dirs.iter().enumerate() {
+            // Told before: what the guard does not know of stays frozen if this process dies now.
+            frozen.guard.arm(number)?;
             if host.freeze(dir)? {
-                frozen.dirs.push(dir.clone());
+                frozen.dirs.push((number, dir.clone()));
+            } else {
+                frozen.guard.disarm(number)?;
             }
         }
         Ok(frozen)
@@ -93,8 +106,10 @@ impl<'a> Frozen<'a> {
 
     fn thaw_all(&mut self) -> Result<()> {
         let mut first = Ok(());
-        for dir in std::mem::take(&mut self.dirs).iter().rev() {
-            first = first.and(self.host.thaw(dir));
+        for (number, dir) in std::mem::take(&mut self.dirs).iter().rev() {
+            let thawed = self.host.thaw(dir);
+            // What could not be thawed here is left to the guard.
+            first = first.and(thawed.and_then(|()| self.guard.disarm(*number)));
         }
         first
     }

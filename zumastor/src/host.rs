@@ -18,6 +18,35 @@ use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, Tabl
 /// Longest wait for `ddsnap create`, and so the longest time a file system stays frozen.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(45);
 
+/// Longest wait for an answer that costs a server nothing.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How a server fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// It answers.
+    Answers,
+    /// It runs and does not answer.
+    Silent {
+        /// Its process.
+        pid: u32,
+        /// It is in a wait that no signal ends: the kernel does not get on with a disk.
+        uninterruptible: bool,
+    },
+    /// It does not run, or does not listen yet.
+    Absent,
+}
+
+/// Thaws, from outside the daemon, what the daemon has frozen and cannot thaw any more.
+///
+/// Directories are named by their place in the list given to [`Host::freeze_guard`].
+pub trait FreezeGuard {
+    /// The file system of this directory is about to be frozen.
+    fn arm(&mut self, number: usize) -> Result<()>;
+    /// It is not frozen any more, or was not frozen by us.
+    fn disarm(&mut self, number: usize) -> Result<()>;
+}
+
 /// The machine.
 pub trait Host: Send + Sync {
     /// Sees to it that the kernel has the `ddsnap` target, loading the module if need be.
@@ -66,6 +95,10 @@ pub trait Host: Send + Sync {
     fn reopen_log(&self, spec: &ProcessSpec) -> Result<()>;
     /// Ends it and waits until it is gone.
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()>;
+    /// Ends it at once, whatever it does, and waits until it is gone: the store survives that at any point.
+    fn kill_process(&self, spec: &ProcessSpec) -> Result<()>;
+    /// Asks the server of `spec`, which listens on `socket`, for an answer within [`PROBE_DEADLINE`].
+    fn probe_server(&self, spec: &ProcessSpec, socket: &Path) -> Probe;
     /// A descriptor that polls readable when process `pid` is gone.
     fn exit_fd(&self, pid: u32) -> Result<OwnedFd>;
 
@@ -97,6 +130,8 @@ pub trait Host: Send + Sync {
     fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()>;
     /// Unmounts `dir`; fails with [`crate::machine::Busy`] while it is used.
     fn unmount(&self, dir: &Path) -> Result<()>;
+    /// What thaws the file systems mounted on `dirs` if this process dies or hangs while they are frozen.
+    fn freeze_guard(&self, dirs: &[PathBuf]) -> Result<Box<dyn FreezeGuard>>;
     /// Freezes the file system mounted on `dir`; false if there is nothing to thaw afterwards.
     fn freeze(&self, dir: &Path) -> Result<bool>;
     /// Thaws it; succeeds if it was not frozen.

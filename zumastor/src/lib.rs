@@ -8,8 +8,8 @@
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
 //! - [`boot`]: bringing volumes up before the daemon, and [`shutdown`], ending what is left after it.
-//! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`blockdev`] and
-//!   [`process`], one subject each.
+//! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`thaw_guard`],
+//!   [`blockdev`] and [`process`], one subject each.
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
 //!   its agent and server running.
 //! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
@@ -41,4 +41,5 @@ pub mod shutdown;
 pub mod status;
 pub mod supervise;
 pub mod system;
+pub mod thaw_guard;
 pub mod volume;

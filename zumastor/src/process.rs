@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::Devices;
-use crate::host::CREATE_DEADLINE;
+use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
 use crate::machine::{Kind, ProcessSpec, StoreState, Stored};
 
 /// Longest wait for a daemon to be up: the server may have a journal to replay.
@@ -217,13 +217,60 @@ pub fn start(spec: &ProcessSpec) -> Result<u32> {
 ///
 /// Killing is safe for the data: the store survives a crash at any point.
 pub fn stop(spec: &ProcessSpec) -> Result<()> {
+    end(
+        spec,
+        &[
+            (libc::SIGTERM, STOP_DEADLINE),
+            (libc::SIGKILL, KILL_DEADLINE),
+        ],
+    )
+}
+
+/// Ends the daemon of `spec` without asking it.
+pub fn kill(spec: &ProcessSpec) -> Result<()> {
+    end(spec, &[(libc::SIGKILL, KILL_DEADLINE)])
+}
+
+/// Whether the server of `spec` answers on `socket`.
+pub fn probe(spec: &ProcessSpec, socket: &Path) -> Probe {
+    let Ok(Some(pid)) = find(spec) else {
+        return Probe::Absent;
+    };
+    let too_late = |error: &ClientError| match error {
+        ClientError::Timeout { .. } => true,
+        // Its queue of connections is full.
+        ClientError::Connect { source, .. } => source.kind() == std::io::ErrorKind::WouldBlock,
+        _ => false,
+    };
+    match connect(socket, PROBE_DEADLINE).and_then(|mut client| client.size(None)) {
+        Err(error) if too_late(&error) => Probe::Silent {
+            pid,
+            uninterruptible: is_uninterruptible(pid),
+        },
+        Err(ClientError::Connect { .. }) => Probe::Absent,
+        // Anything that it says, even a refusal, is an answer.
+        _ => Probe::Answers,
+    }
+}
+
+/// Whether any thread of a process is in state D, see proc_pid_stat(5).
+fn is_uninterruptible(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // Behind the name, which is in parentheses and may contain any.
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('D'))
+    })
+}
+
+fn end(spec: &ProcessSpec, how: &[(libc::c_int, Duration)]) -> Result<()> {
     let Some((pid, fd)) = find_fd(spec)? else {
         return Ok(());
     };
-    for (signal, deadline) in [
-        (libc::SIGTERM, STOP_DEADLINE),
-        (libc::SIGKILL, KILL_DEADLINE),
-    ] {
+    for &(signal, deadline) in how {
         match send_signal(&fd, signal) {
             Err(Errno::ESRCH) => return Ok(()),
             result => result.with_context(|| format!("could not signal process {pid}"))?,

@@ -4,9 +4,12 @@
 //! Independent of the operations on the volume on purpose: a mount that waits for I/O must not keep
 //! a dead server from being restarted, or the two would wait for each other until the kernel gives
 //! up. So there is one lock for the processes, held only while one is started or stopped, and a
-//! thread that waits for the end of either through pidfds.
+//! thread that waits for the end of either through pidfds. Another thread asks the server now and then
+//! whether it still answers: one that was stopped or runs in a circle is ended, so that the next one gets
+//! what waits for it before the kernel gives it up.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,13 +20,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::host::Host;
+use crate::host::{Host, PROBE_DEADLINE, Probe};
 use crate::machine::{Kind, ProcessSpec};
 
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// A process that lived this long starts with the first delay again.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
+
+/// How often a server is asked whether it answers.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// So many times in a row without an answer, and a server is ended: half a minute, half of what the kernel waits.
+const SILENT_MOST: u32 = 2;
 
 /// How long to wait before the next start: 1 s, doubling to 30 s.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,7 +82,11 @@ impl Charge {
 pub struct Supervisor {
     host: Arc<dyn Host>,
     volume: String,
+    /// Where the server takes commands.
+    socket: PathBuf,
     charges: Mutex<[Charge; 2]>,
+    /// The server runs and does not answer.
+    silence: Mutex<Option<String>>,
     wake: EventFd,
 }
 
@@ -91,13 +103,16 @@ impl Supervisor {
         volume: &str,
         agent: ProcessSpec,
         server: ProcessSpec,
+        socket: &Path,
     ) -> Result<Arc<Supervisor>> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let charges = Mutex::new([Charge::new(agent), Charge::new(server)]);
         Ok(Arc::new(Supervisor {
             host,
             volume: volume.to_string(),
+            socket: socket.to_path_buf(),
             charges,
+            silence: Mutex::default(),
             wake,
         }))
     }
@@ -139,8 +154,14 @@ impl Supervisor {
         matches!(self.host.find_process(spec), Ok(Some(_)))
     }
 
-    /// Why a process could not be restarted, if one is down that should be up; does not wait.
+    /// Why a process could not be restarted, if one is down that should be up, or that it does not answer;
+    /// does not wait.
     pub fn trouble(&self) -> Option<String> {
+        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        if silence.is_some() {
+            return silence.clone();
+        }
+        drop(silence);
         let charges = self.charges.try_lock().ok()?;
         charges
             .iter()
@@ -178,7 +199,72 @@ impl Supervisor {
             .name(name)
             .spawn(run)
             .context("could not start a thread")?;
+        let weak = Arc::downgrade(self);
+        let ask = move || {
+            let mut silent = 0;
+            while let Some(this) = weak.upgrade() {
+                this.ask(&mut silent);
+                drop(this);
+                thread::park_timeout(PROBE_EVERY);
+            }
+        };
+        thread::Builder::new()
+            .name(format!("ask {}", self.volume))
+            .spawn(ask)
+            .context("could not start a thread")?;
         Ok(())
+    }
+
+    /// Asks the server whether it answers, and ends one that has not for too long. `silent`: how often in
+    /// a row it has not.
+    fn ask(&self, silent: &mut u32) {
+        let spec = {
+            let charge = &self.lock()[Kind::Server as usize];
+            charge.wanted.then(|| charge.spec.clone())
+        };
+        let probe = spec
+            .as_ref()
+            .map(|spec| self.host.probe_server(spec, &self.socket));
+        let (
+            Some(spec),
+            Some(Probe::Silent {
+                pid,
+                uninterruptible,
+            }),
+        ) = (spec, probe)
+        else {
+            *silent = 0;
+            self.set_silence(None);
+            return;
+        };
+        *silent += 1;
+        let seconds = PROBE_DEADLINE.as_secs();
+        let mut text = format!("the server (process {pid}) has not answered for {seconds} s");
+        if uninterruptible {
+            // No signal ends it, and another server would wait for the same disk.
+            text.push_str(": it waits for a disk that does not answer; see the kernel's log");
+        }
+        if *silent == 1 || uninterruptible {
+            self.set_silence(Some(text));
+            return;
+        }
+        if *silent >= SILENT_MOST {
+            *silent = 0;
+            // Not the lock of the processes: nothing waits for this, and a stop may be under way.
+            let ended = self.host.kill_process(&spec);
+            self.set_silence(Some(match ended {
+                Ok(()) => format!("{text} and was ended; it is started again"),
+                Err(error) => format!("{text} and could not be ended: {error:#}"),
+            }));
+        }
+    }
+
+    fn set_silence(&self, text: Option<String>) {
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(text), true) = (&text, *silence != text) {
+            complain(format_args!("{}: {text}", self.volume));
+        }
+        *silence = text;
     }
 
     /// Restarts what is due. Returns what to wait for and for how long.
@@ -288,11 +374,66 @@ mod tests {
         }
     }
 
+    const SOCKET: &str = "/run/v";
+
+    /// A stopped server was never noticed: status said "running", and writes waited without limit.
+    #[test]
+    fn a_server_that_does_not_answer_is_told_and_ended() {
+        let fake = Arc::new(Fake::default());
+        let supervisor = Supervisor::new(
+            fake.clone(),
+            "v",
+            spec(Kind::Agent),
+            spec(Kind::Server),
+            SOCKET.as_ref(),
+        )
+        .expect("new");
+        let mut silent = 0;
+        let ask = |silent: &mut u32, probe| {
+            fake.state().probe = Some(probe);
+            supervisor.ask(silent);
+            supervisor.trouble().unwrap_or_default()
+        };
+        let stopped = Probe::Silent {
+            pid: 7,
+            uninterruptible: false,
+        };
+        let waiting = Probe::Silent {
+            pid: 7,
+            uninterruptible: true,
+        };
+        assert_eq!(ask(&mut silent, stopped), "", "not wanted, so not asked");
+        supervisor.start(Kind::Server).expect("started");
+        assert_eq!(ask(&mut silent, Probe::Answers), "");
+        assert!(ask(&mut silent, waiting).contains("waits for a disk"));
+        assert!(ask(&mut silent, waiting).contains("waits for a disk"));
+        assert!(
+            supervisor.is_running(&spec(Kind::Server)),
+            "no signal would end it"
+        );
+        assert_eq!(ask(&mut silent, Probe::Answers), "");
+        let text = ask(&mut silent, stopped);
+        assert_eq!(text, "the server (process 7) has not answered for 10 s");
+        assert!(
+            supervisor.is_running(&spec(Kind::Server)),
+            "once is not enough"
+        );
+        assert!(ask(&mut silent, stopped).ends_with("and was ended; it is started again"));
+        assert!(!supervisor.is_running(&spec(Kind::Server)));
+        assert_eq!(ask(&mut silent, Probe::Absent), "");
+    }
+
     #[test]
     fn a_dead_server_is_restarted_and_a_stopped_one_is_not() {
         let fake = Arc::new(Fake::default());
-        let supervisor =
-            Supervisor::new(fake.clone(), "v", spec(Kind::Agent), spec(Kind::Server)).expect("new");
+        let supervisor = Supervisor::new(
+            fake.clone(),
+            "v",
+            spec(Kind::Agent),
+            spec(Kind::Server),
+            SOCKET.as_ref(),
+        )
+        .expect("new");
         assert!(supervisor.start(Kind::Server).expect("started").is_some());
         assert!(supervisor.start(Kind::Server).expect("adopted").is_none());
         supervisor.watch().expect("a thread");

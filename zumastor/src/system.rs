@@ -9,9 +9,9 @@ use anyhow::Result;
 use ddsnap::probe::contents::{self, Contents};
 
 use crate::config::Devices;
-use crate::host::Host;
+use crate::host::{FreezeGuard, Host, Probe};
 use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
-use crate::{blockdev, dm, freeze, mounts, process};
+use crate::{blockdev, dm, freeze, mounts, process, thaw_guard};
 
 /// The real machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +78,12 @@ impl Host for System {
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {
         process::stop(spec)
     }
+    fn kill_process(&self, spec: &ProcessSpec) -> Result<()> {
+        process::kill(spec)
+    }
+    fn probe_server(&self, spec: &ProcessSpec, socket: &Path) -> Probe {
+        process::probe(spec, socket)
+    }
     fn exit_fd(&self, pid: u32) -> Result<OwnedFd> {
         process::exit_fd(pid)
     }
@@ -119,6 +125,9 @@ impl Host for System {
     }
     fn unmount(&self, dir: &Path) -> Result<()> {
         mounts::unmount(dir)
+    }
+    fn freeze_guard(&self, dirs: &[PathBuf]) -> Result<Box<dyn FreezeGuard>> {
+        Ok(Box::new(thaw_guard::Guard::start(dirs)?))
     }
     fn freeze(&self, dir: &Path) -> Result<bool> {
         freeze::freeze(dir)

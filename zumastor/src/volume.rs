@@ -108,7 +108,13 @@ impl Volume {
     ) -> Result<Volume> {
         let agent = agent_spec(layout, name);
         let server = server_spec(layout, name, &config);
-        let supervisor = Supervisor::new(host.clone(), name, agent, server)?;
+        let supervisor = Supervisor::new(
+            host.clone(),
+            name,
+            agent,
+            server,
+            &layout.server_socket(name),
+        )?;
         Ok(Volume {
             name: name.to_string(),
             config,

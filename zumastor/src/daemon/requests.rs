@@ -155,7 +155,15 @@ impl Daemon {
 
     /// What is known of all volumes, without waiting for any.
     pub(super) fn views(&self) -> Vec<View> {
-        let mut views: Vec<View> = self.handles().iter().map(|(_, h)| h.view()).collect();
+        let of = |(_, handle): (String, Arc<Handle>)| {
+            let mut view = handle.view();
+            // Why it is so, rather than only that it is.
+            if view.up && view.failure.is_none() {
+                view.failure = handle.trouble();
+            }
+            view
+        };
+        let mut views: Vec<View> = self.handles().into_iter().map(of).collect();
         // All at once: a server that does not answer costs some seconds.
         thread::scope(|scope| {
             for view in &mut views {

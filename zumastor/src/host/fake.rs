@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::probe::contents::Contents;
 use ddsnap::units::{SnapSeq, SnapTag};
 
-use super::Host;
+use super::{FreezeGuard, Host, Probe};
 use crate::config::Devices;
 use crate::machine::{
     Dev, DmDevice, Kind, Mount, ProcessSpec, SnapshotState, StoreState, Stored, TableLine, Users,
@@ -67,6 +67,8 @@ pub struct State {
     pub frozen: BTreeSet<PathBuf>,
     /// Snapshots taken while something was frozen.
     pub taken_frozen: BTreeSet<u32>,
+    /// What a server says to a probe.
+    pub probe: Option<Probe>,
     next: u32,
 }
 
@@ -74,6 +76,24 @@ pub struct State {
 #[derive(Debug, Default)]
 pub struct Fake {
     state: Mutex<State>,
+    /// What the guard of a freeze would thaw.
+    armed: Arc<Mutex<BTreeSet<usize>>>,
+}
+
+struct Guard(Arc<Mutex<BTreeSet<usize>>>);
+
+impl FreezeGuard for Guard {
+    fn arm(&mut self, number: usize) -> Result<()> {
+        let mut armed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.insert(number);
+        Ok(())
+    }
+
+    fn disarm(&mut self, number: usize) -> Result<()> {
+        let mut armed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.remove(&number);
+        Ok(())
+    }
 }
 
 fn key(kind: Kind) -> &'static str {
@@ -242,6 +262,18 @@ impl Host for Fake {
         Ok(())
     }
 
+    fn kill_process(&self, spec: &ProcessSpec) -> Result<()> {
+        self.kill(spec.kind);
+        Ok(())
+    }
+
+    fn probe_server(&self, spec: &ProcessSpec, _: &Path) -> Probe {
+        match self.find_process(spec) {
+            Ok(Some(_)) => self.state().probe.unwrap_or(Probe::Answers),
+            _ => Probe::Absent,
+        }
+    }
+
     fn exit_fd(&self, pid: u32) -> Result<OwnedFd> {
         // A pipe polls readable (hung up) when its writing end is closed.
         let (reader, writer) = nix::unistd::pipe()?;
@@ -401,7 +433,15 @@ impl Host for Fake {
         Ok(())
     }
 
+    fn freeze_guard(&self, _: &[PathBuf]) -> Result<Box<dyn FreezeGuard>> {
+        Ok(Box::new(Guard(self.armed.clone())))
+    }
+
     fn freeze(&self, dir: &Path) -> Result<bool> {
+        // Else nobody would thaw it if this process died now.
+        let armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(!armed.is_empty(), "frozen without a guard");
+        drop(armed);
         self.call("freeze".to_string())?
             .frozen
             .insert(dir.to_path_buf());
