@@ -218,7 +218,7 @@ Snapshot 1:
     assert_eq!(good(&["status", "--size", &socket, "2"]), "16384\n");
     let none = ddsnap_with(&["status", "--size", &socket, "7"]);
     assert_eq!((none.code, none.stdout.as_str()), (0, "0\n"));
-    assert!(none.stderr.contains("snapshot doesn't exist"), "{none:?}");
+    assert_eq!(none.stderr, "Snapshot 7 is not valid\n");
     assert_eq!(good(&["status", "--state", &socket, "2"]), "");
     assert_eq!(ddsnap_with(&["status", "--state", &socket, "7"]).code, 1);
     assert_eq!(
@@ -240,16 +240,8 @@ Snapshot 1:
         ddsnap_with(&["list", &socket]).code == 99
     });
     let pid = volume.start_server();
-    assert!(
-        volume.log().contains("Server was not shut down properly"),
-        "{}",
-        volume.log()
-    );
-    assert!(
-        volume.log().contains("Replaying journal"),
-        "{}",
-        volume.log()
-    );
+    volume.await_log("Server was not shut down properly");
+    volume.await_log("Replaying journal");
     assert_eq!(good(&["list", &socket]), list);
     assert_eq!(rows(&good(&["status", &socket])), rows(&status));
 
@@ -258,6 +250,7 @@ Snapshot 1:
     assert!(!volume.file("server").exists() && !volume.file("server.pid").exists());
     fs::remove_file(volume.file("server.log")).unwrap();
     volume.start_server();
+    volume.await_log("serving ");
     assert!(
         !volume.log().contains("not shut down properly"),
         "{}",
@@ -302,16 +295,8 @@ fn the_server_ends_in_order_when_its_agent_does() {
     let server = volume.start_server();
     volume.stop(agent, Signal::SIGTERM);
     wait_until("the server's end", || !is_alive(server));
-    assert!(
-        volume.log().contains("the agent is gone"),
-        "{}",
-        volume.log()
-    );
-    assert!(
-        volume.log().contains("the store is closed"),
-        "{}",
-        volume.log()
-    );
+    volume.await_log("the agent is gone");
+    volume.await_log("the store is closed");
     assert!(!volume.file("agent").exists() && !volume.file("server").exists());
 }
 
@@ -349,11 +334,8 @@ fn sockets_and_files_are_private_and_the_log_can_be_rotated() {
     kill(server, Signal::SIGHUP).unwrap();
     wait_until("a new log", || volume.file("server.log").exists());
     good(&["create", &volume.socket(), "1"]);
+    volume.await_log(&format!("ddsnap server[{server}]: snapshot 1 created"));
     let line = volume.log();
-    assert!(
-        line.contains(&format!("ddsnap server[{server}]: snapshot 1 created")),
-        "{line}"
-    );
     assert!(
         without_times(&line).starts_with("DAY MON DD HH:MM:SS YEAR ddsnap server["),
         "{line}"
@@ -361,21 +343,9 @@ fn sockets_and_files_are_private_and_the_log_can_be_rotated() {
 }
 
 #[test]
-fn a_second_agent_is_refused_and_a_stale_socket_is_replaced() {
+fn the_socket_of_a_killed_agent_is_replaced() {
     let mut volume = Volume::new();
     let first = volume.start_agent();
-    let args = [
-        "agent",
-        &volume.name("agent"),
-        "-l",
-        &volume.name("other.log"),
-    ];
-    let ran = ddsnap_with(&args);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.stderr.contains("another process listens on it"),
-        "{ran:?}"
-    );
     volume.stop(first, Signal::SIGKILL);
     assert!(
         volume.file("agent").exists(),

@@ -285,6 +285,7 @@ fn a_start_that_fails_leaves_nothing_to_recover() {
         "{failed:?}"
     );
     volume.start_server();
+    volume.await_log("serving ");
     assert!(
         !volume.log().contains("not shut down properly"),
         "{}",

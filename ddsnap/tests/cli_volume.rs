@@ -466,7 +466,11 @@ fn a_scrub_names_what_is_bad() {
         lines[1..],
         [format!("{} bytes read, 1 bad chunks", 3 * CHUNK)]
     );
-    assert!(volume.log().contains(lines[0]));
+    let end = Instant::now() + PATIENCE;
+    while !volume.log().contains(lines[0]) {
+        assert!(Instant::now() < end, "{}", volume.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let ran = ddsnap(&["scrub", &sock, "--json"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();

@@ -42,6 +42,13 @@ pub fn has_room() -> bool {
     CURRENT.get().is_none_or(room)
 }
 
+/// Whether all lines so far are in the file, or lost.
+#[must_use]
+pub fn is_written() -> bool {
+    let idle = |queue: &Arc<Queue>| !queue.lock().is_busy();
+    CURRENT.get().is_none_or(idle)
+}
+
 /// Lines that have not been written since the process started, and never will be.
 #[must_use]
 pub fn lines_lost() -> u64 {
@@ -77,6 +84,12 @@ struct Waiting {
     lost: u64,
     /// Of these, those that the log has told of.
     told: u64,
+}
+
+impl Waiting {
+    fn is_busy(&self) -> bool {
+        self.writing || !self.lines.is_empty() || self.reopen
+    }
 }
 
 impl Queue {

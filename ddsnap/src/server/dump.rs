@@ -24,7 +24,8 @@ const ROOM_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Dump {
     chunks: RangeInclusive<u64>,
-    place: DumpPlace,
+    /// None: all is in the log's hands, and who asked hears so when it is in the file.
+    place: Option<DumpPlace>,
     /// Written so far.
     entries: u64,
     waiter: Waiter,
@@ -43,6 +44,19 @@ impl Dump {
     /// When [`tick`](Self::tick) is due.
     pub fn deadline(&self) -> Option<Duration> {
         self.rests_until
+    }
+
+    /// The answer when all is done.
+    fn outcome(&self) -> Reply {
+        match log::lines_lost() - self.lost_before {
+            0 => Reply::Dumped {
+                entries: self.entries,
+            },
+            lost => {
+                let reason = format!("{lost} lines of the log could not be written");
+                refusal::with_errno(Errno::EIO, reason)
+            }
+        }
     }
 
     /// The log may have room again.
@@ -73,7 +87,7 @@ impl<E: Engine> Core<E> {
         );
         self.dump = Some(Dump {
             chunks,
-            place: DumpPlace::START,
+            place: Some(DumpPlace::START),
             entries: 0,
             waiter: Waiter::new(now, client),
             rests_until: None,
@@ -87,14 +101,22 @@ impl<E: Engine> Core<E> {
             return;
         };
         let client = dump.waiter.client;
-        if !log::has_room() {
+        let ready = match dump.place {
+            Some(_) => log::has_room(),
+            None => log::is_written(),
+        };
+        if !ready {
+            dump.waiter.tell(now, (dump.entries, dump.entries), out);
             dump.rests_until = Some(now.monotonic + ROOM_AGAIN);
             self.dump = Some(dump);
             return;
         }
+        let Some(place) = dump.place else {
+            return out.client(client, dump.outcome());
+        };
         let step = self
             .engine
-            .dump_step(dump.place, dump.chunks.clone(), STEP_ENTRIES);
+            .dump_step(place, dump.chunks.clone(), STEP_ENTRIES);
         let (entries, next) = match step {
             Ok(step) => step,
             Err(broken) => {
@@ -104,27 +126,12 @@ impl<E: Engine> Core<E> {
         };
         entries.iter().for_each(|entry| info!("{entry}"));
         dump.entries += entries.len() as u64;
-        match next {
-            Some(place) => {
-                dump.place = place;
-                dump.waiter.tell(now, (dump.entries, dump.entries), out);
-                self.dump = Some(dump);
-            }
-            None => {
-                info!("end of the dump: {} entries", dump.entries);
-                let entries = dump.entries;
-                out.client(
-                    client,
-                    match log::lines_lost() - dump.lost_before {
-                        0 => Reply::Dumped { entries },
-                        lost => {
-                            let reason = format!("{lost} lines of the log could not be written");
-                            refusal::with_errno(Errno::EIO, reason)
-                        }
-                    },
-                );
-            }
+        dump.place = next;
+        if next.is_none() {
+            info!("end of the dump: {} entries", dump.entries);
         }
+        dump.waiter.tell(now, (dump.entries, dump.entries), out);
+        self.dump = Some(dump);
     }
 
     /// The client has gone: nobody waits for the rest.
@@ -184,6 +191,8 @@ mod tests {
         core.background(at(2), &mut out);
         let progress = Reply::Progress { done: 4, total: 4 };
         assert_eq!(taken(&mut out), [(one, vec![progress])]);
+        core.background(at(2), &mut out);
+        assert_eq!(taken(&mut out), [], "not before it is in the file");
         core.background(at(2), &mut out);
         assert_eq!(taken(&mut out), [(one, vec![Reply::Dumped { entries: 6 }])]);
         core.start_dump(at(0), two, 0..=9, &mut out);

@@ -186,6 +186,11 @@ impl Volume {
         fs::read_to_string(self.file("server.log")).unwrap_or_default()
     }
 
+    /// Waits until the server's log has `words`: lines are written a moment after what they tell of.
+    pub fn await_log(&self, words: &str) {
+        wait_until(words, || self.log().contains(words));
+    }
+
     pub fn socket(&self) -> String {
         self.name("server")
     }
