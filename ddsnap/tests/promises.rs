@@ -2,6 +2,8 @@
 //! Promises of the engine that random power cuts seldom or never put to the test: each test makes the one
 //! case in which breaking the promise shows. `cargo xtask mutants` breaks them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
@@ -150,13 +152,13 @@ fn one_superblock_copy_is_good_whatever_becomes_of_the_one_being_written() {
 /// After a checkpoint either copy alone is the store: a bad sector in one costs nothing.
 #[test]
 fn either_superblock_copy_is_enough_after_a_checkpoint() {
-    for damaged in 0..2 {
+    for damaged in COPIES {
         let (machine, mut store) = with_snapshot(&COMBINED);
         copy_out(&mut store, 0);
         write_origin(&machine, 0, 99);
         store.close().unwrap();
         let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
-        machine.corrupt(DATA, COPIES[damaged].to_offset(), &[0x5a; 4096]);
+        machine.corrupt(DATA, damaged.to_offset(), &[0x5a; 4096]);
         let (mut store, opened) = COMBINED.open(&machine).unwrap();
         assert!(opened.clean, "the older superblock counts");
         assert_eq!(snapshot_byte(&COMBINED, &machine, &mut store, 0), 1);
@@ -224,9 +226,9 @@ fn a_new_store_is_durable_and_never_there_without_its_label() {
             }
         }
     }
-    for damaged in 0..2 {
+    for damaged in COPIES {
         let machine = last.cut(Survival::None, &mut Rng::new(1));
-        machine.corrupt(META, COPIES[damaged].to_offset(), &[0x5a; 4096]);
+        machine.corrupt(META, damaged.to_offset(), &[0x5a; 4096]);
         SEPARATE.open(&machine).unwrap();
     }
 }

@@ -266,9 +266,7 @@ impl Disk {
         let (mut sectors, mut lost) = (0, 0);
         self.keep(|versions| {
             // Each version that survives is written over the one before.
-            let kept = (0..versions.len())
-                .filter(|&i| survives(versions[i].write))
-                .next_back();
+            let kept = (0..versions.len()).rfind(|&i| survives(versions[i].write));
             sectors += 1;
             lost += u64::from(kept != Some(versions.len() - 1));
             kept
