@@ -10,6 +10,7 @@ use ddsnap::units::{Chunk, SnapTag};
 use harness::check::check;
 use harness::operations::OperationsRun;
 use harness::shape::{Shape, shape};
+use harness::victims::commit;
 use harness::volume::Volume;
 use harness::workload::Step;
 use harness::{number_from_env, seed};
@@ -133,10 +134,8 @@ fn a_snapshot_in_use_is_not_deleted_and_its_chunks_stay_until_it_is_quiet() {
         |volume: &Volume| volume.store.status().data_chunks - volume.store.status().free_chunks;
     let mut refused = false;
     for chunk in 0..200 {
-        let answer = volume
-            .store
-            .commit(&[ddsnap::store::Op::OriginWrite(Chunk(chunk))])
-            .unwrap()[0];
+        let op = ddsnap::store::Op::OriginWrite(Chunk(chunk));
+        let answer = commit(&mut volume.store, &[op])[0];
         refused |= answer == Err(OpError::StoreFull);
     }
     assert_eq!(volume.store.draining(), [SnapTag(1)]);
@@ -249,10 +248,8 @@ fn a_full_store_can_still_delete_and_recovers_its_room() {
         for chunk in 0..4000 {
             // Scattered, so that the index grows as fast as it can.
             let chunk = Chunk(chunk * 1237 % 4000);
-            let answer = volume
-                .store
-                .commit(&[ddsnap::store::Op::OriginWrite(chunk)])
-                .unwrap()[0];
+            let op = ddsnap::store::Op::OriginWrite(chunk);
+            let answer = commit(&mut volume.store, &[op])[0];
             full += u64::from(answer == Err(OpError::StoreFull));
         }
         assert!(full > 0);

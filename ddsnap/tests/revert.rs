@@ -17,6 +17,7 @@ use ddsnap::store::{
 };
 use ddsnap::units::{Chunk, SnapTag};
 use harness::model::Model;
+use harness::victims::commit;
 use harness::volume::{self, DATA, ORIGIN, Shape, Step, Volume, check, read_origin, read_snapshot};
 use harness::{number_from_env, seed};
 
@@ -402,7 +403,7 @@ fn it_is_never_given_up_for_room() {
     let ops: Vec<Op> = (10..400)
         .map(|chunk| Op::OriginWrite(Chunk(chunk)))
         .collect();
-    let answers = volume.store.commit(&ops).expect("commit");
+    let answers = commit(&mut volume.store, &ops);
     assert!(answers.contains(&Err(OpError::StoreFull)));
     assert_eq!(
         volume.store.snapshot(SnapTag(1)).expect("kept").state,

@@ -25,13 +25,39 @@ pub struct Faults(Rc<RefCell<Plan>>);
 #[derive(Debug, Default)]
 struct Plan {
     next: Option<(Call, u64)>,
+    /// Not only the next call fails, but all that follow.
+    lasting: bool,
+    /// What fails ends short, in the middle of a read or write.
+    short: bool,
     met: u64,
+    /// Reads, writes and flushes so far.
+    calls: [u64; 3],
 }
 
 impl Faults {
     /// The `count`th call of this kind from now on (0: the next) fails with EIO, once.
     pub fn fail(&self, call: Call, count: u64) {
-        self.0.borrow_mut().next = Some((call, count));
+        let mut plan = self.0.borrow_mut();
+        plan.next = Some((call, count));
+        plan.lasting = false;
+    }
+
+    /// The `count`th call of this kind from now on (0: the next) fails with EIO, and all that follow.
+    pub fn fail_from(&self, call: Call, count: u64) {
+        let mut plan = self.0.borrow_mut();
+        plan.next = Some((call, count));
+        plan.lasting = true;
+    }
+
+    /// Whether reads and writes that fail end short: some sectors of one of them are done, and the error
+    /// is that of a device which ends there.
+    pub fn set_short(&self, short: bool) {
+        self.0.borrow_mut().short = short;
+    }
+
+    /// Nothing fails any more.
+    pub fn mend(&self) {
+        self.0.borrow_mut().next = None;
     }
 
     /// How many calls have failed.
@@ -40,11 +66,21 @@ impl Faults {
         self.0.borrow().met
     }
 
+    /// How many calls of a kind there were.
+    #[must_use]
+    pub fn calls(&self, call: Call) -> u64 {
+        self.0.borrow().calls[call as usize]
+    }
+
     fn due(&self, call: Call) -> bool {
         let mut plan = self.0.borrow_mut();
+        plan.calls[call as usize] += 1;
+        let lasting = plan.lasting;
         match &mut plan.next {
             Some((kind, 0)) if *kind == call => {
-                plan.next = None;
+                if !lasting {
+                    plan.next = None;
+                }
                 plan.met += 1;
                 true
             }
@@ -53,6 +89,13 @@ impl Faults {
                 false
             }
             _ => false,
+        }
+    }
+
+    fn error(&self, short: io::ErrorKind) -> io::Error {
+        match self.0.borrow().short {
+            true => io::Error::new(short, "the transfer ended short"),
+            false => io::Error::from_raw_os_error(nix::libc::EIO),
         }
     }
 }
@@ -71,8 +114,9 @@ impl<D: BlockDevice> FaultyDevice<D> {
     }
 }
 
-fn eio() -> io::Error {
-    io::Error::from_raw_os_error(nix::libc::EIO)
+/// Half of so many bytes, in whole sectors.
+fn half(bytes: usize) -> usize {
+    bytes / 2 / 512 * 512
 }
 
 impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
@@ -93,23 +137,39 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
     }
 
     fn read(&mut self, batch: &mut [Read<'_>]) -> io::Result<()> {
-        if !batch.is_empty() && self.faults.due(Call::Read) {
-            return Err(eio());
+        if batch.is_empty() || !self.faults.due(Call::Read) {
+            return self.inner.read(batch);
         }
-        self.inner.read(batch)
+        if self.faults.0.borrow().short {
+            let middle = batch.len() / 2;
+            self.inner.read(&mut batch[..middle])?;
+            let Read { offset, into } = &mut batch[middle];
+            let part = half(into.len());
+            self.inner.read(&mut [Read {
+                offset: *offset,
+                into: &mut into[..part],
+            }])?;
+        }
+        Err(self.faults.error(io::ErrorKind::UnexpectedEof))
     }
 
     fn write(&mut self, batch: &[Write<'_>]) -> io::Result<()> {
-        if !batch.is_empty() && self.faults.due(Call::Write) {
-            self.inner.write(&batch[..batch.len() / 2])?;
-            return Err(eio());
+        if batch.is_empty() || !self.faults.due(Call::Write) {
+            return self.inner.write(batch);
         }
-        self.inner.write(batch)
+        let middle = batch.len() / 2;
+        self.inner.write(&batch[..middle])?;
+        if self.faults.0.borrow().short {
+            let Write { offset, from } = batch[middle];
+            let from = &from[..half(from.len())];
+            self.inner.write(&[Write { offset, from }])?;
+        }
+        Err(self.faults.error(io::ErrorKind::WriteZero))
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if self.faults.due(Call::Flush) {
-            return Err(eio());
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
         self.inner.flush()
     }

@@ -60,6 +60,10 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a write that finds the store full waits for the chunks of squashed snapshots.
 pub const ROOM_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long the engine's background work pauses after it failed: longer each time.
+const LEAST_RETRY: Duration = Duration::from_secs(1);
+const MOST_RETRY: Duration = Duration::from_secs(60);
+
 /// A client's number, never used twice by one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
@@ -117,6 +121,25 @@ struct Waiting {
     deadline: Duration,
 }
 
+/// The engine's background work.
+#[derive(Clone, Copy, Debug, Default)]
+struct Upkeep {
+    /// When a step last came to its end.
+    stepped_at: Duration,
+    /// Steps that have failed one after another.
+    failed: u32,
+    /// Not before then is the next tried.
+    retry_at: Option<Duration>,
+}
+
+impl Upkeep {
+    fn failed(&mut self, now: Now) {
+        let wait = LEAST_RETRY * (1 << self.failed.min(6));
+        self.failed += 1;
+        self.retry_at = Some(now.monotonic + wait.min(MOST_RETRY));
+    }
+}
+
 /// All state of a server.
 pub struct Core<E> {
     pub(super) engine: E,
@@ -143,6 +166,11 @@ pub struct Core<E> {
     pub(super) level: Level,
     pub(super) count: Count,
     background: bool,
+    upkeep: Upkeep,
+    /// Some of the writes in `no_room` wait for background steps.
+    writes_wait: bool,
+    /// A snapshot is to be created when background steps have made room for it.
+    create_waits: bool,
     pub(super) jobs: Jobs,
     pub(super) dump: Option<Dump>,
     pub(super) lists: Lists,
@@ -170,6 +198,9 @@ impl<E: Engine> Core<E> {
             level: Level::Plenty,
             count: Count::default(),
             background: true,
+            upkeep: Upkeep::default(),
+            writes_wait: false,
+            create_waits: false,
             jobs,
             dump: None,
             lists: Lists::default(),
@@ -377,9 +408,12 @@ impl<E: Engine> Core<E> {
                     let tag = self.jobs.revert.writing().unwrap_or_default();
                     out.client(waiting.client, refusal::reply(&OpError::Reverting(tag)));
                 }
+                Request::Create(_) if self.create_waits => self.waiting.push_back(waiting),
                 Request::Create(tag) if self.channel == ChannelState::Absent => {
-                    let reply = self.create(now, tag);
-                    out.client(waiting.client, reply);
+                    match self.create(now, tag) {
+                        Some(reply) => out.client(waiting.client, reply),
+                        None => self.waiting.push_back(waiting),
+                    }
                 }
                 Request::Create(tag)
                     if self.channel == ChannelState::Attached && self.barrier.is_none() =>
@@ -438,10 +472,17 @@ impl<E: Engine> Core<E> {
                 let reply = self.create(now, tag);
                 // If the store latched, the snapshot may exist: then forgetting which chunks are unique is
                 // the safe way. Origin writes that ask fail from now on.
-                let created = reply == Reply::Created || self.fault.is_some();
+                let created = reply == Some(Reply::Created) || self.fault.is_some();
                 self.barrier = None;
                 out.channel(id, Answer::BarrierEnd { created });
-                out.client(client, reply);
+                match reply {
+                    Some(reply) => out.client(client, reply),
+                    None => self.waiting.push_back(Waiting {
+                        request: Request::Create(tag),
+                        client,
+                        deadline: barrier.deadline,
+                    }),
+                }
             }
             Purpose::Revert => {
                 self.revert_write_step(now, out);
@@ -453,16 +494,22 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    fn create(&mut self, now: Now, tag: SnapTag) -> Reply {
-        match self.engine.create(tag, now.unix) {
+    /// Makes a snapshot; no reply if background steps must make room for it first.
+    fn create(&mut self, now: Now, tag: SnapTag) -> Option<Reply> {
+        Some(match self.engine.create(tag, now.unix) {
             Ok(Ok(())) => {
                 info!("snapshot {tag} created");
                 self.background = true;
                 Reply::Created
             }
+            Ok(Err(OpError::Wait)) => {
+                self.background = true;
+                self.create_waits = true;
+                return None;
+            }
             Ok(Err(refused)) => refusal::reply(&refused),
             Err(broken) => self.failed(&broken),
-        }
+        })
     }
 
     fn delete(&mut self, tag: SnapTag) -> Reply {
@@ -499,6 +546,7 @@ impl<E: Engine> Core<E> {
             .chain(self.waiting.iter().map(|waiting| waiting.deadline))
             .chain(self.jobs.deadlines())
             .chain(self.dump.iter().filter_map(Dump::deadline))
+            .chain(self.upkeep.retry_at)
             .min()
     }
 
@@ -507,6 +555,14 @@ impl<E: Engine> Core<E> {
         self.jobs_tick(now, out);
         if let Some(dump) = &mut self.dump {
             dump.tick(now);
+        }
+        if self
+            .upkeep
+            .retry_at
+            .take_if(|at| *at <= now.monotonic)
+            .is_some()
+        {
+            self.background = true;
         }
         let seconds = COMMAND_DEADLINE.as_secs();
         if let Some(barrier) = self
@@ -534,6 +590,9 @@ impl<E: Engine> Core<E> {
                 continue;
             }
             let reason = match self.channel {
+                _ if self.create_waits => {
+                    format!("the snapshot store was full for {seconds} s, room is being made")
+                }
                 ChannelState::Attached => "another snapshot is still being made".to_owned(),
                 _ => format!("the kernel channel was lost and did not return within {seconds} s"),
             };
@@ -557,7 +616,8 @@ impl<E: Engine> Core<E> {
     }
 
     fn wants_upkeep(&self) -> bool {
-        self.background && self.fault.is_none()
+        let waits = self.writes_wait || self.create_waits;
+        (self.background || waits) && self.fault.is_none() && self.upkeep.retry_at.is_none()
     }
 
     /// Does a little of it.
@@ -571,21 +631,26 @@ impl<E: Engine> Core<E> {
             self.jobs_step(now, out);
             self.stop_squashed(out); // Its copies may have taken the last room.
             if self.wants_upkeep() {
-                self.upkeep();
+                self.upkeep(now);
+                self.ask_again(now, out);
             }
         }
     }
 
-    fn upkeep(&mut self) {
+    fn upkeep(&mut self, now: Now) {
         match self.engine.background_step() {
             Ok(more) => {
+                self.upkeep = Upkeep {
+                    stepped_at: now.monotonic,
+                    ..Upkeep::default()
+                };
                 self.background = more;
                 self.watch_space();
             }
             Err(broken) => {
                 self.broken(&broken);
-                // It would fail again at once. The next commit or command gives it another try.
-                self.background = false;
+                // It would fail again at once.
+                self.upkeep.failed(now);
             }
         }
     }

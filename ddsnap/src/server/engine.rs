@@ -76,6 +76,10 @@ pub trait Engine {
     /// is worth another try when there is one less.
     fn draining(&self) -> Vec<SnapTag>;
 
+    /// Whether operations that were answered with [`OpError::Wait`] would be answered so again: background
+    /// steps are to be done first.
+    fn is_making_room(&self) -> bool;
+
     /// Says that no I/O is under way into a squashed snapshot's chunks, and none will be.
     fn set_quiet(&mut self, tag: SnapTag);
 

@@ -36,6 +36,12 @@ pub struct Inside {
     /// Copies there is room for in the place of a squashed snapshot.
     pub room_of_squashed: u64,
     pub draining: Vec<SnapTag>,
+    /// What finds no room is to wait for background steps, until there is some.
+    pub making_room: bool,
+    /// A snapshot to be created is to wait for background steps.
+    pub no_table_room: bool,
+    /// Background steps fail without latching.
+    pub background_fails: bool,
     /// Exceptions: chunk and sequence.
     exceptions: BTreeMap<(u64, u64), StoreChunk>,
     next_seq: u64,
@@ -126,6 +132,7 @@ impl Inside {
     fn take_room(&mut self) -> Result<(), OpError> {
         match &mut self.room {
             None => return Ok(()),
+            Some(0) if self.making_room => return Err(OpError::Wait),
             Some(0) => {}
             Some(room) => {
                 *room -= 1;
@@ -216,6 +223,9 @@ impl Engine for Fake {
             return Ok(Err(OpError::SnapshotExists(tag)));
         }
         let mut inside = self.0.borrow_mut();
+        if inside.no_table_room {
+            return Ok(Err(OpError::Wait));
+        }
         inside.next_seq += 1;
         let seq = SnapSeq(inside.next_seq);
         inside.snapshots.push(SnapshotInfo {
@@ -268,6 +278,10 @@ impl Engine for Fake {
 
     fn draining(&self) -> Vec<SnapTag> {
         self.0.borrow().draining.clone()
+    }
+
+    fn is_making_room(&self) -> bool {
+        self.0.borrow().making_room
     }
 
     fn set_quiet(&mut self, tag: SnapTag) {
@@ -459,7 +473,13 @@ impl Engine for Fake {
     fn background_step(&mut self) -> Result<bool, EngineError> {
         let mut inside = self.0.borrow_mut();
         inside.background_steps += 1;
-        Ok(inside.has_background)
+        match inside.background_fails {
+            true => Err(EngineError {
+                latched: false,
+                message: "unreadable".to_owned(),
+            }),
+            false => Ok(inside.has_background),
+        }
     }
 
     fn close(self) -> Result<(), EngineError> {

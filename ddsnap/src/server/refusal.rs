@@ -16,6 +16,7 @@ pub fn reply(refused: &OpError) -> Reply {
         OpError::InUse(_) => (Errno::EBUSY, "snapshot has non-zero usecount".to_owned()),
         OpError::Reverting(_) => (Errno::EBUSY, refused.to_string()),
         OpError::StoreFull => (Errno::ENOSPC, "the snapshot store is full".to_owned()),
+        OpError::Wait => (Errno::EAGAIN, refused.to_string()),
         OpError::UsecountUnderflow => (Errno::EINVAL, "Usecount underflow.".to_owned()),
         OpError::UsecountOverflow => (Errno::EINVAL, "Usecount overflow.".to_owned()),
         OpError::Squashed(_) => (Errno::EIO, "snapshot is squashed".to_owned()),

@@ -31,6 +31,9 @@ impl StoreEngine {
             let what = if squashed { "squashed" } else { "deleted" };
             warn!("the snapshot store is full: snapshot {tag} was {what} to make room");
         }
+        for trouble in self.0.take_troubles() {
+            error!("{trouble}");
+        }
         for (chunk, problem) in self.0.take_revert_skipped() {
             error!("chunk {chunk} of the origin is not reverted: {problem}");
         }
@@ -78,6 +81,10 @@ impl Engine for StoreEngine {
 
     fn draining(&self) -> Vec<SnapTag> {
         self.0.draining()
+    }
+
+    fn is_making_room(&self) -> bool {
+        self.0.is_making_room()
     }
 
     fn set_quiet(&mut self, tag: SnapTag) {

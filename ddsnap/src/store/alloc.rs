@@ -18,6 +18,9 @@ use crate::format::node::Value;
 use crate::format::superblock::TreeRoot;
 use crate::units::{MetaBlock, StoreChunk};
 
+/// Bitmaps without a free chunk that one search looks at: each is a read.
+const FULL_BITMAPS: usize = 8;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Space {
@@ -34,6 +37,11 @@ pub(crate) struct Space {
     current: Option<(u64, Bitmap)>,
     /// Where the search for a free chunk begins.
     cursor: u64,
+    /// Chunks looked at since one was found free.
+    barren: u64,
+    /// A bit for each bitmap that was looked at from end to end and had no free chunk, and has got none
+    /// since. It grows as the search gets on: 4 KiB for each 17 TiB of 16 KiB chunks that are in use.
+    full: Vec<u64>,
     /// Chunks of the region that hold metadata: neither used nor free. They are set in `current`,
     /// so that they are not found free, and never in what is written.
     holes: Vec<Range<u64>>,
@@ -51,6 +59,8 @@ impl Space {
             recent: BTreeMap::new(),
             current: None,
             cursor: first,
+            barren: 0,
+            full: Vec::new(),
             holes: Vec::new(),
         }
     }
@@ -62,6 +72,8 @@ impl Space {
         self.holes = holes.collect();
         self.current = None;
         self.cursor = self.first;
+        self.barren = 0;
+        self.full.clear();
     }
 
     /// Chunks that can hold data.
@@ -158,6 +170,9 @@ impl Space {
             self.used = self.used.saturating_sub(1);
         }
         let (index, bit) = place_of(chunk);
+        if !used {
+            self.set_full(index, false);
+        }
         if let Some((current, map)) = &mut self.current {
             if *current == index {
                 map.set(bit, used);
@@ -165,7 +180,11 @@ impl Space {
         }
     }
 
-    /// Finds `count` free chunks; fewer only if there are no more. They stay free until marked.
+    /// Finds `count` free chunks; fewer if they are rare, and then the next call looks on. They stay free
+    /// until marked.
+    ///
+    /// # Errors
+    /// The space map cannot be read, or it has no free chunk at all though there should be some.
     pub fn find_free(
         &mut self,
         media: &mut Media,
@@ -174,25 +193,75 @@ impl Space {
         let mut found = Vec::with_capacity(count);
         let mut at = self.cursor;
         let mut left = self.end - self.first;
+        // One bitmap for each chunk that is asked for, and some that have none.
+        let mut bitmaps = count + FULL_BITMAPS;
         while found.len() < count && left > 0 {
             let (index, bit) = place_of(StoreChunk(at));
-            let end = ((index + 1) * BITS).min(self.end).min(at + left);
-            let free = self
-                .bitmap(media, index)?
-                .next_clear(bit)
-                .map(|bit| index * BITS + bit);
-            let next = match free.filter(|&chunk| chunk < end) {
+            let whole = at == (index * BITS).max(self.first);
+            let end = ((index + 1) * BITS).min(self.end);
+            let stop = end.min(at + left);
+            let free = if self.is_full(index) {
+                None
+            } else {
+                let is_read = |(current, _): &(u64, Bitmap)| *current == index;
+                if !self.current.as_ref().is_some_and(is_read) {
+                    if bitmaps == 0 {
+                        break;
+                    }
+                    bitmaps -= 1;
+                }
+                let bit = self.bitmap(media, index)?.next_clear(bit);
+                bit.map(|bit| index * BITS + bit)
+            };
+            let next = match free.filter(|&chunk| chunk < stop) {
                 Some(chunk) => {
                     found.push(StoreChunk(chunk));
+                    self.barren = 0;
                     chunk + 1
                 }
-                None => end,
+                None => {
+                    if whole && free.is_none_or(|chunk| chunk >= end) {
+                        self.set_full(index, true);
+                    }
+                    self.barren += stop - at;
+                    stop
+                }
             };
             left -= next - at;
             at = if next == self.end { self.first } else { next };
+            self.cursor = at;
         }
-        self.cursor = at;
+        if found.is_empty() && count > 0 && self.barren >= 2 * (self.end - self.first) {
+            let problem = "fewer chunks are free than the count of free chunks says";
+            return Err(media.inconsistent(problem));
+        }
         Ok(found)
+    }
+
+    /// A bounded part of the way to the next free chunk; true if the search is there.
+    pub fn seek_free(&mut self, media: &mut Media) -> Result<bool, StoreError> {
+        let found = self.find_free(media, 1)?;
+        if let Some(chunk) = found.first() {
+            self.cursor = chunk.0;
+        }
+        Ok(!found.is_empty())
+    }
+
+    fn is_full(&self, index: u64) -> bool {
+        let word = self.full.get((index / 64) as usize);
+        word.is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    fn set_full(&mut self, index: u64, full: bool) {
+        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
+        if full && self.full.len() <= word {
+            self.full.resize(word + 1, 0);
+        }
+        match self.full.get_mut(word) {
+            Some(word) if full => *word |= bit,
+            Some(word) => *word &= !bit,
+            None => {}
+        }
     }
 
     /// Bitmap `index`, up to date; holes are set in it.

@@ -132,6 +132,10 @@ pub enum OpError {
     /// The store is full and no snapshot may be given up.
     #[error("the snapshot store is full")]
     StoreFull,
+    /// Room is being made in the background. The request is to be made again when
+    /// [`is_making_room`](super::Store::is_making_room) says that it is not any more.
+    #[error("room is being made in the snapshot store")]
+    Wait,
     /// The origin is being reverted to this snapshot.
     #[error("a revert to snapshot {0} is under way")]
     Reverting(SnapTag),

@@ -15,17 +15,19 @@
 //!
 //! A node that one step wrote and a later one replaces is free at once: no superblock ever leads to
 //! it. It is released only after the step's writes have ended, so that no two writes to one block
-//! are under way.
+//! are under way. For the same reason what a step wrote before it failed to read something is free.
 
 use std::collections::HashSet;
 
 use super::Store;
 use super::alloc::Space;
 use super::error::StoreError;
-use super::index::Index;
+use super::full::Need;
 use super::index::merge::{Writer, merge};
 use super::index::tree::end_of_branch;
+use super::index::{self, Index};
 use super::media::Media;
+use super::metaalloc::MetaAlloc;
 use crate::device::Write;
 use crate::format::Version;
 use crate::format::block::PAYLOAD_LEN;
@@ -48,8 +50,22 @@ const MAX_SLICE_CHANGES: usize = 4096;
 /// One block of the ring in so many is used only after a crash: then the checkpoint that was nearly
 /// complete begins anew, and requests need not wait for all of it.
 const KEPT_FOR_RECOVERY: u64 = 8;
-/// Bitmaps of a step.
-const SLICE_BITMAPS: usize = 64;
+/// And one in so many only by commands, which wait for nothing.
+const KEPT_FOR_COMMANDS: u64 = 64;
+/// Bitmaps of a step. Each is a read.
+const SLICE_BITMAPS: usize = 8;
+/// Nodes that a step reads ahead for a slice: on a disk that seeks, each is one.
+const NODES_IN_STEP: usize = 8;
+/// Steps that read ahead for one slice, at most: what they have read may be gone from the cache.
+const MOST_READING_STEPS: usize = 80;
+/// Of a checkpoint so much is done in passing, after a record, in reads, writes and flushes: some tens of
+/// milliseconds on a disk that seeks. One more step may have begun.
+const WORK_IN_PASSING: u64 = 8;
+/// And as much more for so many copies, each of which is a read and a write.
+const COPIES_FOR_WORK: u64 = 4;
+/// Records that pass by, at least and at most, until a checkpoint that failed in passing is tried again.
+const FEWEST_HINDERED: u32 = 8;
+const MOST_HINDERED: u32 = 1024;
 
 /// A checkpoint under way.
 pub(crate) struct Checkpoint {
@@ -68,6 +84,8 @@ pub(crate) struct Checkpoint {
     promised: u64,
     /// Blocks of the ring that are free when it is durable.
     ring_blocks: u64,
+    /// Steps that have read ahead for the next slice.
+    read_ahead: usize,
 }
 
 /// What a step merges next: a place in the frozen changes.
@@ -142,21 +160,21 @@ impl Store {
 
     /// A whole checkpoint, in one go, whose superblock is also changed by `change`.
     ///
-    /// Any failure latches the store: blocks may have been written that memory does not know.
+    /// If something cannot be read, it is under way afterwards, without that change.
     pub(crate) fn checkpoint_with(
         &mut self,
         change: impl FnOnce(&mut Superblock),
     ) -> Result<(), StoreError> {
         self.check_latch()?;
         let result = self.try_whole(change);
-        self.latch_on(result)
+        self.latch(result)
     }
 
     fn try_whole(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
         self.finish_checkpoint()?;
         self.begin_checkpoint()?;
         while !self.is_merged() {
-            self.merge_slice()?;
+            self.merge_slice(false)?;
         }
         self.seal_checkpoint(change)
     }
@@ -165,7 +183,7 @@ impl Store {
     pub(crate) fn settle_checkpoint(&mut self) -> Result<(), StoreError> {
         self.check_latch()?;
         let result = self.finish_checkpoint();
-        self.latch_on(result)
+        self.latch(result)
     }
 
     fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
@@ -178,6 +196,8 @@ impl Store {
     /// Whether a checkpoint should begin, or one is under way.
     pub(crate) fn checkpoint_wanted(&self) -> bool {
         self.checkpoint.is_some()
+            || self.need == Some(Need::Checkpoint)
+            || self.sweep.starved
             || self.ring.used > self.ring.blocks / 4 * 3
             || self.most_recent() >= self.changes_to_begin()
     }
@@ -201,45 +221,63 @@ impl Store {
         self.checkpoint.is_some()
     }
 
-    /// A bounded part of a checkpoint: begins one, or merges a slice, or completes it.
+    /// A bounded part of a checkpoint: begins one, reads ahead, merges a slice, or completes it. If
+    /// something cannot be read, the slice is tried again by the next step.
     pub(crate) fn checkpoint_step(&mut self) -> Result<(), StoreError> {
         self.check_latch()?;
         let result = self.try_step();
-        self.latch_on(result)
+        self.latch(result)
     }
 
     /// Keeps a checkpoint ahead of the changes: called after each record, it does as many steps as
-    /// the checkpoint needs in order to be complete before the ring or the memory is full.
-    pub(crate) fn pace_checkpoint(&mut self) -> Result<(), StoreError> {
-        while self.checkpoint_wanted() && self.is_behind() {
-            self.checkpoint_step()?;
+    /// the checkpoint needs in order to be complete before the ring or the memory is full, but no more
+    /// than a small part of what a group of so many copies took. If that is too little, requests wait for
+    /// background steps.
+    ///
+    /// What cannot be read hinders the checkpoint and not the request, which is done.
+    pub(crate) fn pace_checkpoint(&mut self, copies: usize) -> Result<(), StoreError> {
+        if self.hindered.0 > 0 {
+            self.hindered.0 -= 1;
+            return Ok(());
+        }
+        let end = self.media.work + WORK_IN_PASSING + copies as u64 / COPIES_FOR_WORK;
+        while self.checkpoint_wanted() && self.is_behind() && self.media.work < end {
+            match self.checkpoint_step() {
+                Ok(()) => self.hindered = (0, 0),
+                Err(error) if self.failed.is_some() => return Err(error),
+                Err(error) => {
+                    let records = (self.hindered.1 * 2).clamp(FEWEST_HINDERED, MOST_HINDERED);
+                    self.hindered = (records, records);
+                    self.troubles.push(text_of(&error));
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }
 
-    /// Makes room in memory: what is recent becomes what a checkpoint merges. That need not be complete
-    /// for it, only the one before. After a crash there may be as much as two of them had to merge.
-    pub(crate) fn freeze_recent(&mut self) -> Result<(), StoreError> {
-        self.settle_checkpoint()?;
-        self.checkpoint_step()
+    /// Blocks of the ring that copies and the sweep leave to recovery and to commands.
+    pub(crate) fn ring_kept(&self) -> u64 {
+        let recovery = match self.recovered {
+            true => 0,
+            false => self.ring.blocks / KEPT_FOR_RECOVERY,
+        };
+        recovery + (self.ring.blocks / KEPT_FOR_COMMANDS).clamp(1, 64)
     }
 
     fn is_behind(&self) -> bool {
         let Some(checkpoint) = &self.checkpoint else {
             return true;
         };
-        let steps = checkpoint.steps_left(
-            &self.state.exceptions,
-            &self.state.overlays,
-            &self.state.space,
-        );
+        let state = &self.state;
+        let mut steps = checkpoint.steps_left(&state.exceptions, &state.overlays, &state.space);
+        let nodes = state.exceptions.root.nodes + state.overlays.root.nodes;
+        if nodes > self.media.cache_blocks() as u64 {
+            steps += checkpoint.reading_steps(&state.exceptions, &state.overlays);
+        }
         // Each record takes a block at least; one that fills it has about 128 entries.
         let room = self.max_recent().saturating_sub(self.most_recent()) / 128;
-        let kept = match self.recovered {
-            true => 0,
-            false => self.ring.blocks / KEPT_FOR_RECOVERY,
-        };
-        let left = (self.ring.blocks - kept).saturating_sub(self.ring.used);
+        let left = (self.ring.blocks - self.ring_kept()).saturating_sub(self.ring.used);
         steps >= left.min(room as u64)
     }
 
@@ -252,21 +290,13 @@ impl Store {
             .max(state.overlays.recent_len())
     }
 
-    /// After a failed step blocks may have been written that memory does not know.
-    fn latch_on(&mut self, result: Result<(), StoreError>) -> Result<(), StoreError> {
-        if let Err(error) = &result {
-            self.latch_now(error);
-        }
-        result
-    }
-
     fn try_step(&mut self) -> Result<(), StoreError> {
         if self.checkpoint.is_none() {
             self.begin_checkpoint()
         } else if self.is_merged() {
             self.seal_checkpoint(|_| {})
         } else {
-            self.merge_slice()
+            self.merge_slice(true)
         }
     }
 
@@ -300,6 +330,7 @@ impl Store {
             free_before,
             promised,
             ring_blocks: self.ring.used,
+            read_ahead: 0,
         };
         if !kept!(
             "ring-waits-for-superblock",
@@ -312,10 +343,10 @@ impl Store {
         state.overlays.freeze();
         state.space.freeze();
         if state.snapshots.dirty || self.superblock.version != Version::V2 {
-            let generation = checkpoint.next.generation;
-            let mut writer = Writer::new(&mut self.media, &mut self.meta, generation);
-            let (first, blocks) = state.snapshots.write(&mut writer)?;
-            checkpoint.end_step(writer)?;
+            let (media, meta) = (&mut self.media, &mut self.meta);
+            let table = &state.snapshots;
+            let (first, blocks) =
+                in_step(media, meta, &mut checkpoint, |writer| table.write(writer))?;
             checkpoint.next.snapshots = first;
             checkpoint.next.snapshot_count = state.snapshots.len() as u32; // at most MAX_ENTRIES
             checkpoint.table = Some(blocks);
@@ -325,12 +356,13 @@ impl Store {
         Ok(())
     }
 
-    fn merge_slice(&mut self) -> Result<(), StoreError> {
+    /// Merges a slice. If it reads ahead, some of what that needs is read, and merged is only when all of
+    /// it is there.
+    fn merge_slice(&mut self, read_ahead: bool) -> Result<(), StoreError> {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Ok(());
         };
         let (state, media) = (&self.state, &mut self.media);
-        let generation = checkpoint.next.generation;
         match checkpoint.stage {
             Stage::Exceptions(from) | Stage::Overlays(from) => {
                 let exceptions = matches!(checkpoint.stage, Stage::Exceptions(_));
@@ -340,10 +372,17 @@ impl Store {
                     (&state.overlays, checkpoint.next.overlays)
                 };
                 let end = slice_end(media, index, &root, from)?;
-                let mut writer = Writer::new(media, &mut self.meta, generation);
                 let slice = &index.frozen()[from..end];
-                let root = merge(&mut writer, index.kind, &root, slice)?;
-                checkpoint.end_step(writer)?;
+                if read_ahead && checkpoint.read_ahead < MOST_READING_STEPS {
+                    checkpoint.read_ahead += 1;
+                    if index::read_ahead(media, index.kind, &root, slice, NODES_IN_STEP)? {
+                        return Ok(());
+                    }
+                }
+                let root = in_step(media, &mut self.meta, checkpoint, |writer| {
+                    merge(writer, index.kind, &root, slice)
+                })?;
+                checkpoint.read_ahead = 0;
                 let more = end < index.frozen().len();
                 (checkpoint.stage, *checkpoint.root(exceptions)) = match (exceptions, more) {
                     (true, true) => (Stage::Exceptions(end), root),
@@ -353,10 +392,10 @@ impl Store {
                 };
             }
             Stage::Bitmaps(from) => {
-                let mut writer = Writer::new(media, &mut self.meta, generation);
                 let old = checkpoint.next.space;
-                let (root, end) = state.space.write(&mut writer, &old, from, SLICE_BITMAPS)?;
-                checkpoint.end_step(writer)?;
+                let (root, end) = in_step(media, &mut self.meta, checkpoint, |writer| {
+                    state.space.write(writer, &old, from, SLICE_BITMAPS)
+                })?;
                 checkpoint.next.space = root;
                 checkpoint.stage = if end < state.space.frozen_len() {
                     Stage::Bitmaps(end)
@@ -413,6 +452,8 @@ impl Store {
         self.ring.used -= ring_blocks;
         self.recovered = false;
         self.superblock = next;
+        self.sweep.starved = false;
+        self.need = self.need.filter(|&need| need != Need::Checkpoint);
         Ok(())
     }
 
@@ -496,6 +537,19 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// About how many more steps read ahead, rather too many.
+    fn reading_steps(&self, exceptions: &Index, overlays: &Index) -> u64 {
+        let left = |index: &Index, from: usize| {
+            let changes = (index.frozen().len() - from) as u64;
+            changes.min(index.root.nodes) / NODES_IN_STEP as u64
+        };
+        match self.stage {
+            Stage::Exceptions(from) => left(exceptions, from) + left(overlays, 0),
+            Stage::Overlays(from) => left(overlays, from),
+            Stage::Bitmaps(_) | Stage::Complete => 0,
+        }
+    }
+
     /// About how many more steps it takes, rather too many.
     fn steps_left(&self, exceptions: &Index, overlays: &Index, space: &Space) -> u64 {
         let (exceptions, overlays) = (exceptions.frozen().len(), overlays.frozen().len());
@@ -507,6 +561,33 @@ impl Checkpoint {
             Stage::Bitmaps(_) => bitmaps + 2,
             Stage::Complete => 1,
         }
+    }
+}
+
+/// Has `write` write what one step adds to a checkpoint. If that fails, the blocks taken for it are free
+/// again, for nothing leads to them: what was written before has ended.
+fn in_step<T>(
+    media: &mut Media,
+    meta: &mut MetaAlloc,
+    checkpoint: &mut Checkpoint,
+    write: impl FnOnce(&mut Writer<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut writer = Writer::new(media, meta, checkpoint.next.generation);
+    match write(&mut writer) {
+        Ok(written) => checkpoint.end_step(writer).map(|()| written),
+        Err(error) => {
+            let Writer { alloc, written, .. } = writer;
+            written.iter().for_each(|&block| alloc.release(block));
+            Err(error)
+        }
+    }
+}
+
+/// An error and its cause, for the log.
+fn text_of(error: &StoreError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("a checkpoint waits: {error}: {source}"),
+        None => format!("a checkpoint waits: {error}"),
     }
 }
 

@@ -4,13 +4,11 @@
 use super::Store;
 use super::api::OpError;
 use super::error::StoreError;
+use super::full::Need;
 use crate::format::journal::Entry;
 use crate::format::snaptable::{MAX_ENTRIES, MAX_SNAPSHOTS, Snapshot};
 use crate::promise::kept;
 use crate::units::SnapTag;
-
-/// Entries a synchronous sweep looks at in a step.
-const SWEEP_BUDGET: usize = 4096;
 
 impl Store {
     /// Creates a snapshot of the origin as it is now. The caller holds back origin writes meanwhile.
@@ -19,7 +17,8 @@ impl Store {
     /// least priority, the oldest of these, is deleted.
     ///
     /// # Errors
-    /// The store cannot go on. Inner: the tag is taken, or there is no room.
+    /// The store cannot go on. Inner: the tag is taken, or there is no room, or it is being made
+    /// ([`OpError::Wait`]).
     pub fn create(&mut self, tag: SnapTag, now: i64) -> Result<Result<(), OpError>, StoreError> {
         self.check_latch()?;
         if self.state.snapshots.by_tag(tag).is_some() {
@@ -31,10 +30,11 @@ impl Store {
         if self.state.snapshots.visible() >= MAX_SNAPSHOTS && !self.make_entry_room()? {
             return Ok(Err(OpError::TooManySnapshots));
         }
-        while self.state.snapshots.len() >= MAX_ENTRIES && self.sweep.pending() {
-            self.sweep_step(SWEEP_BUDGET)?;
+        if self.state.snapshots.len() >= MAX_ENTRIES && self.sweep.pending() {
+            self.need = Some(Need::WholeSweep); // It forgets the deleted ones.
+            return Ok(Err(OpError::Wait));
         }
-        if let Err(refused) = self.make_table_room()? {
+        if let Err(refused) = self.make_table_room() {
             return Ok(Err(refused));
         }
         // What the snapshot is going to show must not be lost to a power cut that the snapshot survives.

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use super::Store;
 use super::api::{Done, Op, OpError};
 use super::error::StoreError;
+use super::full::{Need, Room};
 use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
@@ -68,7 +69,8 @@ impl Plan {
 impl Store {
     /// Does what a group of requests asks for; all of it is durable when this returns.
     ///
-    /// The answers are in the order of `ops`. The caller may write the chunks then and not before.
+    /// The answers are in the order of `ops`. The caller may write the chunks then and not before. What is
+    /// answered with [`OpError::Wait`] is asked for again after background steps.
     ///
     /// # Errors
     /// The store cannot go on: nothing of the group may be taken as done.
@@ -94,22 +96,31 @@ impl Store {
             let plan = self.plan(rest)?;
             let overlays = plan.overlays();
             let exceptions = plan.targets.len() - overlays;
-            let room = self.make_room(exceptions, overlays)?;
-            if room.changed {
-                continue; // A snapshot was given up: who needs what has to be found out again.
+            let (mut places, mut wanted) = (Vec::new(), 0);
+            if !plan.targets.is_empty() {
+                let refused = match self.make_room(exceptions, overlays)? {
+                    // Snapshots were given up: who needs what has to be found out again.
+                    Room::Changed => continue,
+                    Room::Copies(copies) => {
+                        wanted = copies;
+                        places = self.find_places(copies)?;
+                        OpError::Wait
+                    }
+                    Room::Wait => OpError::Wait,
+                    Room::Full => OpError::StoreFull,
+                };
+                if places.is_empty() {
+                    answers.extend(plan.slots.iter().map(|slot| match slot {
+                        Slot::Known(answer) => *answer,
+                        Slot::Copy(_) => Err(refused),
+                    }));
+                    return Ok(());
+                }
+                self.copy_out(&plan, &places)?;
             }
-            if room.copies == 0 {
-                // Either nothing has to be copied, or there is no room and nothing can be given up.
-                answers.extend(plan.slots.iter().map(|slot| match slot {
-                    Slot::Known(answer) => *answer,
-                    Slot::Copy(_) => Err(OpError::StoreFull),
-                }));
-                return Ok(());
-            }
-            // The ops up to the first whose copy has no room now; the others have a further round.
-            let beyond = |slot: &Slot| matches!(slot, Slot::Copy(index) if *index >= room.copies);
+            // The ops up to the first whose copy has no place now; the others have a further round.
+            let beyond = |slot: &Slot| matches!(slot, Slot::Copy(index) if *index >= places.len());
             let end = plan.slots.iter().position(beyond).unwrap_or(rest.len());
-            let places = self.copy_out(&plan, room.copies)?;
             answers.extend(plan.slots[..end].iter().map(|slot| match slot {
                 Slot::Known(answer) => *answer,
                 Slot::Copy(index) => Ok(match plan.targets[*index] {
@@ -118,6 +129,11 @@ impl Store {
                 }),
             }));
             rest = &rest[end..];
+            if places.len() < wanted {
+                // Free chunks are rare: the next ones are looked for in the background.
+                answers.extend(rest.iter().map(|_| Err(OpError::Wait)));
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -195,16 +211,20 @@ impl Store {
         Ok(plan.add(Target::Overlay(snapshot.seq, chunk), source))
     }
 
-    /// Copies the first `count` chunks of a plan and makes the copies and their record durable.
-    fn copy_out(&mut self, plan: &Plan, count: usize) -> Result<Vec<StoreChunk>, StoreError> {
+    /// Finds free chunks for so many copies, or fewer: then more are looked for in the background.
+    fn find_places(&mut self, copies: usize) -> Result<Vec<StoreChunk>, StoreError> {
+        let places = self.state.space.find_free(&mut self.media, copies)?;
+        if places.len() < copies {
+            self.need = Some(Need::Search);
+        }
+        Ok(places)
+    }
+
+    /// Copies the first chunks of a plan to `places` and makes the copies and their record durable.
+    fn copy_out(&mut self, plan: &Plan, places: &[StoreChunk]) -> Result<(), StoreError> {
+        let count = places.len();
         let targets = &plan.targets[..count];
         let chunk_bytes = self.superblock.chunk.bytes() as usize;
-        let places = self.state.space.find_free(&mut self.media, count)?;
-        if places.len() < count {
-            return Err(self
-                .media
-                .inconsistent("fewer chunks are free than the count of free chunks says"));
-        }
         // Kept from group to group: to map and zero new memory costs as much as copying.
         let mut copies = std::mem::take(&mut self.copies);
         if copies.len() < count * chunk_bytes {
@@ -214,7 +234,7 @@ impl Store {
         self.media.read_chunks(&plan.sources[..count], buffer)?;
         let entries: Vec<Entry> = targets
             .iter()
-            .zip(&places)
+            .zip(places)
             .zip(buffer.chunks_exact(chunk_bytes))
             .map(|((target, &place), data)| match *target {
                 Target::Exception(chunk, seq) => Entry::Exception {
@@ -269,12 +289,18 @@ impl Store {
         }
         self.copies = copies;
         self.ring.advance(&placed);
-        entries.iter().for_each(|entry| self.state.apply(entry));
-        self.pace_checkpoint()?;
-        Ok(places)
+        entries.iter().for_each(|entry| self.apply(entry));
+        self.pace_checkpoint(count)
     }
 
-    /// Places a record, after a checkpoint if the ring is full.
+    /// Applies an entry that is durable.
+    fn apply(&mut self, entry: &Entry) {
+        self.state.apply(entry);
+        self.sweep.note(entry);
+    }
+
+    /// Places a record, after a checkpoint if the ring is full. For copies and the sweep there is room, by
+    /// what was asked before; and some of the ring is kept for commands.
     fn place_record(&mut self, entries: &[Entry]) -> Result<super::journal::Placed, StoreError> {
         if let Some(placed) = self.ring.place(entries) {
             return Ok(placed);
@@ -293,9 +319,6 @@ impl Store {
     }
 
     fn try_record(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
-        if self.most_recent() >= self.max_recent() {
-            self.freeze_recent()?;
-        }
         let placed = self.place_record(entries)?;
         self.media.write_meta(&[Write {
             offset: placed.at.to_offset(),
@@ -321,7 +344,7 @@ impl Store {
             self.media.flush_meta()?;
         }
         self.ring.advance(&placed);
-        entries.iter().for_each(|entry| self.state.apply(entry));
-        self.pace_checkpoint()
+        entries.iter().for_each(|entry| self.apply(entry));
+        self.pace_checkpoint(0)
     }
 }

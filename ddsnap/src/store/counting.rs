@@ -8,7 +8,7 @@
 use super::Store;
 use super::api::{Counts, MANY, Sharing};
 use super::error::StoreError;
-use super::index::after;
+use super::index::Scan;
 use crate::format::node::Key;
 use crate::format::snaptable::State;
 
@@ -164,12 +164,8 @@ impl Store {
             Place::Overlays(from) => (&self.state.overlays, from),
             Place::Finished => return Ok(false),
         };
-        let found = index.scan(&mut self.media, from, budget)?;
+        let Scan { found, next } = index.scan(&mut self.media, from, budget)?;
         counting.seen += found.len() as u64;
-        let next = match found.last() {
-            Some(&(key, _)) if found.len() == budget => after(key),
-            _ => None,
-        };
         counting.place = match counting.place {
             Place::Exceptions(_) => {
                 found.iter().for_each(|&(key, _)| counting.exception(key));

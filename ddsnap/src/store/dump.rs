@@ -6,7 +6,6 @@ use std::ops::RangeInclusive;
 
 use super::Store;
 use super::error::StoreError;
-use super::index::after;
 use crate::format::journal::Entry;
 use crate::format::node::{Key, Value};
 use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
@@ -123,12 +122,10 @@ impl Store {
         match at {
             DumpPlace::Exceptions(chunk, seq) => {
                 let from = (chunk.0, seq.0).max((first, 0));
-                let found = self
-                    .state
-                    .exceptions
-                    .scan(&mut self.media, from, limit.max(1))?;
-                let next = found.last().and_then(|&(key, _)| after(key));
-                let entries: Vec<_> = found
+                let exceptions = &self.state.exceptions;
+                let scan = exceptions.scan(&mut self.media, from, limit.max(1))?;
+                let entries: Vec<_> = scan
+                    .found
                     .iter()
                     .filter(|(key, _)| key.0 <= last)
                     .map(
@@ -140,7 +137,7 @@ impl Store {
                         },
                     )
                     .collect();
-                let place = match next.filter(|&(chunk, _)| chunk <= last) {
+                let place = match scan.next.filter(|&(chunk, _)| chunk <= last) {
                     Some((chunk, seq)) => DumpPlace::Exceptions(Chunk(chunk), SnapSeq(seq)),
                     None => DumpPlace::Overlays(SnapSeq(0), Chunk(0)),
                 };
@@ -158,19 +155,16 @@ impl Store {
     ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), StoreError> {
         let (first, last) = (*chunks.start(), *chunks.end());
         let from = from.max((from.0, first));
-        let found = self
-            .state
-            .overlays
-            .scan(&mut self.media, from, limit.max(1))?;
+        let overlays = &self.state.overlays;
+        let scan = overlays.scan(&mut self.media, from, limit.max(1))?;
         let mut entries = Vec::new();
-        let mut next = None;
-        for ((seq, chunk), value) in found {
+        let mut next = scan.next;
+        for ((seq, chunk), value) in scan.found {
             // Behind the range: go on at its start in the next snapshot.
             if chunk > last {
                 next = seq.checked_add(1).map(|seq| (seq, first));
                 break;
             }
-            next = after((seq, chunk));
             if chunk >= first {
                 let tag = self.state.snapshots.get(SnapSeq(seq)).and_then(|snapshot| {
                     let named = self.state.snapshots.by_tag(snapshot.tag);

@@ -1,114 +1,172 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What to do when data or metadata space runs out: sweep what is dead, then give up the snapshot
-//! that is wanted least. The origin's data is never at risk: a copy-out with no room is refused.
+//! What to do when data or metadata space runs out: sweep what is dead, then give up the snapshots
+//! that are wanted least of those whose loss frees anything. The origin's data is never at risk: a
+//! copy-out with no room is refused.
+//!
+//! Nothing of that takes long inside a request. What needs more than a step is noted as a [`Need`] and
+//! answered with [`OpError::Wait`]; background steps see to it, and the request is made again.
 
 use super::Store;
 use super::api::OpError;
 use super::error::StoreError;
+use super::victims::{Choice, NEVER, Survey, choose};
 use crate::format::journal::Entry;
 use crate::format::snaptable::{Snapshot, State};
 use crate::units::SnapTag;
 
-/// A snapshot of this priority is never given up.
-const NEVER: i8 = i8::MAX;
-
-/// Entries a synchronous sweep looks at between two looks at the free space.
-const SWEEP_BUDGET: usize = 4096;
+/// What has to happen in the background before a request that found no room is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A checkpoint is completed.
+    Checkpoint,
+    /// The sweep frees something, or comes to its end.
+    Sweep,
+    /// The sweep comes to its end.
+    WholeSweep,
+    /// It is found out who needs what.
+    Survey,
+    /// A free chunk is found.
+    Search,
+}
 
 /// What [`Store::make_room`] found.
-pub(crate) struct Room {
-    /// Copies that have room now: 0 means that nothing more can be done.
-    pub copies: usize,
-    /// A snapshot was given up: what the group needs has to be found out again.
-    pub changed: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// There is room for so many copies, one at least.
+    Copies(usize),
+    /// Snapshots were given up: what the group needs has to be found out again.
+    Changed,
+    /// Room is being made.
+    Wait,
+    /// There is none, and there will be none.
+    Full,
 }
 
 impl Store {
-    /// Finds room for copies: in the data region, in memory, and for the next checkpoint's blocks.
+    /// Finds room for copies, one at least: in the data region, in memory, in the ring, and for the
+    /// next checkpoint's blocks.
     pub(crate) fn make_room(
         &mut self,
         exceptions: usize,
         overlays: usize,
     ) -> Result<Room, StoreError> {
         let wanted = exceptions + overlays;
-        loop {
-            let recent = self.most_recent();
-            if recent > 0 && recent + wanted > self.max_recent() {
-                self.freeze_recent()?;
-                continue;
-            }
-            let data = usize::try_from(self.state.space.free()).unwrap_or(usize::MAX);
-            let copies = self.meta_room(exceptions, overlays).min(data);
-            if copies >= wanted {
-                return Ok(Room {
-                    copies: wanted,
-                    changed: false,
-                });
-            }
-            if data >= wanted && self.has_recent() {
-                self.checkpoint()?; // It frees what it replaces, and then less is needed for the next.
-                continue;
-            }
-            if data >= wanted && copies > 0 {
-                return Ok(Room {
-                    copies,
-                    changed: false,
-                }); // A part now, the rest after a checkpoint.
-            }
-            if self.sweep.pending() {
-                self.sweep_step(SWEEP_BUDGET)?;
-                if self.has_recent() && !self.sweep.pending() {
-                    self.checkpoint()?;
+        if self.memory() < wanted && self.checkpoint.is_none() {
+            // What is recent becomes what a checkpoint merges; that need not be complete for it.
+            self.checkpoint_step()?;
+        }
+        let mut copies = wanted.min(self.memory());
+        while copies > 0 && !self.ring.has_room(copies, self.ring_kept()) {
+            copies /= 2;
+        }
+        if copies == 0 {
+            return Ok(self.wait_for(Need::Checkpoint));
+        }
+        let data = usize::try_from(self.state.space.free()).unwrap_or(usize::MAX);
+        let meta = self.meta_room(exceptions, overlays);
+        copies = copies.min(data).min(meta);
+        if copies > 0 {
+            return Ok(Room::Copies(copies)); // A part now, the rest in a further round.
+        }
+        if self.sweep.pending() {
+            return Ok(self.wait_for(Need::Sweep));
+        }
+        if data > 0 && self.has_recent() {
+            // It frees what it replaces, and then less is needed for the next.
+            return Ok(self.wait_for(Need::Checkpoint));
+        }
+        self.make_victims_room()
+    }
+
+    /// Nothing is dead: gives up what frees something.
+    fn make_victims_room(&mut self) -> Result<Room, StoreError> {
+        if self.sparing {
+            return Ok(Room::Full);
+        }
+        let stays = |snapshot: &Snapshot| self.must_stay(snapshot);
+        let snapshots = &self.state.snapshots;
+        let choice = match self.sweep.survey_made() {
+            Some(survey) => choose(survey, snapshots, stays),
+            None => Choice::Unknown,
+        };
+        let victims = match choice {
+            Choice::Victims(victims) => victims,
+            Choice::Nothing => return Ok(Room::Full),
+            Choice::Unknown => {
+                if self.sweep.survey_made().is_none_or(Survey::is_current) {
+                    self.sweep.survey_again();
                 }
-                continue;
+                return Ok(self.wait_for(Need::Survey));
             }
-            let Some(victim) = self.victim() else {
-                return Ok(Room {
-                    copies,
-                    changed: false,
-                });
-            };
-            // One squashed snapshot's chunks come free as soon as its device is quiet: to squash
-            // another meanwhile would cost one snapshot after the other for the same need.
-            let snapshots = &self.state.snapshots;
-            if snapshots.in_use(&victim) && snapshots.draining().next().is_some() {
-                return Ok(Room {
-                    copies,
-                    changed: false,
-                });
+        };
+        // One squashed snapshot's chunks come free as soon as its device is quiet: to squash others
+        // meanwhile would cost one snapshot after the other for the same need.
+        let used = victims.iter().any(|victim| snapshots.in_use(victim));
+        if used && snapshots.draining().next().is_some() {
+            return Ok(Room::Full);
+        }
+        self.give_up(&victims)?;
+        Ok(Room::Changed)
+    }
+
+    fn wait_for(&mut self, need: Need) -> Room {
+        self.need = Some(need);
+        Room::Wait
+    }
+
+    /// Whether what was answered with [`OpError::Wait`] would be answered so again: background steps
+    /// are to be done first.
+    #[must_use]
+    pub fn is_making_room(&self) -> bool {
+        self.need.is_some()
+    }
+
+    /// A background step was done: is what was needed there?
+    pub(super) fn look_at_need(&mut self) {
+        let still = |store: &Store, need: Need| match need {
+            Need::Checkpoint | Need::Search => true, // Their ends clear it.
+            Need::Sweep => {
+                let room = store.state.space.free() > 0 && store.meta_room(1, 0) > 0;
+                store.sweep.pending() && !room
             }
-            self.give_up(&victim)?;
-            return Ok(Room {
-                copies: 0,
-                changed: true,
-            });
+            Need::WholeSweep => store.sweep.pending(),
+            Need::Survey => {
+                let survey = store.sweep.survey_made();
+                let known = survey.is_some_and(Survey::is_current);
+                store.sweep.pending() || !known
+            }
+        };
+        if let Some(need) = self.need {
+            if !still(self, need) {
+                self.need = None;
+            }
         }
     }
 
     /// Makes sure that the next checkpoint has room for one more entry of the snapshot table.
-    pub(crate) fn make_table_room(&mut self) -> Result<Result<(), OpError>, StoreError> {
-        let fits = |store: &Store| {
-            store.checkpoint_cost(0, 0) + store.meta_reserve() <= store.free_meta_blocks()
-        };
-        if !fits(self) && self.has_recent() {
-            self.checkpoint()?;
+    pub(crate) fn make_table_room(&mut self) -> Result<(), OpError> {
+        if self.checkpoint_cost(0, 0) + self.meta_reserve() <= self.free_meta_blocks() {
+            return Ok(());
         }
-        while !fits(self) && self.sweep.pending() {
-            self.sweep_step(SWEEP_BUDGET)?;
-            if !self.sweep.pending() {
-                self.checkpoint()?;
-            }
-        }
-        Ok(if fits(self) {
-            Ok(())
+        let need = if self.sweep.pending() {
+            Need::WholeSweep
+        } else if self.has_recent() {
+            Need::Checkpoint
         } else {
-            Err(OpError::StoreFull)
-        })
+            return Err(OpError::StoreFull);
+        };
+        self.need = Some(need);
+        Err(OpError::Wait)
     }
 
     /// Whether a checkpoint would free anything.
-    fn has_recent(&self) -> bool {
+    pub(super) fn has_recent(&self) -> bool {
         self.checkpoint.is_some() || self.most_recent() > 0 || self.state.space.has_recent()
+    }
+
+    /// Changes that memory has room for, of one index.
+    pub(super) fn memory(&self) -> usize {
+        self.max_recent().saturating_sub(self.most_recent())
     }
 
     /// How many of the copies a checkpoint would have metadata blocks for.
@@ -125,31 +183,19 @@ impl Store {
         copies
     }
 
-    /// The snapshot to give up: unused before used, then of least priority, then oldest.
-    fn victim(&self) -> Option<Snapshot> {
-        if self.sparing {
-            return None;
+    /// Deletes snapshots nobody uses; squashes those in use, whose entry stays.
+    fn give_up(&mut self, victims: &[Snapshot]) -> Result<(), StoreError> {
+        let used = |store: &Store, victim| store.state.snapshots.in_use(victim);
+        let victims: Vec<_> = victims.iter().map(|v| (used(self, v), v)).collect();
+        for part in victims.chunks(self.ring.max_entries()) {
+            let entry = |&(used, victim): &(bool, &Snapshot)| match used {
+                true => Entry::Squash(victim.seq),
+                false => Entry::Delete(victim.seq),
+            };
+            self.record(&part.iter().map(entry).collect::<Vec<_>>())?;
+            let given_up = part.iter().map(|&(used, victim)| (victim.tag, used));
+            self.given_up.extend(given_up);
         }
-        let snapshots = &self.state.snapshots;
-        let candidates = snapshots
-            .iter()
-            .filter(|s| s.state == State::Live && s.priority < NEVER)
-            .filter(|s| !self.is_reverting_to(s.seq));
-        candidates
-            .min_by_key(|s| (snapshots.in_use(s), s.priority, s.seq))
-            .copied()
-    }
-
-    /// Deletes a snapshot nobody uses; squashes one in use, whose entry stays.
-    fn give_up(&mut self, victim: &Snapshot) -> Result<(), StoreError> {
-        let used = self.state.snapshots.in_use(victim);
-        let entry = if used {
-            Entry::Squash(victim.seq)
-        } else {
-            Entry::Delete(victim.seq)
-        };
-        self.record(&[entry])?;
-        self.given_up.push((victim.tag, used));
         self.sweep.want();
         Ok(())
     }
@@ -164,7 +210,7 @@ impl Store {
         let Some(victim) = unused.min_by_key(|s| (s.priority, s.seq)).copied() else {
             return Ok(false);
         };
-        self.give_up(&victim)?;
+        self.give_up(&[victim])?;
         Ok(true)
     }
 
@@ -172,5 +218,10 @@ impl Store {
     /// squashed (in use) or deleted.
     pub fn take_given_up(&mut self) -> Vec<(SnapTag, bool)> {
         std::mem::take(&mut self.given_up)
+    }
+
+    /// What could not be done in passing since the last call, for the log. It is tried again.
+    pub fn take_troubles(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.troubles)
     }
 }

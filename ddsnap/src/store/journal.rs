@@ -62,6 +62,16 @@ impl Ring {
         (self.blocks / 4).clamp(1, u64::from(MAX_RECORD_BLOCKS))
     }
 
+    /// Whether a record of so many entries would leave `kept` blocks free.
+    pub fn has_room(&self, entries: usize, kept: u64) -> bool {
+        let blocks = blocks_for(entries) as u64;
+        let skipped = match self.head + blocks <= self.blocks {
+            true => 0,
+            false => self.blocks - self.head,
+        };
+        self.used + skipped + blocks + kept <= self.blocks
+    }
+
     /// Encodes a record for the next free place; none if a checkpoint must make room first.
     pub fn place(&self, entries: &[Entry]) -> Option<Placed> {
         let blocks = blocks_for(entries.len()) as u64;

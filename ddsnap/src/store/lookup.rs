@@ -115,15 +115,11 @@ impl Store {
         seq: SnapSeq,
         chunk: Chunk,
     ) -> Result<Option<(StoreChunk, u32)>, StoreError> {
-        let first = self
-            .state
-            .exceptions
-            .first_from(&mut self.media, (chunk.0, seq.0))?;
-        let value = first
-            .filter(|(key, _)| key.0 == chunk.0)
-            .map(|(_, value)| value);
-        value
-            .map(|Value { place, crc }| Ok((self.checked_place(place)?, crc)))
+        let (from, last) = ((chunk.0, seq.0), (chunk.0, u64::MAX));
+        let exceptions = &self.state.exceptions;
+        let first = exceptions.first_in(&mut self.media, from, last)?;
+        first
+            .map(|(_, Value { place, crc })| Ok((self.checked_place(place)?, crc)))
             .transpose()
     }
 

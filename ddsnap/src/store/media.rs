@@ -41,6 +41,9 @@ pub(crate) struct Media {
     pub uuid_part: u64,
     /// Generation of the newest durable superblock, or of the checkpoint being written.
     pub generation: u64,
+    /// What was asked of the metadata device: reads and writes of neighbouring blocks, and flushes. On a
+    /// disk that seeks each takes about as long.
+    pub work: u64,
 }
 
 impl Media {
@@ -55,7 +58,13 @@ impl Media {
             chunk: superblock.chunk,
             uuid_part: superblock.uuid_part(),
             generation: superblock.generation,
+            work: 0,
         }
+    }
+
+    /// Whether a block is in the cache.
+    pub fn is_cached(&mut self, pointer: Pointer) -> bool {
+        self.cache.get(pointer).is_some()
     }
 
     /// The most metadata blocks that are kept in memory.
@@ -168,6 +177,7 @@ impl Media {
             let offset = run[0].block.to_offset();
             reads.push(Read { offset, into });
         }
+        self.work += reads.len() as u64;
         read_batch(self.meta(), &mut reads)?;
         let mut blocks = Vec::with_capacity(pointers.len());
         for (&pointer, bytes) in pointers.iter().zip(bytes.chunks_exact(BLOCK_LEN)) {
@@ -281,6 +291,8 @@ impl Media {
     }
 
     pub fn write_meta(&mut self, batch: &[Write<'_>]) -> Result<(), StoreError> {
+        let follows = |a: &Write<'_>, b: &Write<'_>| a.offset + a.from.len() as u64 == b.offset;
+        self.work += batch.chunk_by(follows).count() as u64;
         write_batch(self.meta(), batch)
     }
 
@@ -304,6 +316,7 @@ impl Media {
     }
 
     pub fn flush_meta(&mut self) -> Result<(), StoreError> {
+        self.work += 1;
         flush(self.meta())
     }
 

@@ -33,6 +33,7 @@ mod snapshot;
 mod state;
 mod status;
 mod sweep;
+mod victims;
 mod view;
 
 pub use api::{
@@ -107,6 +108,12 @@ pub struct Store {
     given_up: Vec<(SnapTag, bool)>,
     /// No snapshot is given up for what is being done now.
     sparing: bool,
+    /// What has to happen before a request that was answered with [`OpError::Wait`] is made again.
+    need: Option<full::Need>,
+    /// What failed in passing and is tried again.
+    troubles: Vec<String>,
+    /// Records until a checkpoint that failed is tried again in passing, and how many it was the last time.
+    hindered: (u32, u32),
     resizing: Option<resize::Resize>,
     revert: revert::Revert,
 }

@@ -18,8 +18,8 @@
 
 use super::checkpoint::write_copy;
 use super::error::StoreError;
+use super::index::Index;
 use super::index::tree;
-use super::index::{Index, after};
 use super::journal::Ring;
 use super::media::{Devices, Media, Source, read_batch};
 use super::metaalloc::MetaAlloc;
@@ -272,6 +272,9 @@ impl Store {
             failed: None,
             given_up: Vec::new(),
             sparing: false,
+            need: None,
+            troubles: Vec::new(),
+            hindered: (0, 0),
             resizing: None,
             revert: super::revert::Revert::default(),
         }
@@ -519,12 +522,12 @@ fn find_used_blocks(
     let bitmaps = Index::new(Kind::Space, superblock.space);
     let mut from = Some((0, 0));
     while let Some(key) = from {
-        let found = bitmaps.scan(media, key, 1024)?;
-        for (_, value) in &found {
+        let scan = bitmaps.scan(media, key, 1024)?;
+        for (_, value) in &scan.found {
             take(&mut meta, MetaBlock(value.place))
                 .map_err(|problem| media.inconsistent(problem))?;
         }
-        from = found.last().and_then(|&(key, _)| after(key));
+        from = scan.next;
     }
     Ok(meta)
 }

@@ -15,7 +15,6 @@ use std::ops::Range;
 use super::Store;
 use super::api::{Done, Op, OpError, Part, ResizeError, ResizeRequest, Sizes};
 use super::error::StoreError;
-use super::index::after;
 use super::init::{MAX_BASE_BLOCKS, META_BYTES_PER_CHUNK, MIN_BASE_BLOCKS, MIN_META_BLOCKS};
 use super::media::Media;
 use super::metaalloc::MetaAlloc;
@@ -28,7 +27,7 @@ use crate::units::{
 };
 
 /// Index entries looked at in a step.
-const STEP_ENTRIES: usize = 4096;
+const STEP_ENTRIES: usize = 512;
 /// Bytes of the origin copied out in a step.
 const STEP_BYTES: u64 = 1 << 20;
 /// Nodes written anew in a step.
@@ -289,7 +288,7 @@ impl Store {
         let end = tail.start;
         resize.phase = match resize.phase {
             Phase::Sweep if self.sweep.pending() => {
-                self.sweep_step(STEP_ENTRIES)?;
+                self.background_step(STEP_ENTRIES)?;
                 Phase::Sweep
             }
             Phase::Sweep if resize.target.origin < self.media.origin_length => Phase::Count {
@@ -359,11 +358,9 @@ impl Store {
         mut last: u64,
     ) -> Result<(Option<Key>, u64, u64), StoreError> {
         let end = self.media.origin_length.to_chunks(self.superblock.chunk);
-        let found = self
-            .state
-            .exceptions
-            .scan(&mut self.media, from, STEP_ENTRIES)?;
-        for &((chunk, seq), _) in &found {
+        let exceptions = &self.state.exceptions;
+        let scan = exceptions.scan(&mut self.media, from, STEP_ENTRIES)?;
+        for ((chunk, seq), _) in scan.found {
             let newest = self.state.snapshots.newest_with(Chunk(chunk));
             let serves = newest.is_some_and(|newest| newest.0 <= seq);
             if serves && chunk < end && last != chunk + 1 {
@@ -371,12 +368,7 @@ impl Store {
                 last = chunk + 1;
             }
         }
-        let next = if found.len() < STEP_ENTRIES {
-            None
-        } else {
-            found.last().and_then(|&(key, _)| after(key))
-        };
-        Ok((next, saved, last))
+        Ok((scan.next, saved, last))
     }
 
     /// Copies out some chunks from `next` on, before `upto`; gives the first that is left.
@@ -398,6 +390,10 @@ impl Store {
         for answer in answers? {
             match answer {
                 Ok(Done::Unique) => {}
+                Err(OpError::Wait) => {
+                    self.background_step(STEP_ENTRIES)?;
+                    return Ok(Ok(Some(next)));
+                }
                 Err(OpError::StoreFull) => {
                     let free = self.state.space.free();
                     let needed = upto.saturating_sub(next);
@@ -492,9 +488,7 @@ impl Store {
         for index in [&mut self.state.exceptions, &mut self.state.overlays] {
             for key in stray_keys(media, meta, index.kind, &index.root)? {
                 found = true;
-                if let Some((key, value)) = index.first_from(media, key)? {
-                    index.insert(key, value);
-                }
+                index.touch(media, key)?;
             }
         }
         let space = &mut self.state.space;

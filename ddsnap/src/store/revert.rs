@@ -34,7 +34,7 @@ use crate::units::{Chunk, Sectors, SnapSeq, SnapTag};
 /// Nodes of an index looked at in a step.
 const STEP_NODES: usize = 4;
 /// Entries a sweep looks at in a step.
-const SWEEP_ENTRIES: usize = 4096;
+const SWEEP_ENTRIES: usize = 256;
 /// Bytes written to the origin before the place reached is made durable.
 const SAVE_EVERY: u64 = 4 << 20;
 
@@ -220,7 +220,7 @@ impl Store {
             return Ok(Ok(Reverting::Checked));
         }
         if self.sweep.pending() {
-            self.sweep_step(SWEEP_ENTRIES)?;
+            self.background_step(SWEEP_ENTRIES)?;
             return Ok(Ok(Reverting::More));
         }
         Ok(Err(RevertError::NoRoom {
@@ -243,6 +243,10 @@ impl Store {
         let (mut batch, mut next) = self.differing(&snapshot, from, chunks)?;
         if !batch.is_empty() {
             if let Some(refused) = self.save_for_others(&mut batch)? {
+                if batch.is_empty() && self.is_making_room() {
+                    self.background_step(SWEEP_ENTRIES)?;
+                    return Ok(Ok(Reverting::More));
+                }
                 if batch.is_empty() {
                     return Ok(Err(RevertError::StoreFull));
                 }
@@ -396,7 +400,7 @@ impl Store {
             match answer {
                 Some(Ok(Done::Unique)) => granted.push(one),
                 None => {}
-                Some(Err(OpError::StoreFull)) => {
+                Some(Err(OpError::StoreFull | OpError::Wait)) => {
                     refused = Some(one.0);
                     break;
                 }

@@ -8,7 +8,6 @@
 
 use super::Store;
 use super::error::StoreError;
-use super::index::after;
 use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::format::node::Key;
@@ -141,9 +140,10 @@ impl Store {
         mut last: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<Entry>, Place, u64), StoreError> {
-        let found = self.state.exceptions.scan(&mut self.media, from, limit)?;
-        let mut entries = Vec::with_capacity(found.len());
-        for &((chunk, seq), value) in &found {
+        let exceptions = &self.state.exceptions;
+        let scan = exceptions.scan(&mut self.media, from, limit)?;
+        let mut entries = Vec::with_capacity(scan.found.len());
+        for &((chunk, seq), value) in &scan.found {
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
             last = Some((chunk, seq));
             // What serves nobody waits for the sweep.
@@ -156,12 +156,11 @@ impl Store {
                 });
             }
         }
-        let next = last.and_then(after).filter(|_| found.len() == limit);
-        let place = match next {
+        let place = match scan.next {
             Some(next) => Place::Exceptions(next, last),
             None => Place::Overlays((0, 0)),
         };
-        Ok((entries, place, found.len() as u64))
+        Ok((entries, place, scan.found.len() as u64))
     }
 
     fn overlays_to_prove(
@@ -169,8 +168,9 @@ impl Store {
         from: Key,
         limit: usize,
     ) -> Result<(Vec<Entry>, Place, u64), StoreError> {
-        let found = self.state.overlays.scan(&mut self.media, from, limit)?;
-        let needed = found
+        let scan = self.state.overlays.scan(&mut self.media, from, limit)?;
+        let needed = scan
+            .found
             .iter()
             .filter(|((seq, _), _)| self.state.snapshots.needs_data(*seq));
         let entries = needed
@@ -181,12 +181,11 @@ impl Store {
                 owner: SnapSeq(seq),
             })
             .collect();
-        let last = found.last().filter(|_| found.len() == limit);
-        let place = match last.and_then(|&(key, _)| after(key)) {
+        let place = match scan.next {
             Some(next) => Place::Overlays(next),
             None => Place::Finished,
         };
-        Ok((entries, place, found.len() as u64))
+        Ok((entries, place, scan.found.len() as u64))
     }
 
     fn prove(&mut self, entries: &[Entry]) -> Result<Vec<BadChunk>, StoreError> {

@@ -143,6 +143,11 @@ impl Snapshots {
         self.draining.remove(&seq.0);
     }
 
+    /// Whether the data of a squashed snapshot stays.
+    pub fn is_draining(&self, seq: SnapSeq) -> bool {
+        self.draining.contains(&seq.0)
+    }
+
     /// Squashed snapshots whose data stays, ascending.
     pub fn draining(&self) -> impl Iterator<Item = SnapSeq> + '_ {
         self.draining.iter().map(|&seq| SnapSeq(seq))

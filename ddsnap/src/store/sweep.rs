@@ -4,21 +4,33 @@
 //! A pass looks at every overlay and every exception once. It keeps its place in memory only: after
 //! a restart a new pass begins, which finds nothing at what the last one had freed. A snapshot that
 //! was deleted before the pass began is forgotten when the pass ends; one that died meanwhile waits
-//! for the next pass.
+//! for the next pass. Of what it leaves it notes who needs it, for the day the store is full ([`Survey`]).
 
 use super::Store;
 use super::error::StoreError;
-use super::index::after;
+use super::full::Need;
+use super::victims::Survey;
 use crate::format::journal::Entry;
 use crate::format::node::Key;
 use crate::format::snaptable::State;
 use crate::units::{Chunk, SnapSeq, StoreChunk};
+
+/// With fewer free chunks than this, and than one in [`SCARCE_PART`], it is found out who needs what
+/// before the store is full.
+const SCARCE_CHUNKS: u64 = 1 << 15;
+const SCARCE_PART: u64 = 8;
+/// New exceptions whose users are looked up in a step.
+const NEW_IN_STEP: usize = 16;
 
 /// How far the sweep is.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     wanted: bool,
     pass: Option<Pass>,
+    /// It cannot go on before a checkpoint.
+    pub starved: bool,
+    /// What the last pass has found.
+    survey: Option<Survey>,
 }
 
 #[derive(Debug)]
@@ -26,6 +38,7 @@ struct Pass {
     /// Snapshots deleted before the pass began.
     deleted: Vec<SnapSeq>,
     place: Place,
+    survey: Survey,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,12 +60,43 @@ impl Sweep {
     pub fn pending(&self) -> bool {
         self.wanted || self.pass.is_some()
     }
+
+    /// What the last whole pass has found.
+    pub fn survey_made(&self) -> Option<&Survey> {
+        self.survey.as_ref()
+    }
+
+    pub fn survey(&mut self) -> Option<&mut Survey> {
+        self.survey.as_mut()
+    }
+
+    /// Has a new pass find out who needs what.
+    pub fn survey_again(&mut self) {
+        self.survey = None;
+        self.wanted = true;
+    }
+
+    /// A durable entry was applied.
+    pub fn note(&mut self, entry: &Entry) {
+        let passing = self.pass.iter_mut().map(|pass| &mut pass.survey);
+        match *entry {
+            // Its users are its snapshot, or that and older ones.
+            Entry::Exception { chunk, seq, .. } => passing
+                .chain(&mut self.survey)
+                .for_each(|survey| survey.note_new((chunk.0, seq.0))),
+            Entry::Overlay { seq, .. } => passing
+                .chain(&mut self.survey)
+                .for_each(|survey| survey.note_new_overlay(seq.0)),
+            _ => {}
+        }
+    }
 }
 
 impl Store {
-    /// Looks at up to `budget` entries and frees the dead ones among them, in one journal record.
-    pub(crate) fn sweep_step(&mut self, budget: usize) -> Result<(), StoreError> {
-        let pass = match self.sweep.pass.take() {
+    /// Looks at up to `budget` entries and frees the dead ones among them, in one journal record. If a
+    /// checkpoint has to come first it does nothing and says so in `starved`.
+    fn sweep_step(&mut self, budget: usize) -> Result<(), StoreError> {
+        let mut pass = match self.sweep.pass.take() {
             Some(pass) => pass,
             None => {
                 self.sweep.wanted = false;
@@ -64,40 +108,55 @@ impl Store {
                 Pass {
                     deleted: deleted.map(|s| s.seq).collect(),
                     place: Place::Overlays((0, 0)),
+                    survey: Survey::default(),
                 }
             }
         };
-        let place = match pass.place {
-            Place::Overlays(from) => self.sweep_overlays(from, budget)?,
-            Place::Exceptions(from, last) => self.sweep_exceptions(from, last, budget)?,
+        let swept = match pass.place {
+            Place::Overlays(from) => self.sweep_overlays(&mut pass.survey, from, budget),
+            Place::Exceptions(from, last) => {
+                self.sweep_exceptions(&mut pass.survey, from, last, budget)
+            }
             Place::Finished => {
-                let forget: Vec<_> = pass.deleted.iter().map(|&seq| Entry::Forget(seq)).collect();
-                for part in forget.chunks(self.ring.max_entries()) {
-                    self.record(part)?;
-                }
-                return Ok(());
+                self.sweep.survey = Some(pass.survey);
+                return self.forget(&pass.deleted);
             }
         };
-        self.sweep.pass = Some(Pass { place, ..pass });
-        Ok(())
+        // What failed is tried again from the same place.
+        let result = swept.map(|place| pass.place = place);
+        self.sweep.pass = Some(pass);
+        result
     }
 
-    fn sweep_overlays(&mut self, from: Key, budget: usize) -> Result<Place, StoreError> {
+    fn forget(&mut self, deleted: &[SnapSeq]) -> Result<(), StoreError> {
+        let forget: Vec<_> = deleted.iter().map(|&seq| Entry::Forget(seq)).collect();
+        let mut parts = forget.chunks(self.ring.max_entries());
+        parts.try_for_each(|part| self.record(part))
+    }
+
+    fn sweep_overlays(
+        &mut self,
+        survey: &mut Survey,
+        from: Key,
+        budget: usize,
+    ) -> Result<Place, StoreError> {
         let most = self.removals_possible(budget)?;
+        if most == 0 {
+            return Ok(Place::Overlays(from));
+        }
+        let living = self.living();
         let mut removals = Vec::new();
-        let mut next = Some(from);
-        let found = self.state.overlays.scan(&mut self.media, from, budget)?;
-        let ended = found.len() < budget;
-        let mut stopped = false;
-        for ((seq, chunk), value) in found {
+        let scan = self.state.overlays.scan(&mut self.media, from, budget)?;
+        let mut next = scan.next;
+        for ((seq, chunk), value) in scan.found {
             if self.state.snapshots.needs_data(seq) {
+                survey.note_overlay(&living, seq);
                 // All its overlays stay: go on behind them.
                 next = seq.checked_add(1).map(|next| (next, 0));
-                stopped = true;
                 break;
             }
             if removals.len() == most {
-                stopped = true;
+                next = Some((seq, chunk));
                 break;
             }
             let place = StoreChunk(value.place);
@@ -106,34 +165,39 @@ impl Store {
                 chunk: Chunk(chunk),
                 place,
             });
-            next = after((seq, chunk));
         }
         self.remove(&removals)?;
         Ok(match next {
-            Some(next) if stopped || !ended => Place::Overlays(next),
-            _ => Place::Exceptions((0, 0), None),
+            Some(next) => Place::Overlays(next),
+            None => Place::Exceptions((0, 0), None),
         })
     }
 
     fn sweep_exceptions(
         &mut self,
+        survey: &mut Survey,
         from: Key,
-        last: Option<Key>,
+        mut last: Option<Key>,
         budget: usize,
     ) -> Result<Place, StoreError> {
         let most = self.removals_possible(budget)?;
+        if most == 0 {
+            return Ok(Place::Exceptions(from, last));
+        }
+        let living = self.living();
         let mut removals = Vec::new();
-        let (mut next, mut last) = (Some(from), last);
-        let found = self.state.exceptions.scan(&mut self.media, from, budget)?;
-        let ended = found.len() < budget;
-        let mut stopped = false;
-        for ((chunk, seq), value) in found {
+        let exceptions = &self.state.exceptions;
+        let scan = exceptions.scan(&mut self.media, from, budget)?;
+        let mut next = scan.next;
+        for ((chunk, seq), value) in scan.found {
             if removals.len() == most {
-                stopped = true;
+                next = Some((chunk, seq));
                 break;
             }
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
-            if !self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
+            if self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
+                survey.note(&living, chunk, before, seq);
+            } else {
                 let place = StoreChunk(value.place);
                 removals.push(Entry::RemoveException {
                     chunk: Chunk(chunk),
@@ -142,12 +206,11 @@ impl Store {
                 });
             }
             last = Some((chunk, seq));
-            next = after((chunk, seq));
         }
         self.remove(&removals)?;
         Ok(match next {
-            Some(next) if stopped || !ended => Place::Exceptions(next, last),
-            _ => Place::Finished,
+            Some(next) => Place::Exceptions(next, last),
+            None => Place::Finished,
         })
     }
 
@@ -159,43 +222,72 @@ impl Store {
         }
     }
 
-    /// How many removals fit into a record and leave the next checkpoint enough blocks, at least 1.
+    /// How many removals fit into a record and into memory and leave the next checkpoint enough blocks;
+    /// none if a checkpoint has to come first.
     fn removals_possible(&mut self, budget: usize) -> Result<usize, StoreError> {
-        let most = budget.clamp(1, self.ring.max_entries());
-        let fitting = |store: &Store| {
-            let mut count = most;
-            while count > 0 && store.checkpoint_cost(count, count) > store.free_meta_blocks() {
-                count /= 2;
-            }
-            count
+        let mut count = budget.clamp(1, self.ring.max_entries()).min(self.memory());
+        let fits = |store: &Store, count| {
+            store.checkpoint_cost(count, count) <= store.free_meta_blocks()
+                && store.ring.has_room(count, store.ring_kept())
         };
-        let count = fitting(self);
-        if count > 0 {
-            return Ok(count);
+        while count > 0 && !fits(self, count) {
+            count /= 2;
         }
-        self.checkpoint()?;
-        match fitting(self) {
-            0 => Err(StoreError::MetaExhausted {
+        self.sweep.starved = count == 0;
+        if count == 0 && !self.has_recent() {
+            return Err(StoreError::MetaExhausted {
                 device: self.media.meta_name(),
-            }),
-            count => Ok(count),
+            });
         }
+        Ok(count)
     }
 
-    /// Does a bounded part of the work that waits in the background: sweep, then checkpoint.
-    /// `budget` is the number of index entries to look at.
+    /// Does a bounded part of the work that waits in the background: a step of a checkpoint, of the
+    /// sweep, or of what else a request waits for. `budget` is the number of index entries to look at.
     ///
     /// True if there is more to do.
     ///
     /// # Errors
-    /// The store cannot go on.
+    /// The store cannot go on; or something could not be read: then it is tried again from the same
+    /// place by the next call, which had better come later.
     pub fn background_step(&mut self, budget: usize) -> Result<bool, StoreError> {
         self.check_latch()?;
         if self.checkpoint_wanted() {
             self.checkpoint_step()?;
+        } else if self.need == Some(Need::Search) {
+            if self.state.space.free() == 0 || self.state.space.seek_free(&mut self.media)? {
+                self.need = None;
+            }
         } else if self.sweep.pending() {
             self.sweep_step(budget.max(1))?;
+        } else {
+            self.prepare_choice()?;
         }
-        Ok(self.sweep.pending() || self.checkpoint_wanted())
+        self.look_at_need();
+        let scarce = self.is_scarce();
+        let sweep = &mut self.sweep;
+        let to_survey = scarce && sweep.survey.as_ref().is_none_or(|s| !s.is_current());
+        Ok(self.sweep.pending() || self.checkpoint_wanted() || self.need.is_some() || to_survey)
+    }
+
+    /// Few chunks are free: soon it must be known who needs what.
+    fn is_scarce(&self) -> bool {
+        let (free, total) = (self.state.space.free(), self.state.space.total());
+        free < SCARCE_CHUNKS
+            && free < total / SCARCE_PART
+            && !self.state.snapshots.live().is_empty()
+    }
+
+    /// Finds out who needs what, if that is about to matter.
+    fn prepare_choice(&mut self) -> Result<(), StoreError> {
+        let wanted = self.need == Some(Need::Survey) || self.is_scarce();
+        match &self.sweep.survey {
+            Some(survey) if wanted && !survey.is_current() => {
+                self.note_new_exceptions(NEW_IN_STEP)?;
+            }
+            None if wanted => self.sweep.want(),
+            _ => {}
+        }
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@ pub mod model;
 pub mod operations;
 pub mod repair;
 pub mod shape;
+pub mod victims;
 pub mod volume;
 pub mod workload;
 

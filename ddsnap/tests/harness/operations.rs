@@ -9,7 +9,6 @@ use ddsnap::store::{Location, SnapState};
 use ddsnap::units::{Chunk, SnapTag};
 
 use super::check::check_all;
-use super::model::Model;
 use super::shape::Shape;
 use super::volume::Volume;
 use super::workload::{Step, choose_any, longest_origin};
@@ -30,9 +29,11 @@ pub struct OperationsRun {
 
 impl OperationsRun {
     pub fn new(shape: Shape, seed: u64) -> Self {
+        let mut volume = Volume::new(shape);
+        volume.checks_victims = true;
         OperationsRun {
             rng: Rng::new(seed),
-            volume: Volume::new(shape),
+            volume,
             operations: 0,
             steps: 0,
             step: None,
@@ -69,16 +70,9 @@ impl OperationsRun {
             eprintln!("{}", self.place());
         }
         let volume = &mut self.volume;
-        let before = Entries::of(&volume.model);
-        let (given_up, refused) = (volume.given_up, volume.refused_full);
         volume.apply(&step);
-        if volume.given_up > given_up {
-            before.victim_was_right(&volume.model)?;
-        }
-        if volume.refused_full > refused && matches!(step, Step::Group { .. }) {
-            if let Some(tag) = Entries::of(&volume.model).victim() {
-                return Err(format!("refused while snapshot {tag} could be given up"));
-            }
+        if let Some(problem) = volume.problem.take() {
+            return Err(problem);
         }
         Ok(())
     }
@@ -96,56 +90,6 @@ impl OperationsRun {
             .audit(true)
             .map_err(|error| format!("audit: {error}"))?;
         sharing_is_right(&mut self.volume)
-    }
-}
-
-/// What the choice of a victim rests on.
-struct Entries {
-    reverting: Option<u32>,
-    /// State, priority, in use and time of each snapshot.
-    snapshots: BTreeMap<u32, (SnapState, i8, bool, i64)>,
-    /// A squashed snapshot's chunks come free when its device is quiet.
-    waiting: bool,
-}
-
-impl Entries {
-    fn of(model: &Model) -> Self {
-        let entry = |s: &super::model::Snapshot| (s.state, s.priority, s.in_use(), s.created);
-        let snapshots = model.snapshots.iter();
-        Entries {
-            reverting: model.reverting,
-            snapshots: snapshots.map(|(&tag, s)| (tag, entry(s))).collect(),
-            waiting: model.snapshots.values().any(|s| s.draining),
-        }
-    }
-
-    /// The snapshot to give up: unused before used, least priority, oldest; never 127, nor one that
-    /// the origin is reverted to, nor a second one in use while the first may free chunks.
-    fn victim(&self) -> Option<u32> {
-        let live = self
-            .snapshots
-            .iter()
-            .filter(|(tag, (state, priority, ..))| {
-                *state == SnapState::Live && *priority < 127 && self.reverting != Some(**tag)
-            });
-        live.min_by_key(|(_, (_, priority, in_use, created))| (*in_use, *priority, *created))
-            .filter(|(_, (_, _, in_use, _))| !(*in_use && self.waiting))
-            .map(|(&tag, _)| tag)
-    }
-
-    /// Snapshots were given up: the first victim is gone, or squashed if it was in use.
-    fn victim_was_right(&self, after: &Model) -> Result<(), String> {
-        let first = self.victim().ok_or("gave up a snapshot in vain")?;
-        let (_, _, in_use, created) = self.snapshots[&first];
-        let now = after.snapshots.get(&first);
-        let now = now
-            .filter(|now| now.created == created)
-            .map(|now| now.state);
-        match (now, in_use) {
-            (Some(SnapState::Squashed), true) | (None, false) => Ok(()),
-            (Some(_), _) => Err(format!("spared snapshot {first}")),
-            (None, true) => Err(format!("deleted snapshot {first}, which is in use")),
-        }
     }
 }
 

@@ -12,6 +12,7 @@ pub use super::check::{check, read_origin, read_snapshot};
 use super::jobs::Job;
 use super::model::{Model, content};
 pub use super::shape::{DATA, META, ORIGIN, Shape};
+use super::victims::{allowed, commit, make_room};
 pub use super::workload::{Step, choose};
 
 /// A volume with its model.
@@ -37,6 +38,10 @@ pub struct Volume {
     pub refused_full: u64,
     /// Snapshots given up for lack of room.
     pub given_up: u64,
+    /// Whether it is checked which, which takes long.
+    pub checks_victims: bool,
+    /// What was wrong with the choice.
+    pub problem: Option<String>,
 }
 
 impl Volume {
@@ -61,6 +66,8 @@ impl Volume {
             reverts: 0,
             refused_full: 0,
             given_up: 0,
+            checks_victims: false,
+            problem: None,
         }
     }
 
@@ -72,7 +79,11 @@ impl Volume {
             Step::Create(tag) => {
                 let created = 1000 + self.next_stamp as i64;
                 self.next_stamp += 1;
-                let result = self.store.create(SnapTag(*tag), created).expect("create");
+                let mut result = self.store.create(SnapTag(*tag), created).expect("create");
+                while result == Err(OpError::Wait) {
+                    make_room(&mut self.store);
+                    result = self.store.create(SnapTag(*tag), created).expect("create");
+                }
                 match result {
                     Ok(()) => {
                         self.unique.fill(false);
@@ -157,8 +168,17 @@ impl Volume {
                 self.after_reopen();
             }
         }
+        self.note_given_up();
+        let draining: BTreeSet<u32> = self.store.draining().iter().map(|tag| tag.0).collect();
+        assert_eq!(draining, self.model.draining(), "after {step:?}");
+    }
+
+    /// Takes over into the model what the store has given up, and says what that was.
+    fn note_given_up(&mut self) -> Vec<SnapTag> {
+        let mut tags = Vec::new();
         for (tag, squashed) in self.store.take_given_up() {
             self.given_up += 1;
+            tags.push(tag);
             if squashed {
                 self.model
                     .snapshots
@@ -169,12 +189,49 @@ impl Volume {
                 self.model.snapshots.remove(&tag.0);
             }
         }
-        let draining: BTreeSet<u32> = self.store.draining().iter().map(|tag| tag.0).collect();
-        assert_eq!(draining, self.model.draining(), "after {step:?}");
+        tags
+    }
+
+    /// Whether a group could find no room.
+    fn is_scarce(&self) -> bool {
+        let status = self.store.status();
+        let meta = status
+            .free_meta_blocks
+            .saturating_sub(status.reserved_meta_blocks);
+        status.free_chunks < 50 || meta < 250
+    }
+
+    fn commit(&mut self, ops: &[Op]) -> Vec<Result<Done, OpError>> {
+        if !self.checks_victims || !self.is_scarce() {
+            let answers = commit(&mut self.store, ops);
+            let given_up = self.note_given_up();
+            if self.checks_victims && !given_up.is_empty() {
+                self.problem = Some(format!("gave up {given_up:?} while there was room"));
+            }
+            return answers;
+        }
+        // One by one, so that it is known what the choice was made of.
+        let mut answers = Vec::new();
+        for &op in ops {
+            let answer = loop {
+                make_room(&mut self.store);
+                let allowed = allowed(&mut self.store, &self.model);
+                let answer = self.store.commit(&[op]).expect("commit")[0];
+                let given_up = self.note_given_up();
+                if let Err(problem) = allowed.check(&given_up, answer) {
+                    self.problem = Some(format!("{op:?}: {problem}"));
+                }
+                if answer != Err(OpError::Wait) {
+                    break answer;
+                }
+            };
+            answers.push(answer);
+        }
+        answers
     }
 
     fn group(&mut self, ops: &[Op], write: bool) {
-        let answers = self.store.commit(ops).expect("commit");
+        let answers = self.commit(ops);
         assert_eq!(answers.len(), ops.len());
         for (op, answer) in ops.iter().zip(answers) {
             match (*op, answer) {

@@ -2,6 +2,7 @@
 //! The core against a fake engine: order of replies, barriers, losses, refusals.
 
 mod jobs;
+mod room;
 mod squashed;
 
 use super::*;

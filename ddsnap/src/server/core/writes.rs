@@ -44,7 +44,7 @@ impl<E: Engine> Core<E> {
             self.commit(now, &group, out);
             self.stop_squashed(out);
             // Again if room has come already: for that a squashed snapshot has become quiet, so this
-            // ends.
+            // ends. Room that is being made comes by background steps and not in here.
             if !self.room_changed || self.no_room.is_empty() {
                 return;
             }
@@ -70,9 +70,12 @@ impl<E: Engine> Core<E> {
             Some(results) => {
                 let mut refused = false;
                 for (&write, result) in group.iter().zip(results) {
-                    let full = result == Err(OpError::StoreFull);
-                    if full && self.may_get_room(now, write) {
-                        self.no_room.push(write);
+                    let full = matches!(result, Err(OpError::StoreFull | OpError::Wait));
+                    let until = self.may_get_room(write, result.err());
+                    if until.is_some_and(|until| until > now.monotonic) {
+                        let deadline = until.unwrap_or_default();
+                        self.writes_wait |= result == Err(OpError::Wait);
+                        self.no_room.push(Write { deadline, ..write });
                         continue;
                     }
                     refused |= full;
@@ -108,9 +111,29 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// Whether chunks are about to come free for a write that found none.
-    fn may_get_room(&self, now: Now, write: Write) -> bool {
-        write.deadline > now.monotonic && !self.engine.draining().is_empty()
+    /// Until when chunks may come free for a write that found none. While background steps make room it
+    /// waits as long as they get on.
+    fn may_get_room(&self, write: Write, refused: Option<OpError>) -> Option<Duration> {
+        match refused? {
+            OpError::StoreFull if !self.engine.draining().is_empty() => Some(write.deadline),
+            OpError::Wait => Some(write.deadline.max(self.upkeep.stepped_at + ROOM_DEADLINE)),
+            _ => None,
+        }
+    }
+
+    /// Makes the requests again that wait for the room which background steps make, when they have.
+    pub(super) fn ask_again(&mut self, now: Now, out: &mut Output) {
+        if self.engine.is_making_room() {
+            return;
+        }
+        let create = std::mem::take(&mut self.create_waits);
+        if std::mem::take(&mut self.writes_wait) {
+            self.room_changed = true;
+            self.commit_with_held(now, Vec::new(), out);
+        }
+        if create {
+            self.start_waiting(now, out);
+        }
     }
 
     fn outcome(&self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {

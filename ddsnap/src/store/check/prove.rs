@@ -590,21 +590,20 @@ pub(crate) fn each_entry(
 /// The sequence of the exception before this one of the same chunk, 0 if there is none or it cannot
 /// be read: then more snapshots count as hurt than may be.
 pub(super) fn previous(media: &mut Media, exceptions: &Index, (chunk, seq): Key) -> u64 {
+    let Some(last) = seq.checked_sub(1) else {
+        return 0;
+    };
+    let Ok(mut entries) = exceptions.entries(media, (chunk, 0), (chunk, last)) else {
+        return 0;
+    };
     let mut before = 0;
-    let mut from = (chunk, 0);
-    while let Ok(found) = exceptions.scan(media, from, 64) {
-        let Some(&(last, _)) = found.last() else {
-            return before;
-        };
-        for ((found_chunk, found_seq), _) in found {
-            if found_chunk != chunk || found_seq >= seq {
-                return before;
-            }
-            before = found_seq;
+    loop {
+        match entries.next(media) {
+            Ok(Some(((_, found), _))) => before = found,
+            Ok(None) => return before,
+            Err(_) => return 0,
         }
-        from = (chunk, last.1 + 1);
     }
-    0
 }
 
 /// The tags of sequences, in their order.

@@ -30,6 +30,18 @@ pub(crate) fn after(key: Key) -> Option<Key> {
     }
 }
 
+/// No key is greater.
+const LAST: Key = (u64::MAX, u64::MAX);
+
+/// What [`Index::scan`] found.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    /// Entries, in order.
+    pub found: Vec<(Key, Value)>,
+    /// Where to go on; none at the end of the index.
+    pub next: Option<Key>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -114,62 +126,83 @@ impl Index {
         if let Some(value) = self.changed(key) {
             return Ok(value);
         }
-        let found = tree::first_from(media, self.kind, &self.root, key)?;
-        Ok(found
-            .filter(|&(found, _)| found == key)
-            .map(|(_, value)| value))
+        let found = tree::first_in(media, self.kind, &self.root, key, key)?;
+        Ok(found.map(|(_, value)| value))
     }
 
-    /// The first entry at or after `from`.
-    pub fn first_from(
+    /// The first entry from `from` to `last`. What was taken away behind `last` is not looked at: while
+    /// a sweep goes on, hundreds of thousands of such entries may follow one another.
+    pub fn first_in(
         &self,
         media: &mut Media,
         from: Key,
+        last: Key,
     ) -> Result<Option<(Key, Value)>, StoreError> {
-        let recent = self.recent.range(from..).next();
+        if from > last {
+            return Ok(None);
+        }
+        let recent = self.recent.range(from..=last).next();
         let recent = recent.map(|(&key, &value)| (key, value));
         let place = self.frozen.partition_point(|&(key, _)| key < from);
         let frozen = self.frozen.get(place).copied();
-        let stored = tree::first_from(media, self.kind, &self.root, from)?;
+        let frozen = frozen.filter(|&(key, _)| key <= last);
+        let stored = tree::first_in(media, self.kind, &self.root, from, last)?;
         let stored = stored.map(|(key, value)| (key, Some(value)));
         // Of equal keys the first, and that is the youngest layer's.
         let heads = [recent, frozen, stored].into_iter().flatten();
         match heads.min_by_key(|&(key, _)| key) {
             Some((key, Some(value))) => Ok(Some((key, value))),
-            Some((_, None)) => self.entries(media, from)?.next(media),
+            Some((_, None)) => self.entries(media, from, last)?.next(media),
             None => Ok(None),
         }
     }
 
-    /// Up to `limit` entries at or after `from`, in order.
-    pub fn scan(
+    /// Looks at up to `limit` entries at or after `from`, in order; those that were taken away since
+    /// the last checkpoint count too, though they are not among what is found.
+    pub fn scan(&self, media: &mut Media, from: Key, limit: usize) -> Result<Scan, StoreError> {
+        let mut entries = self.entries(media, from, LAST)?;
+        let (mut found, mut next) = (Vec::new(), Some(from));
+        for _ in 0..limit {
+            let Some((key, value)) = entries.step(media)? else {
+                next = None;
+                break;
+            };
+            found.extend(value.map(|value| (key, value)));
+            next = after(key);
+        }
+        Ok(Scan { found, next })
+    }
+
+    /// Walks the entries from `from` to `last`, in order.
+    pub fn entries(
         &self,
         media: &mut Media,
         from: Key,
-        limit: usize,
-    ) -> Result<Vec<(Key, Value)>, StoreError> {
-        let mut entries = self.entries(media, from)?;
-        let mut found = Vec::new();
-        while found.len() < limit {
-            match entries.next(media)? {
-                Some(entry) => found.push(entry),
-                None => break,
-            }
-        }
-        Ok(found)
-    }
-
-    /// Walks the entries at or after `from`, in order.
-    pub fn entries(&self, media: &mut Media, from: Key) -> Result<Entries<'_>, StoreError> {
+        last: Key,
+    ) -> Result<Entries<'_>, StoreError> {
         let mut tree = tree::Cursor::seek(media, self.kind, &self.root, from)?;
         let stored = tree.next(media)?;
         let first = self.frozen.partition_point(|&(key, _)| key < from);
         Ok(Entries {
-            recent: self.recent.range(from..).peekable(),
+            recent: self.recent.range(from..=last.max(from)).peekable(),
             frozen: &self.frozen[first..],
             tree,
             stored,
+            last,
         })
+    }
+
+    /// Has the next checkpoint write the node anew that has the first entry at or after `from`, by
+    /// setting that entry to what it is. No checkpoint is under way.
+    pub fn touch(&mut self, media: &mut Media, from: Key) -> Result<(), StoreError> {
+        let stored = tree::first_in(media, self.kind, &self.root, from, LAST)?;
+        if let Some((key, value)) = stored {
+            // One that was changed is written anew without that.
+            if self.changed(key).is_none() {
+                self.insert(key, value);
+            }
+        }
+        Ok(())
     }
 
     /// Reads the leaves that cover `keys` into the cache, those that are missing in parallel.
@@ -189,6 +222,40 @@ impl Index {
             nodes = children;
         }
     }
+}
+
+/// Reads up to `most` of the nodes that merging `changes` into a tree needs and that are not in the cache.
+/// True if there are more. Errors of nodes are left to who merges.
+pub(crate) fn read_ahead(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    changes: &[Change],
+    most: usize,
+) -> Result<bool, StoreError> {
+    let Some((pointer, mut level, _)) = root.root else {
+        return Ok(false);
+    };
+    let keys: Vec<Key> = changes.iter().map(|&(key, _)| key).collect();
+    let (mut nodes, mut left) = (vec![pointer], most);
+    while level > 0 {
+        nodes = tree::children_covering(media, kind, level, &nodes, &keys)?;
+        level -= 1;
+        // Too many to stay in the cache until they are used.
+        if nodes.len() > media.cache_blocks() / 2 {
+            return Ok(false);
+        }
+        let missing: Vec<_> = nodes
+            .iter()
+            .filter(|&&node| !media.is_cached(node))
+            .collect();
+        media.prefetch(missing.iter().take(left).map(|&&node| node), kind, level);
+        if missing.len() > left {
+            return Ok(true);
+        }
+        left -= missing.len();
+    }
+    Ok(false)
 }
 
 /// Two sorted layers as one: of equal keys the younger layer's.
@@ -218,37 +285,46 @@ pub(crate) struct Entries<'a> {
     tree: tree::Cursor,
     /// The tree's entry that is next.
     stored: Option<(Key, Value)>,
+    /// The greatest key that is walked to.
+    last: Key,
 }
 
 impl Entries<'_> {
     /// The next entry; none at the end.
     pub fn next(&mut self, media: &mut Media) -> Result<Option<(Key, Value)>, StoreError> {
-        loop {
-            let recent = self.recent.peek().map(|&(&key, &value)| (key, value));
-            let frozen = self.frozen.first().copied();
-            let stored = self.stored.map(|(key, value)| (key, Some(value)));
-            let heads = [recent, frozen, stored];
-            let Some(key) = heads.iter().flatten().map(|&(key, _)| key).min() else {
-                return Ok(None);
-            };
-            let of_key = |head: &Option<Change>| head.is_some_and(|(found, _)| found == key);
-            // The youngest layer that knows the key decides.
-            let value = heads
-                .iter()
-                .find(|head| of_key(head))
-                .and_then(|head| head.and_then(|(_, value)| value));
-            if of_key(&heads[0]) {
-                self.recent.next();
-            }
-            if of_key(&heads[1]) {
-                self.frozen = &self.frozen[1..];
-            }
-            if of_key(&heads[2]) {
-                self.stored = self.tree.next(media)?;
-            }
+        while let Some((key, value)) = self.step(media)? {
             if let Some(value) = value {
                 return Ok(Some((key, value)));
             }
         }
+        Ok(None)
+    }
+
+    /// The next key, and its value if it was not taken away.
+    fn step(&mut self, media: &mut Media) -> Result<Option<Change>, StoreError> {
+        let recent = self.recent.peek().map(|&(&key, &value)| (key, value));
+        let frozen = self.frozen.first().copied();
+        let stored = self.stored.map(|(key, value)| (key, Some(value)));
+        let heads = [recent, frozen, stored];
+        let key = heads.iter().flatten().map(|&(key, _)| key).min();
+        let Some(key) = key.filter(|&key| key <= self.last) else {
+            return Ok(None);
+        };
+        let of_key = |head: &Option<Change>| head.is_some_and(|(found, _)| found == key);
+        // The youngest layer that knows the key decides.
+        let value = heads
+            .iter()
+            .find(|head| of_key(head))
+            .and_then(|head| head.and_then(|(_, value)| value));
+        if of_key(&heads[0]) {
+            self.recent.next();
+        }
+        if of_key(&heads[1]) {
+            self.frozen = &self.frozen[1..];
+        }
+        if of_key(&heads[2]) {
+            self.stored = self.tree.next(media)?;
+        }
+        Ok(Some((key, value)))
     }
 }

@@ -101,28 +101,37 @@ impl Cursor {
     }
 }
 
-/// The first entry at or after `from`: what [`Cursor`] finds, without the means to go on.
-pub(crate) fn first_from(
+/// The first entry from `from` to `last`: what [`Cursor`] finds, without the means to go on.
+pub(crate) fn first_in(
     media: &mut Media,
     kind: Kind,
     root: &TreeRoot,
     from: Key,
+    last: Key,
 ) -> Result<Option<(Key, Value)>, StoreError> {
     let Some((mut pointer, level, _)) = root.root else {
         return Ok(None);
     };
+    // The first key of the leaf behind.
+    let mut behind = None;
     for level in (1..=level).rev() {
         let block = media.block(pointer, kind, level)?;
         let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
-        pointer = node.child(node.find(from)).pointer;
+        let index = node.find(from);
+        if index + 1 < node.len() {
+            behind = Some(node.child(index + 1).key);
+        }
+        pointer = node.child(index).pointer;
     }
     let block = media.block(pointer, kind, 0)?;
     let found = leaf_first_from(&block, from).map_err(|source| media.damaged(pointer, source))?;
-    match found {
-        Some(found) => Ok(Some(found)),
-        // It is the first of a leaf further on, if there is one.
-        None => Cursor::seek(media, kind, root, from)?.next(media),
-    }
+    let found = match (found, behind) {
+        (None, Some(behind)) if behind <= last => {
+            Cursor::seek(media, kind, root, from)?.next(media)?
+        }
+        (found, _) => found,
+    };
+    Ok(found.filter(|&(key, _)| key <= last))
 }
 
 /// Calls `visit` with the place of every node; leaves are named by their parents, not read.
