@@ -43,6 +43,25 @@ pub struct Options {
     /// Bytes of memory for index nodes.
     #[arg(long, default_value_t = volume::CACHE_BYTES)]
     cache: u64,
+    /// Chunks change from the first on, and not at random places.
+    #[arg(long)]
+    dense: bool,
+}
+
+/// The chunks in the order in which they change.
+#[derive(Clone, Copy)]
+enum Order {
+    Random(Permutation),
+    Dense,
+}
+
+impl Order {
+    fn at(&self, index: u64) -> u64 {
+        match self {
+            Order::Random(permutation) => permutation.at(index),
+            Order::Dense => index,
+        }
+    }
 }
 
 impl Options {
@@ -51,8 +70,11 @@ impl Options {
     }
 
     /// The chunks in the order in which they change.
-    fn order(&self) -> Permutation {
-        Permutation::new(self.origin_chunks(), 3)
+    fn order(&self) -> Order {
+        match self.dense {
+            true => Order::Dense,
+            false => Order::Random(Permutation::new(self.origin_chunks(), 3)),
+        }
     }
 
     fn devices(&self, meta: Box<dyn BlockDevice>) -> Devices {
@@ -156,7 +178,7 @@ fn print_groups(groups: &mut [Group], depth: u64) {
 
 struct Writer {
     store: Store,
-    order: Permutation,
+    order: Order,
     next: u64,
     groups: Vec<Group>,
     counter: Counter,
@@ -278,15 +300,14 @@ pub fn changes(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Index entries of a step in the background, as the server has it.
-const SWEEP_BUDGET: usize = 256;
 /// Copy-outs of the group between two steps.
 const SWEEP_DEPTH: u64 = 32;
 /// Steps for each of these groups.
 const STEPS_PER_GROUP: u64 = 16;
 
 /// Deletes the snapshot that nearly all exceptions serve while chunks go on being copied out, and times
-/// each of the sweep's steps, checkpoints included, and of the groups.
+/// each of the sweep's steps, checkpoints included, and of the groups: by turns of chunks that were not
+/// copied out before, and of the volume's first ones, where the sweep has been.
 pub fn sweep(options: &Options) -> Result<()> {
     let (mut store, _) = options.open()?;
     let order = options.order();
@@ -296,12 +317,13 @@ pub fn sweep(options: &Options) -> Result<()> {
     let started = Instant::now();
     store.delete(SnapTag(TAG))??;
     println!("delete_ms {:.3}", millis(started.elapsed()));
-    let (mut steps, mut longest_step, mut longest_group) = (0, Duration::ZERO, Duration::ZERO);
+    let (mut steps, mut longest_step) = (0, Duration::ZERO);
+    let (mut longest_group, mut longest_first, mut first) = (Duration::ZERO, Duration::ZERO, 0);
     let started = Instant::now();
     let mut more = true;
     while more {
         let step = Instant::now();
-        more = store.background_step(SWEEP_BUDGET)?;
+        more = store.background_step(volume::STEP)?;
         longest_step = longest_step.max(step.elapsed());
         steps += 1;
         if steps % STEPS_PER_GROUP == 0 {
@@ -310,11 +332,16 @@ pub fn sweep(options: &Options) -> Result<()> {
             volume::copy_out(&mut store, chunks)?;
             next += SWEEP_DEPTH;
             longest_group = longest_group.max(group.elapsed());
+            let group = Instant::now();
+            volume::copy_out(&mut store, first..first + SWEEP_DEPTH)?;
+            first += SWEEP_DEPTH;
+            longest_first = longest_first.max(group.elapsed());
         }
     }
     println!("sweep_seconds {:.3}", started.elapsed().as_secs_f64());
     println!("sweep_step_longest_ms {:.3}", millis(longest_step));
     println!("sweep_group_longest_ms {:.3}", millis(longest_group));
+    println!("sweep_first_longest_ms {:.3}", millis(longest_first));
     let status = store.status();
     let left = status.data_chunks - status.free_chunks;
     println!("sweep_freed_chunks {}", used.saturating_sub(left));

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use ddsnap::device::BlockDevice;
 use ddsnap::device::uring::{Access, UringDevice};
-use ddsnap::store::{Devices, Done, InitOptions, Op, OpenOptions, Store};
+use ddsnap::store::{Devices, Done, InitOptions, Op, OpError, OpenOptions, Store};
 use ddsnap::units::{Chunk, ChunkShift, SnapTag};
 
 use crate::counted::{Counted, Counter};
@@ -37,6 +37,9 @@ pub fn on_files(origin: &Path, store: &Path, counter: &Counter) -> Result<Device
     })
 }
 
+/// Index entries of a step in the background, as the server has it.
+pub const STEP: usize = 256;
+
 /// Makes a store.
 pub fn initialize(devices: &mut Devices, chunk: ChunkShift) -> Result<()> {
     let options = InitOptions {
@@ -65,12 +68,21 @@ pub fn create(store: &mut Store, tag: u32) -> Result<()> {
 
 /// Has the chunks copied out as one commit group.
 pub fn copy_out(store: &mut Store, chunks: impl Iterator<Item = u64>) -> Result<()> {
-    let ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
-    for (op, answer) in ops.iter().zip(store.commit(&ops)?) {
-        match answer {
-            Ok(Done::Unique) => {}
-            other => bail!("{op:?} was answered {other:?}"),
+    let mut ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
+    while !ops.is_empty() {
+        let mut waiting = Vec::new();
+        for (op, answer) in ops.iter().zip(store.commit(&ops)?) {
+            match answer {
+                Ok(Done::Unique) => {}
+                Err(OpError::Wait) => waiting.push(*op),
+                other => bail!("{op:?} was answered {other:?}"),
+            }
         }
+        // As a server does, so that the time is what a request waits.
+        while store.is_making_room() {
+            store.background_step(STEP)?;
+        }
+        ops = waiting;
     }
     Ok(())
 }

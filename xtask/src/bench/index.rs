@@ -51,11 +51,21 @@ pub fn measure(
         .run(&args("changes", CACHE_BYTES))?
         .get("changes_ms")?;
     let swept = program.run(&args("sweep", CACHE_BYTES))?;
+    let dense = |what| {
+        let mut args = args(what, CACHE_BYTES);
+        args.push("--dense".to_owned());
+        program.run(&args)
+    };
+    dense("build")?;
+    dense("change")?;
+    let dense = dense("sweep")?;
     files.remove(FILE)?;
-    ensure!(
-        swept.get("sweep_freed_chunks")? > scale.exceptions as f64 / 2.0,
-        "the sweep has freed next to nothing"
-    );
+    for swept in [&swept, &dense] {
+        ensure!(
+            swept.get("sweep_freed_chunks")? > scale.exceptions as f64 / 2.0,
+            "the sweep has freed next to nothing"
+        );
+    }
     let thin = thin::delta_ms(files, scale.exceptions)?;
     step.done(&format!("{changes:.0} ms, thin_delta {thin:.0} ms"));
     ensure!(
@@ -120,6 +130,31 @@ pub fn measure(
         Figure::limited(
             "pause/sweep/qd32",
             swept.get("sweep_group_longest_ms")?,
+            "ms",
+            100.0,
+        ),
+        // And of groups where the sweep has been; then the same with an index without gaps.
+        Figure::limited(
+            "pause/sweep/sequential/qd32",
+            swept.get("sweep_first_longest_ms")?,
+            "ms",
+            100.0,
+        ),
+        Figure::limited(
+            "pause/sweep/dense",
+            dense.get("sweep_step_longest_ms")?,
+            "ms",
+            100.0,
+        ),
+        Figure::limited(
+            "pause/sweep/dense/qd32",
+            dense.get("sweep_group_longest_ms")?,
+            "ms",
+            100.0,
+        ),
+        Figure::limited(
+            "pause/sweep/dense/sequential/qd32",
+            dense.get("sweep_first_longest_ms")?,
             "ms",
             100.0,
         ),
