@@ -50,23 +50,29 @@ impl Base {
 /// what a loop device shows. A volume of ours is where it ends: its content is its own.
 #[must_use]
 pub fn below(sysfs: &Path, base: Base) -> BTreeSet<Base> {
-    closure(base, |base| {
-        let Some(dir) = base.dir(sysfs) else {
-            return Vec::new();
-        };
-        let uuid = fs::read_to_string(dir.join("dm/uuid")).unwrap_or_default();
-        if uuid.starts_with(OUR_UUID) {
-            return Vec::new();
-        }
-        let mut found = children(&dir.join("slaves"));
-        if dir.join("partition").exists() {
-            found.extend(dir.parent().and_then(number));
-        }
-        if let Ok(file) = fs::read_to_string(dir.join("loop/backing_file")) {
-            found.extend(Base::of(Path::new(file.trim_end())));
-        }
-        found
-    })
+    closure(base, |base| directly_below(sysfs, base))
+}
+
+fn directly_below(sysfs: &Path, base: Base) -> Vec<Base> {
+    let Some(dir) = base.dir(sysfs) else {
+        return Vec::new();
+    };
+    let uuid = fs::read_to_string(dir.join("dm/uuid")).unwrap_or_default();
+    if uuid.starts_with(OUR_UUID) {
+        return Vec::new();
+    }
+    let mut found = children(&dir.join("slaves"));
+    if dir.join("partition").exists() {
+        found.extend(dir.parent().and_then(number));
+    }
+    found.extend(shown(&dir));
+    found
+}
+
+/// What the loop device at `dir` shows.
+fn shown(dir: &Path) -> Option<Base> {
+    let file = fs::read_to_string(dir.join("loop/backing_file")).ok()?;
+    Base::of(Path::new(file.trim_end()))
 }
 
 /// All that lies on `base`, itself included: partitions, mapped devices, loop devices.
@@ -78,10 +84,7 @@ pub fn above(sysfs: &Path, base: Base) -> BTreeSet<Base> {
     };
     let loops: Vec<(Base, Base)> = entries(&sysfs.join("block"))
         .filter(is_loop)
-        .filter_map(|dir| {
-            let file = fs::read_to_string(dir.join("loop/backing_file")).ok()?;
-            Some((Base::of(Path::new(file.trim_end()))?, number(&dir)?))
-        })
+        .filter_map(|dir| Some((shown(&dir)?, number(&dir)?)))
         .collect();
     closure(base, |base| {
         let mut found: Vec<Base> = loops.iter().filter(|l| l.0 == base).map(|l| l.1).collect();
@@ -94,15 +97,23 @@ pub fn above(sysfs: &Path, base: Base) -> BTreeSet<Base> {
     })
 }
 
-/// Whether two share blocks: one lies on the other, or both show one file. Two partitions of a disk, or
-/// two logical volumes of a group, do not.
+/// Whether two share blocks: one lies on the other, or they lie on one thing and a loop device shows it to
+/// one of them alone. Two partitions of a disk, or two logical volumes of a group, do not, whether the disk
+/// is a loop device or not.
 #[must_use]
 pub fn overlap(sysfs: &Path, a: Base, b: Base) -> bool {
     let (under_a, under_b) = (below(sysfs, a), below(sysfs, b));
-    let is_file = |base: &&Base| matches!(base, Base::File(..));
-    under_a.contains(&b)
-        || under_b.contains(&a)
-        || under_a.intersection(&under_b).any(|base| is_file(&base))
+    // By what each reaches `base`.
+    let ways = |under: &BTreeSet<Base>, base: Base| -> BTreeSet<Base> {
+        let lies = |on: &&Base| directly_below(sysfs, **on).contains(&base);
+        under.iter().filter(lies).copied().collect()
+    };
+    let is_loop = |base: &Base| base.dir(sysfs).is_some_and(|dir| shown(&dir).is_some());
+    let seen_twice = |base: &Base| {
+        let (by_a, by_b) = (ways(&under_a, *base), ways(&under_b, *base));
+        by_a != by_b && by_a.union(&by_b).any(is_loop)
+    };
+    under_a.contains(&b) || under_b.contains(&a) || under_a.intersection(&under_b).any(seen_twice)
 }
 
 /// The device's logical sector size in bytes; none if it is no block device.
@@ -163,8 +174,8 @@ mod tests {
 
     use super::*;
 
-    /// A disk sda with partitions sda1 and sda2; on sda1 the mapped devices dm-0 and dm-1; a loop device
-    /// that shows dm-1 and two that show one file.
+    /// A disk sda with partitions sda1 and sda2; on sda1 the mapped devices dm-0 and dm-1; loop devices 0
+    /// and 1 that show one file, and on loop0 the mapped devices dm-2 and dm-3, on loop1 dm-4.
     fn sysfs() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
@@ -205,6 +216,12 @@ mod tests {
             let backing = format!("{}\n", at("image").display());
             fs::write(at(&dir).join("loop/backing_file"), backing).unwrap();
         }
+        for (number, on) in [(2, "loop0"), (3, "loop0"), (4, "loop1")] {
+            let dir = format!("devices/dm-{number}");
+            make(&dir, &format!("253:{number}"), &format!("dm-{number}"));
+            fs::create_dir_all(at(&dir).join("slaves")).unwrap();
+            symlink(at("devices").join(on), at(&dir).join("slaves").join(on)).unwrap();
+        }
         root
     }
 
@@ -227,6 +244,27 @@ mod tests {
         assert!(!overlap(SDA1, SDA2) && !overlap(LV, OTHER_LV) && !overlap(SDA2, LV));
         assert!(overlap(Base::Device(7, 0), Base::Device(7, 1)), "one file");
         assert!(!overlap(SDA, Base::Device(7, 0)));
+    }
+
+    /// Two logical volumes of a group on a loop device were taken for one, because both lie on one file.
+    #[test]
+    fn neighbours_on_a_loop_device_do_not_overlap() {
+        let root = sysfs();
+        let overlap = |a, b| {
+            let found = super::overlap(root.path(), a, b);
+            assert_eq!(found, super::overlap(root.path(), b, a));
+            found
+        };
+        let [one, other, elsewhere] = [2, 3, 4].map(|number| Base::Device(253, number));
+        assert!(!overlap(one, other) && !overlap(one, SDA));
+        // Through another loop device the file is seen once more.
+        assert!(
+            overlap(one, elsewhere)
+                && overlap(one, Base::Device(7, 1))
+                && overlap(one, Base::Device(7, 0))
+        );
+        let image = Base::of(&root.path().join("image")).unwrap();
+        assert!(overlap(one, image));
     }
 
     #[test]
