@@ -8,10 +8,10 @@ mod harness;
 
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::latched::Latched;
-use ddsnap::device::memory::{Event, Machine, Rng, Survival};
-use ddsnap::device::{BlockDevice, Write};
+use ddsnap::device::memory::{Event, Machine, MemoryDevice, Rng, Survival};
+use ddsnap::device::{BlockDevice, Read, Write};
 use ddsnap::format::superblock::COPIES;
-use ddsnap::store::{Done, InitOptions, Op, Store, StoreError};
+use ddsnap::store::{Devices, Done, InitOptions, Op, OpenOptions, Store, StoreError};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::check::read_snapshot;
 use harness::shape::{DATA, META, ORIGIN, Shape};
@@ -264,5 +264,92 @@ fn an_old_store_does_not_come_back_over_a_new_one() {
                 Err(error) => assert!(matches!(error, StoreError::NoStore { .. }), "{error}"),
             }
         }
+    }
+}
+
+/// A disk that says how long its sectors are.
+struct WithSectors(MemoryDevice, Option<u64>);
+
+impl BlockDevice for WithSectors {
+    fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
+    }
+
+    fn alignment(&self) -> usize {
+        self.0.alignment()
+    }
+
+    fn sector_bytes(&self) -> Option<u64> {
+        self.1
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn read(&mut self, batch: &mut [Read<'_>]) -> std::io::Result<()> {
+        self.0.read(batch)
+    }
+
+    fn write(&mut self, batch: &[Write<'_>]) -> std::io::Result<()> {
+        self.0.write(batch)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// An origin with sectors of 512 bytes and a store with sectors of 4096 were accepted, and its snapshots could not
+/// be mounted: a file system reads and writes single sectors of 512 bytes. Stores with smaller sectors, and files,
+/// serve any origin.
+#[test]
+fn a_store_with_larger_sectors_than_the_origin_is_refused() {
+    let machine = COMBINED.machine();
+    let devices = |origin, data| Devices {
+        origin: Box::new(WithSectors(machine.device(ORIGIN), origin)),
+        data: Box::new(WithSectors(machine.device(DATA), data)),
+        meta: None,
+    };
+    let options = InitOptions {
+        chunk: COMBINED.shift(),
+        journal_bytes: None,
+        now: 1,
+        uuid: [9; 16],
+    };
+    let initialize = |origin, data| Store::initialize(&mut devices(origin, data), &options);
+    let open = |origin, data| {
+        let cache_bytes = 16 * 4096;
+        Store::open(devices(origin, data), &OpenOptions { cache_bytes })
+    };
+    let told = "its sectors have 4096 bytes and those of the origin, origin, have 512: put the snapshot store on \
+                a device with sectors of 512 bytes";
+    machine.record();
+    match initialize(Some(512), Some(4096)) {
+        Err(StoreError::CannotInitialize { device, problem }) => {
+            assert_eq!((&device[..], &problem[..]), ("data", told));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(machine.recorded().is_empty());
+    for (origin, data) in [
+        (Some(512), Some(512)),
+        (Some(4096), Some(4096)),
+        (Some(4096), Some(512)),
+        (None, Some(4096)),
+        (Some(512), None),
+    ] {
+        initialize(origin, data).unwrap();
+        let (store, _) = open(origin, data).unwrap();
+        store.close().unwrap();
+        // It was copied to another disk, say.
+        machine.record();
+        match open(Some(512), Some(4096)).map(drop) {
+            Err(StoreError::WrongDevice { device, problem }) => {
+                assert_eq!((&device[..], &problem[..]), ("data", told));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(machine.recorded().is_empty());
     }
 }

@@ -12,7 +12,7 @@ use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::memory::{Event, Machine, MemoryDevice, Rng, Survival};
 use ddsnap::device::{BlockDevice, Read, Write};
 use ddsnap::store::{
-    Devices, Location, Op, OpError, OpenOptions, ResizeError, ResizeRequest, RevertError,
+    Devices, Done, Location, Op, OpError, OpenOptions, ResizeError, ResizeRequest, RevertError,
     Reverting, SnapState, Store, StoreError,
 };
 use ddsnap::units::{Chunk, SnapTag};
@@ -58,6 +58,61 @@ fn revert(store: &mut Store, tag: u32) -> Result<u64, RevertError> {
     checked(store, tag)?;
     store.revert_start().expect("start")?;
     Ok(finish(store))
+}
+
+/// A write that was let through between two durable marks was overwritten when the revert went on from the
+/// older one after a crash; one to a chunk that it had yet to reach, when it reached that.
+#[test]
+fn a_write_that_is_let_through_is_not_undone() {
+    let shape = Shape {
+        origin_chunks: 24,
+        lacking_sectors: 0,
+        ..quiet_shape()
+    };
+    let machine = shape.machine();
+    shape.initialize(&machine);
+    let (mut store, _) = shape.open(&machine).expect("open");
+    let all: Vec<Op> = (0..20).map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
+    store.create(SnapTag(1), 1).expect("create").expect("room");
+    store.commit(&all).expect("commit");
+    store.create(SnapTag(2), 2).expect("create").expect("room");
+    checked(&mut store, 1).expect("sound");
+    store.revert_start().expect("start").expect("checked");
+    // Ten chunks are dealt with, and no mark is durable yet.
+    for _ in 0..5 {
+        assert_eq!(store.revert_step(2).expect("step"), Ok(Reverting::More));
+    }
+    let ask = |store: &mut Store, chunk| {
+        let answers = store.commit(&[Op::OriginWrite(Chunk(chunk))]);
+        answers.expect("commit").remove(0)
+    };
+    let refused = Err(OpError::Reverting(SnapTag(1)));
+    assert_eq!(
+        [10, 15, 23].map(|chunk| ask(&mut store, chunk)),
+        [refused; 3]
+    );
+    let into_snapshot = store.commit(&[Op::SnapshotWrite(SnapTag(1), Chunk(0))]);
+    assert_eq!(
+        into_snapshot.expect("commit"),
+        [refused.map(|_: Done| Done::Unique)]
+    );
+    assert_eq!(ask(&mut store, 4), Ok(Done::Unique));
+    let theirs = [7; 4096];
+    let mut origin = machine.device(ORIGIN);
+    let write = Write {
+        offset: 4 * 4096,
+        from: &theirs,
+    };
+    origin.write(&[write]).expect("write");
+    origin.flush().expect("flush");
+    drop(store);
+    let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+    let (mut store, _) = shape.open(&machine).expect("open");
+    assert_eq!(store.reverting(), Some(SnapTag(1)));
+    assert_eq!(finish(&mut store), 0);
+    assert!(machine.holds(ORIGIN, 4 * 4096, &theirs));
+    assert!(machine.holds(ORIGIN, 5 * 4096, &[0; 4096]));
+    assert_eq!(ask(&mut store, 23), Ok(Done::Unique));
 }
 
 /// Says to the model what a revert does.
@@ -393,7 +448,10 @@ fn it_is_never_given_up_for_room() {
     };
     let mut volume = Volume::new(shape);
     volume.apply(&Step::Create(1));
+    volume.apply(&Step::Create(2));
     write_chunks(&mut volume, 0..10);
+    let stays = volume.store.set_priority(SnapTag(2), 127);
+    stays.expect("set").expect("there");
     checked(&mut volume.store, 1).expect("possible");
     volume
         .store
@@ -401,7 +459,7 @@ fn it_is_never_given_up_for_room() {
         .expect("start")
         .expect("possible");
     let ops: Vec<Op> = (10..400)
-        .map(|chunk| Op::OriginWrite(Chunk(chunk)))
+        .map(|chunk| Op::SnapshotWrite(SnapTag(2), Chunk(chunk)))
         .collect();
     let answers = commit(&mut volume.store, &ops);
     assert!(answers.contains(&Err(OpError::StoreFull)));

@@ -132,6 +132,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         self.inner.alignment()
     }
 
+    fn sector_bytes(&self) -> Option<u64> {
+        self.inner.sector_bytes()
+    }
+
     fn name(&self) -> &str {
         self.inner.name()
     }

@@ -58,6 +58,10 @@ impl BlockDevice for Latched {
         self.inner.alignment()
     }
 
+    fn sector_bytes(&self) -> Option<u64> {
+        self.inner.sector_bytes()
+    }
+
     fn name(&self) -> &str {
         self.inner.name()
     }

@@ -54,6 +54,12 @@ pub trait BlockDevice {
     /// Every offset, length and buffer address must be a multiple of this: 512 or 4096 bytes.
     fn alignment(&self) -> usize;
 
+    /// Logical sector size in bytes of a block device; none of what the kernel does not know as one, such
+    /// as a plain file.
+    fn sector_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// A name for messages, such as the device's path.
     fn name(&self) -> &str;
 

@@ -45,6 +45,7 @@ pub struct UringDevice {
     len_bytes: u64,
     alignment: usize,
     lock: Option<FileLock>,
+    block_device: bool,
 }
 
 /// One request of a batch, split to the longest allowed.
@@ -107,6 +108,7 @@ impl UringDevice {
             len_bytes,
             alignment,
             lock: None,
+            block_device: kind.is_block_device(),
         })
     }
 
@@ -308,6 +310,11 @@ impl BlockDevice for UringDevice {
 
     fn alignment(&self) -> usize {
         self.alignment
+    }
+
+    fn sector_bytes(&self) -> Option<u64> {
+        // A block device is open with O_DIRECT, which aligns to its sectors.
+        self.block_device.then_some(self.alignment as u64)
     }
 
     fn name(&self) -> &str {

@@ -487,7 +487,9 @@ impl<E: Engine> Core<E> {
             Purpose::Revert => {
                 self.revert_write_step(now, out);
                 self.barrier = None;
-                out.channel(id, Answer::BarrierEnd { created: false });
+                // What is unique is forgotten: every write asks, and those that the revert would undo are
+                // refused.
+                out.channel(id, Answer::BarrierEnd { created: true });
                 self.stop_squashed(out);
                 self.release_devices(now, out);
             }

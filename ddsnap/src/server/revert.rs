@@ -2,15 +2,18 @@
 //! A revert as the server carries it out: when it may begin, what is kept away from it, and who hears of
 //! it. What it does to the store is [`crate::store`]'s matter.
 //!
-//! A step writes to the origin behind the kernel's back, so two things must not go on meanwhile:
+//! A step writes to the origin behind the kernel's back. So no device may be up when a revert begins, and
+//! none comes up before it has ended: IDENTIFY is not answered until then.
 //!
-//! - *Origin writes.* A step runs inside a barrier like the creation of a snapshot, one barrier a step,
-//!   and a step is short. It ends without `CREATED`: what a step wrote is copied out for the newest
-//!   snapshot, and what was unique before still is, so the target's bits stay right.
-//! - *Reads of snapshots from the origin*: the target keeps its own writes away from them, not the
-//!   server's. So no snapshot's device may be up when a revert begins, and none comes up before it has
-//!   ended: IDENTIFY is not answered until then. That of the origin is not either, so that nobody
-//!   mounts half a revert.
+//! - One of a *snapshot* would read from the origin what a step overwrites: the target keeps its own writes
+//!   away from such reads, not the server's.
+//! - That of the *origin* would show half a revert to who mounts it, and a write through it would be
+//!   undone.
+//!
+//! There may be an origin's device all the same, from before the server was started anew, if an older
+//! one began the revert beside it. A step therefore runs inside a barrier, which ends with `CREATED`: the
+//! target forgets what is unique and asks before each write, and the engine refuses those that the
+//! revert would undo.
 //!
 //! A revert found when the store was opened goes on at once, before devices are identified. It does not
 //! end because its client goes away; only one that still checks the snapshot is given up then. What
@@ -151,8 +154,12 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// No snapshot may be read while the server writes to the origin.
+    /// Nobody may use the origin, nor read a snapshot, while the server writes to the origin.
     fn devices_in_the_way(&self) -> Option<Reply> {
+        if self.origin_is_shown() {
+            let reason = "the device of the origin exists; unmount and remove it first".to_owned();
+            return Some(refusal::with_errno(Errno::EBUSY, reason));
+        }
         let shown = self.shown_snapshots();
         let shown: Vec<String> = shown.iter().map(ToString::to_string).collect();
         let reason = match &shown[..] {
@@ -233,7 +240,7 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// A step of the second phase. No origin write is in flight, and no snapshot has a device.
+    /// A step of the second phase. No origin write is in flight, and no snapshot is read.
     pub(super) fn revert_write_step(&mut self, now: Now, out: &mut Output) {
         let Some(tag) = self.jobs.revert.writing() else {
             return;

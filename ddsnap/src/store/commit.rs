@@ -76,6 +76,7 @@ impl Store {
     /// The store cannot go on: nothing of the group may be taken as done.
     pub fn commit(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, OpError>>, StoreError> {
         self.check_latch()?;
+        self.mark_revert_for(ops)?;
         let chunks = (MAX_GROUP_BYTES >> self.superblock.chunk.get()).max(1) as usize;
         let most = chunks.min(self.ring.max_entries());
         let mut answers = Vec::with_capacity(ops.len());
@@ -179,6 +180,9 @@ impl Store {
         if self.media.origin_length.to_chunks(self.superblock.chunk) <= chunk.0 {
             return Ok(Slot::Known(Err(OpError::OutOfRange(chunk))));
         }
+        if let Some(tag) = self.reverts_later(chunk) {
+            return Ok(Slot::Known(Err(OpError::Reverting(tag))));
+        }
         let Some(newest) = self.state.snapshots.newest_with(chunk) else {
             return Ok(Slot::Known(Ok(Done::Unique)));
         };
@@ -198,6 +202,14 @@ impl Store {
             Ok(snapshot) => snapshot,
             Err(refused) => return Ok(Slot::Known(Err(refused))),
         };
+        if self.is_reverting_to(snapshot.seq)
+            && kept!(
+                "reverted-snapshot-not-written",
+                "the origin would be given some chunks as they were and some as they are"
+            )
+        {
+            return Ok(Slot::Known(Err(OpError::Reverting(tag))));
+        }
         if let Some(place) = self.overlay(snapshot.seq, chunk)? {
             return Ok(Slot::Known(Ok(Done::Private(place))));
         }

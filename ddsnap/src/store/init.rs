@@ -2,7 +2,7 @@
 //! Making a new store, and finding out whether there is one.
 
 use super::error::StoreError;
-use super::media::{Devices, flush, read_batch, write_batch};
+use super::media::{Devices, flush, read_batch, sectors_differ, write_batch};
 use super::{InitOptions, Store};
 use crate::buffer::AlignedBuf;
 use crate::device::{BlockDevice, Read, Write};
@@ -157,6 +157,9 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
             );
             return Err(refuse(&**device, problem));
         }
+    }
+    if let Some(problem) = sectors_differ(&*devices.origin, &*devices.data) {
+        return Err(refuse(&*devices.data, problem));
     }
     let origin = Sectors::in_bytes(devices.origin.len_bytes());
     if origin.0 == 0 {

@@ -11,6 +11,7 @@ use crate::device::{BlockDevice, Read, Write};
 use crate::format::block::{Block, Expected, Kind, Pointer};
 use crate::format::superblock::Superblock;
 use crate::format::{BLOCK_LEN, FormatError};
+use crate::promise::kept;
 use crate::units::{Chunk, ChunkShift, META_BLOCK_BYTES, MetaBlock, Sectors, StoreChunk};
 
 /// The devices of a store.
@@ -65,6 +66,17 @@ impl Media {
     /// Whether a block is in the cache.
     pub fn is_cached(&mut self, pointer: Pointer) -> bool {
         self.cache.get(pointer).is_some()
+    }
+
+    /// See [`sectors_differ`].
+    pub fn check_sectors(&self) -> Result<(), StoreError> {
+        let problem = sectors_differ(&*self.origin, &self.data);
+        problem.map_or(Ok(()), |problem| {
+            Err(StoreError::WrongDevice {
+                device: self.data_name(),
+                problem,
+            })
+        })
     }
 
     /// The most metadata blocks that are kept in memory.
@@ -358,6 +370,23 @@ impl Media {
         read_batch(&mut *self.origin, &mut origin)?;
         read_batch(&mut self.data, &mut store)
     }
+}
+
+/// Why a store on `data` cannot serve snapshots of this origin. A snapshot's device has the origin's
+/// sectors, and its reads and writes of them go to the store as they are.
+pub(crate) fn sectors_differ(origin: &dyn BlockDevice, data: &dyn BlockDevice) -> Option<String> {
+    let (own, needed) = (data.sector_bytes()?, origin.sector_bytes()?);
+    let refuses = kept!(
+        "no-larger-sectors-than-the-origin",
+        "a snapshot's device would pass on requests that the store's disk cannot do"
+    );
+    (refuses && own > needed).then(|| {
+        format!(
+            "its sectors have {own} bytes and those of the origin, {}, have {needed}: put the snapshot \
+             store on a device with sectors of {needed} bytes",
+            origin.name()
+        )
+    })
 }
 
 pub(crate) fn read_batch(

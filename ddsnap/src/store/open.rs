@@ -59,6 +59,7 @@ impl Store {
                 problem: "it is empty; is it the origin?".to_owned(),
             });
         }
+        store.media.check_sectors()?;
         let old = store.superblock.version != Version::V2;
         if !opened.clean {
             // Of a server that was killed in a checkpoint, the newest copy may still be in the disk's cache: a

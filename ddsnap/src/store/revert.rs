@@ -12,9 +12,14 @@
 //! becomes durable. After a crash it goes on from there: doing a chunk twice is doing it once, for
 //! what was saved is not saved again, and the snapshot still has what is written.
 //!
-//! Until the end its snapshot may neither be deleted nor given up, and no snapshot is created: it
-//! would show an origin that is half one thing and half another. The caller keeps reads of snapshots
-//! from the origin and writes of others away from it during a step.
+//! Until the end its snapshot may neither be deleted, given up nor written to, and no snapshot is created:
+//! it would show an origin that is half one thing and half another.
+//!
+//! A write of somebody else to a chunk that the revert has yet to deal with would be overwritten by it, and
+//! so would one to a chunk dealt with since the place reached was made durable, after a crash. So the
+//! first is refused, and before the second is let through the place is made durable. What lies behind the
+//! end of the snapshot is nothing to the revert. The caller keeps reads of snapshots from the origin away
+//! during a step, and writes that need not ask.
 
 use std::collections::BTreeSet;
 
@@ -46,6 +51,8 @@ pub(crate) struct Revert {
     next: u64,
     /// Bytes written since the origin was flushed.
     unsaved: u64,
+    /// What is committed now is for the revert itself.
+    saving: bool,
     /// Chunks left as they were, since the store was opened.
     skipped: u64,
     /// Those not told of yet, and why.
@@ -165,6 +172,45 @@ impl Store {
         std::mem::take(&mut self.revert.untold)
     }
 
+    /// The snapshot of a revert under way that has yet to overwrite this chunk of the origin, or may have to
+    /// do it again.
+    pub(super) fn reverts_later(&self, chunk: Chunk) -> Option<SnapTag> {
+        let revert = self.state.revert.filter(|_| !self.revert.saving)?;
+        let snapshot = self.state.snapshots.get(revert.seq)?;
+        let refuses = kept!(
+            "revert-refuses-writes-ahead",
+            "a write would be answered and then overwritten when the revert comes to its chunk"
+        );
+        let ahead = revert.next <= chunk && self.state.snapshots.has(snapshot, chunk);
+        (refuses && ahead).then_some(snapshot.tag)
+    }
+
+    /// Makes the place that a revert has reached durable if one of these writes is to a chunk that would
+    /// otherwise be overwritten again after a crash.
+    pub(super) fn mark_revert_for(&mut self, ops: &[Op]) -> Result<(), StoreError> {
+        let Some(revert) = self.state.revert.filter(|_| !self.revert.saving) else {
+            return Ok(());
+        };
+        let since = revert.next..Chunk(self.revert.next);
+        let dealt_with = |op: &Op| matches!(op, Op::OriginWrite(chunk) if since.contains(chunk));
+        if ops.iter().any(dealt_with)
+            && kept!(
+                "revert-marks-before-writes-behind",
+                "after a crash the revert would overwrite a write that was answered"
+            )
+        {
+            self.mark_revert(revert.seq)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the place reached durable, and before it all that was written.
+    fn mark_revert(&mut self, seq: SnapSeq) -> Result<(), StoreError> {
+        let next = Chunk(self.revert.next);
+        self.flush_reverted()?;
+        self.record(&[Entry::RevertProgress { seq, next }])
+    }
+
     /// Whether this is the snapshot of a revert under way, which must stay.
     pub(super) fn is_reverting_to(&self, seq: SnapSeq) -> bool {
         self.state.revert.is_some_and(|revert| revert.seq == seq)
@@ -265,10 +311,7 @@ impl Store {
             return Ok(Ok(Reverting::Done { skipped }));
         }
         if self.revert.unsaved >= SAVE_EVERY {
-            self.flush_reverted()?;
-            let next = Chunk(next);
-            let seq = revert.seq;
-            self.record(&[Entry::RevertProgress { seq, next }])?;
+            self.mark_revert(revert.seq)?;
         }
         Ok(Ok(Reverting::More))
     }
@@ -370,6 +413,16 @@ impl Store {
     /// Saves the origin's chunks for the snapshots that need them. What cannot be read is taken out
     /// of the batch; what has no room is too, with all behind it, and the first of these is given back.
     fn save_for_others(
+        &mut self,
+        batch: &mut Vec<(Chunk, Found)>,
+    ) -> Result<Option<Chunk>, StoreError> {
+        self.revert.saving = true;
+        let saved = self.try_save_for_others(batch);
+        self.revert.saving = false;
+        saved
+    }
+
+    fn try_save_for_others(
         &mut self,
         batch: &mut Vec<(Chunk, Found)>,
     ) -> Result<Option<Chunk>, StoreError> {

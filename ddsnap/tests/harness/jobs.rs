@@ -117,8 +117,9 @@ impl Volume {
             Ok(Reverting::More) => {}
             Ok(Reverting::Checked) => {
                 self.store.revert_start().expect("start").expect("checked");
-                self.model.reverting = Some(tag.0);
-                self.model.revert_to(tag.0);
+                self.model.begin_revert(tag.0);
+                // The target has no device of the origin then, and what is unique was forgotten with it.
+                self.unique.fill(false);
                 self.job = Some(Job::Revert);
                 self.reverts += 1;
             }

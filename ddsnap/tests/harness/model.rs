@@ -124,6 +124,8 @@ pub struct Model {
     pub sizes: Sizes,
     /// The snapshot whose content the origin is being given.
     pub reverting: Option<u32>,
+    /// Chunks of the origin that others have written since that began: it keeps off them.
+    pub kept: BTreeSet<u64>,
 }
 
 impl Model {
@@ -134,6 +136,7 @@ impl Model {
             snapshots: BTreeMap::new(),
             sizes,
             reverting: None,
+            kept: BTreeSet::new(),
         };
         model.set_origin_bytes(sizes.origin, chunk_bytes);
         model
@@ -154,7 +157,8 @@ impl Model {
     /// snapshot's may be.
     pub fn revert_to(&mut self, tag: u32) {
         let snapshot = &self.snapshots[&tag];
-        for (chunk, given) in self.origin.iter_mut().zip(&snapshot.chunks) {
+        let chunks = (0..).zip(self.origin.iter_mut().zip(&snapshot.chunks));
+        for (_, (chunk, given)) in chunks.filter(|(index, _)| !self.kept.contains(index)) {
             chunk.give(given);
         }
     }
@@ -190,12 +194,21 @@ impl Model {
         draining.map(|(&tag, _)| tag).collect()
     }
 
-    /// The origin's writes are durable. In a revert nobody knows how far it has got.
+    /// The origin's writes are durable. In a revert nobody knows how far it has got, but what others
+    /// wrote is theirs.
     pub fn settle_origin(&mut self) {
-        if self.reverting.is_some() {
-            return;
-        }
-        self.origin.iter_mut().for_each(Chunk::settle);
+        let all = self.reverting.is_none();
+        let chunks = (0..).zip(&mut self.origin);
+        chunks
+            .filter(|(index, _)| all || self.kept.contains(index))
+            .for_each(|(_, chunk)| chunk.settle());
+    }
+
+    /// A revert to this snapshot has begun.
+    pub fn begin_revert(&mut self, tag: u32) {
+        self.kept.clear();
+        self.reverting = Some(tag);
+        self.revert_to(tag);
     }
 
     pub fn settle_store(&mut self) {

@@ -247,6 +247,14 @@ impl Volume {
                     }
                 }
                 (_, Err(OpError::StoreFull)) => self.refused_full += 1,
+                (Op::OriginWrite(chunk), Err(OpError::Reverting(to))) => {
+                    assert_eq!(Some(to.0), self.model.reverting);
+                    let end = self.model.snapshots[&to.0].chunks.len() as u64;
+                    assert!(chunk.0 < end && !self.model.kept.contains(&chunk.0));
+                }
+                (Op::SnapshotWrite(tag, _), Err(OpError::Reverting(to))) => {
+                    assert_eq!((Some(to.0), to), (self.model.reverting, tag));
+                }
                 (Op::SnapshotWrite(tag, _), Err(OpError::NoSuchSnapshot(_))) => {
                     let given_up = self.model.snapshots.contains_key(&tag.0);
                     assert!(!given_up || self.store.snapshot(tag).is_none());
@@ -277,7 +285,7 @@ impl Volume {
 
     fn write_origin(&mut self, chunk: Chunk) {
         if self.model.reverting.is_some() {
-            return; // Nobody writes to an origin that is being reverted.
+            self.model.kept.insert(chunk.0);
         }
         let len = self.model.origin[chunk.0 as usize].now.len();
         let content = content(self.next_stamp, len);
@@ -299,10 +307,8 @@ impl Volume {
             .store
             .snapshot(tag)
             .is_some_and(|snapshot| snapshot.state == SnapState::Live);
-        // Nor to the snapshot that it is reverted to.
-        let still = self.model.reverting == Some(tag.0);
         let snapshot = self.model.snapshots.get_mut(&tag.0);
-        let Some(snapshot) = snapshot.filter(|_| alive && !still) else {
+        let Some(snapshot) = snapshot.filter(|_| alive) else {
             return;
         };
         let len = snapshot.chunks[chunk.0 as usize].now.len();

@@ -140,6 +140,12 @@ impl<E: Engine> Core<E> {
         }
     }
 
+    /// Whether the origin has a device.
+    pub(in crate::server) fn origin_is_shown(&self) -> bool {
+        let mut devices = self.devices.values();
+        devices.any(|device| device.snapshot.is_none())
+    }
+
     /// Snapshots that have devices.
     pub(in crate::server) fn shown_snapshots(&self) -> Vec<SnapTag> {
         let devices = self.devices.values();
