@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use commands::{Volume, ddsnap, ddsnap_with, good, ran, wait_until, without_times};
-use ddsnap::store::{Op, Store};
+use ddsnap::store::{Op, OpError, Store};
 use ddsnap::units::{Chunk, SnapTag};
 use nix::sys::signal::Signal;
 
@@ -332,9 +332,19 @@ fn a_full_store_shows_squashed_snapshots_and_warns() {
     }
     store.adjust_usecount(SnapTag(4), 1).unwrap().unwrap();
     let write = |store: &mut Store, chunks: std::ops::Range<u64>| -> usize {
-        let ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
-        let results = store.commit(&ops).unwrap();
-        results.iter().filter(|result| result.is_err()).count()
+        let mut refused = 0;
+        for chunk in chunks {
+            let ops = [Op::OriginWrite(Chunk(chunk))];
+            let mut answer = store.commit(&ops).unwrap()[0];
+            while answer == Err(OpError::Wait) {
+                store.background_step(64).unwrap();
+                if !store.is_making_room() {
+                    answer = store.commit(&ops).unwrap()[0];
+                }
+            }
+            refused += usize::from(answer.is_err());
+        }
+        refused
     };
     // 8 MiB of origin do not fit 2 MiB of store.
     assert_eq!(write(&mut store, 0..1024), 0);
