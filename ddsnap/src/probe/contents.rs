@@ -182,7 +182,13 @@ pub fn look(path: &Path) -> Result<Contents, ProbeError> {
         }));
     }
     let (code, text) = blkid(path, &["-p", "-o", "export"])?;
+    let nothing = if blank {
+        Contents::Blank
+    } else {
+        Contents::Unknown
+    };
     match code {
+        Some(0) if is_of_partition_only(&text) => Ok(nothing),
         Some(0) => {
             let mut known = parse(&text).ok_or_else(|| ProbeError::Examine {
                 path: path.to_path_buf(),
@@ -191,8 +197,7 @@ pub fn look(path: &Path) -> Result<Contents, ProbeError> {
             known.elsewhere = elsewhere(&head, &known.kind);
             Ok(Contents::Known(known))
         }
-        Some(2) if blank => Ok(Contents::Blank),
-        Some(2) => Ok(Contents::Unknown),
+        Some(2) => Ok(nothing),
         Some(8) => Ok(Contents::Several(several(path)?)),
         code => Err(ProbeError::Examine {
             path: path.to_path_buf(),
@@ -293,6 +298,12 @@ fn parse(text: &str) -> Option<Known> {
         (None, Some(table)) => Some(known(Usage::Partitions, table, None)),
         (None, None) => None,
     }
+}
+
+/// Whether blkid tells of a partition where it lies on its disk, and of nothing in it.
+fn is_of_partition_only(text: &str) -> bool {
+    let mut lines = text.lines().filter(|line| !line.starts_with("DEVNAME="));
+    lines.clone().count() > 0 && lines.all(|line| line.starts_with("PART_ENTRY_"))
 }
 
 /// The types of all signatures of a device on which blkid finds too many.
@@ -435,6 +446,18 @@ mod tests {
         let table = parse("PTUUID=1\nPTTYPE=dos\n").unwrap();
         assert_eq!(table.to_string(), "a partition table (dos)");
         assert_eq!(parse(""), None);
+    }
+
+    /// No volume could be defined on a partition without contents: what blkid says of each partition was taken
+    /// for an answer that makes no sense.
+    #[test]
+    fn a_partition_entry_is_no_contents() {
+        let entry =
+            "DEVNAME=/dev/x2\nPART_ENTRY_SCHEME=gpt\nPART_ENTRY_NUMBER=2\nPART_ENTRY_NAME=a\\ b\n";
+        assert!(is_of_partition_only(entry));
+        assert!(!is_of_partition_only(&format!("{entry}PTTYPE=dos\n")));
+        assert!(!is_of_partition_only(&format!("{entry}TYPE=ext4\n")));
+        assert!(!is_of_partition_only("DEVNAME=/dev/x2\n"));
     }
 
     /// A snapshot of a file system with a journal elsewhere was mounted with the origin's live journal.
