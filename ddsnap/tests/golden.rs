@@ -11,6 +11,7 @@ use ddsnap::format::block::{Block, BlockBuilder, Expected, Kind, PAYLOAD_LEN, Po
 use ddsnap::format::journal::{self, Entry, RecordId};
 use ddsnap::format::label::Label;
 use ddsnap::format::node::{Child, Interior, LeafBuilder, LeafReader, Value, encode_interior};
+use ddsnap::format::origin::{Area, Content, Guard, OriginRecord};
 use ddsnap::format::snaptable::{self, Snapshot, State};
 use ddsnap::format::superblock::{Extent, Revert, Superblock, TreeRoot};
 use ddsnap::format::{Lengths, Version};
@@ -145,6 +146,30 @@ fn superblock() -> Superblock {
             first: MetaBlock(48),
             blocks: 208,
         }],
+        origin_record: Some(origin_record()),
+    }
+}
+
+fn origin_record() -> OriginRecord {
+    let guard = |chunk| Guard {
+        chunk: Chunk(chunk),
+        digest: 0x1122_3344_5566_7700 + chunk,
+    };
+    let area = |n: u64| Area {
+        sector: n << 40,
+        sectors: 2048 - n as u32,
+        digest: [0xd0 + n as u8; 32],
+    };
+    OriginRecord {
+        device: "disk naa.5000c500".to_owned(),
+        sectors: 0x1_2345_6789,
+        content: Content::Ext,
+        uuid: [0xee; 16],
+        boot: [0xbb; 16],
+        seen: -3,
+        guard_seq: SnapSeq(11),
+        guards: (0..8).map(guard).collect(),
+        areas: (0..14).map(area).collect(),
     }
 }
 
@@ -156,6 +181,7 @@ fn superblock_bytes() {
     assert_eq!(Superblock::decode(&bytes, 1).as_ref(), Ok(&superblock));
     let first = Superblock {
         version: Version::V1,
+        origin_record: None,
         ..superblock.clone()
     };
     let bytes = read_golden("superblock-1.txt", 4096);
@@ -166,6 +192,7 @@ fn superblock_bytes() {
     );
     let empty = Superblock {
         revert: None,
+        origin_record: None,
         snapshots: None,
         snapshot_count: 0,
         exceptions: TreeRoot::default(),
@@ -214,6 +241,16 @@ fn journal_bytes() {
         Entry::RevertBegin(seq),
         Entry::RevertProgress { seq, next: chunk },
         Entry::RevertEnd(seq),
+        Entry::Doubtful(seq),
+        Entry::Opened {
+            boot: *b"0123456789abcdef",
+            seen: 1_763_000_001,
+        },
+        Entry::Guard {
+            seq,
+            chunk,
+            digest: 0x0807_0605_0403_0201,
+        },
     ];
     let id = RecordId {
         epoch: 4,
@@ -224,7 +261,11 @@ fn journal_bytes() {
     let bytes = journal::encode(&id, &entries);
     golden("journal.txt", &bytes);
     let first = read_golden("journal-1.txt", 4096);
-    for (bytes, version) in [(&bytes, Version::V2), (&first, Version::V1)] {
+    let old = &entries[..13];
+    for (bytes, version, entries) in [
+        (&bytes, Version::V2, &entries[..]),
+        (&first, Version::V1, old),
+    ] {
         let decoded = journal::decode(bytes, lengths(version));
         assert_eq!(decoded, Ok((id, entries.to_vec())));
     }
@@ -311,6 +352,7 @@ fn snapshot_table_bytes() {
         usecount: n as u16 + 0x100,
         created: 1_763_000_000 + n as i64,
         length: Sectors(77 * 32),
+        doubtful: n == 1,
     };
     let all = [
         snapshot(1, State::Live),
@@ -338,6 +380,10 @@ fn snapshot_table_bytes() {
     };
     let block = Block::check(&bytes, &expected).expect("whole");
     let decoded = snaptable::decode(&block, lengths(Version::V1));
+    let all = all.map(|snapshot| Snapshot {
+        doubtful: false,
+        ..snapshot
+    });
     assert_eq!(decoded, Ok((all.to_vec(), next)));
 }
 

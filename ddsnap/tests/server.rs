@@ -130,9 +130,10 @@ impl Server {
                 faults: Faults::default(),
                 on_hangup: Box::new(|| {}),
             };
-            let (engine, _, fault) = Ring::new(StoreEngine(store), parts).unwrap().run().unwrap();
+            let (engine, origin, _, fault) =
+                Ring::new(StoreEngine(store), parts).unwrap().run().unwrap();
             assert_eq!(fault, None);
-            engine.close().unwrap();
+            engine.close(origin).unwrap();
         });
         let socket = path.to_str().unwrap().to_owned();
         Server {
@@ -183,7 +184,11 @@ impl Server {
     fn create(&mut self, tag: u32) {
         let mut client = self.client();
         let creating = std::thread::spawn(move || client.create(SnapTag(tag)).unwrap());
-        let (barrier, op, ..) = self.read();
+        let (mut barrier, mut op, ..) = self.read();
+        // Told as long as there is no snapshot; it wants no answer.
+        while op == 0x103 {
+            (barrier, op, ..) = self.read();
+        }
         assert_eq!(op, 0x100);
         let reached = Request {
             id: barrier,

@@ -21,6 +21,7 @@ use crate::{paths, ui};
 const TESTS: &[&str] = &[
     "promises",
     "checkpoint",
+    "foreign",
     "faults",
     "repair",
     "resize",

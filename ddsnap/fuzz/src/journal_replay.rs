@@ -45,7 +45,7 @@ pub fn run(data: &[u8]) {
 /// Entries as FORMAT.md has them; kinds and numbers that there are none of too.
 fn entry(kind: u8, input: &mut Input<'_>) -> [u8; ENTRY_LEN] {
     let mut bytes = [0; ENTRY_LEN];
-    bytes[..4].copy_from_slice(&u32::from(kind % 16).to_le_bytes());
+    bytes[..4].copy_from_slice(&u32::from(kind % 18).to_le_bytes());
     bytes[4..8].copy_from_slice(&(input.edge() as u32).to_le_bytes());
     for field in [8, 16, 24] {
         bytes[field..field + 8].copy_from_slice(&input.edge().to_le_bytes());

@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::status::DOUBTFUL;
 use super::{offline, progress};
 use crate::device::BlockDevice;
 use crate::device::uring::Access;
@@ -206,8 +207,10 @@ impl Printer {
             serde_json::json!({"result": result, "squashed": self.squashed})
         });
         let repair = serde_json::to_string(&repair)?;
+        let doubtful: Vec<u32> = checked.doubtful.iter().map(|tag| tag.0).collect();
+        let doubtful = serde_json::to_string(&doubtful)?;
         print(&format!(
-            "{start}  ],\n  \"sound\": {sound},\n  \"counts\": {counts},\n  \"repair\": {repair}\n}}\n"
+            "{start}  ],\n  \"doubtful\": {doubtful},\n  \"sound\": {sound},\n  \"counts\": {counts},\n  \"repair\": {repair}\n}}\n"
         ))
     }
 }
@@ -243,17 +246,23 @@ fn summary(checked: &Checked) -> String {
         used_chunks,
         used_blocks,
         replayed_records,
+        doubtful,
     } = checked;
     let counts = format!(
         "{snapshots} snapshots, {used_chunks} store chunks and {used_blocks} metadata blocks in use, \
          {replayed_records} journal records to replay"
     );
-    match problems {
+    let doubtful: String = doubtful
+        .iter()
+        .map(|tag| format!("snapshot {tag} is doubtful: {DOUBTFUL}\n"))
+        .collect();
+    let summary = match problems {
         0 => format!("sound: {counts}\n"),
         _ => format!(
             "{problems} problems, {losses} of them lost something, {undecided} cannot be decided: {counts}\n"
         ),
-    }
+    };
+    doubtful + &summary
 }
 
 #[derive(Serialize)]

@@ -67,6 +67,7 @@ struct SnapshotObject {
     priority: i8,
     usecount: UseCount,
     state: &'static str,
+    doubtful: bool,
     origin_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Option<DataObject>>,
@@ -174,6 +175,7 @@ fn snapshot(snapshot: &Snapshot, data: Option<Option<DataObject>>) -> SnapshotOb
             SnapshotState::Live => "live",
             SnapshotState::Squashed => "squashed",
         },
+        doubtful: snapshot.doubtful,
         origin_bytes: snapshot.sectors * SECTOR_BYTES,
         data,
     }
@@ -236,6 +238,7 @@ mod tests {
             created: 1_795_311_881,
             priority: 0,
             state: SnapshotState::Live,
+            doubtful: false,
             persistent_usecount: 1,
             devices: 1,
             sectors: 16384,
@@ -246,6 +249,7 @@ mod tests {
             created: 1_795_311_883,
             priority: -5,
             state: SnapshotState::Squashed,
+            doubtful: true,
             persistent_usecount: 0,
             ..first
         };

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::json;
 use super::numbers::ctime;
+use super::status::DOUBTFUL;
 use crate::client::{Client, Snapshot, SnapshotState};
 use crate::stdio::print;
 
@@ -53,6 +54,9 @@ fn render(snapshots: &[Snapshot], time: impl Fn(i64) -> String) -> String {
             snapshot.usecount(),
             time(snapshot.created),
         );
+        if snapshot.doubtful {
+            let _ = writeln!(text, "\tdoubtful: {DOUBTFUL}");
+        }
     }
     text
 }
@@ -70,6 +74,7 @@ mod tests {
             created: 0,
             priority: -5,
             state: SnapshotState::Live,
+            doubtful: false,
             persistent_usecount: 2,
             devices: 1,
             sectors: 8,

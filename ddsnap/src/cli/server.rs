@@ -42,6 +42,11 @@ pub struct Server {
     /// How many seconds to wait for another server of the volume to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     wait: u32,
+    /// Go on although the origin was written without this server. Its snapshots are marked as doubtful, for good:
+    /// they may show what was written since as if it were old. Without it the server ends with code 3 then, and
+    /// nothing is changed.
+    #[arg(long)]
+    accept_origin: bool,
     #[command(flatten)]
     daemon: Daemon,
 }
@@ -81,6 +86,7 @@ impl Server {
             cache_bytes: self.cachesize.unwrap_or_else(default_cache),
             pidfile: self.daemon.pidfile.clone(),
             patience: Duration::from_secs(self.wait.into()),
+            accept_origin: self.accept_origin,
         })
     }
 }

@@ -17,6 +17,9 @@ use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, SnapTag};
 
 /// Exit code of --state: the state cannot be told.
 pub const STATE_UNKNOWN: u8 = 9;
+/// What it means that a snapshot is doubtful.
+pub const DOUBTFUL: &str =
+    "the origin was written without its server, so it may show newer data as if it were old";
 
 /// Show the store and what each snapshot uses of it.
 #[derive(Debug, Args)]
@@ -225,6 +228,10 @@ fn render(usage: &Usage, verbose: bool, time: impl Fn(i64) -> String) -> String 
     if let Some(tag) = status.reverting {
         let _ = writeln!(text, "The origin is being reverted to snapshot {tag}");
     }
+    for row in rows.iter().filter(|row| row.snapshot.doubtful) {
+        let tag = row.snapshot.tag;
+        let _ = writeln!(text, "Snapshot {tag} is doubtful: {DOUBTFUL}");
+    }
     if !status.fault.is_empty() {
         let _ = writeln!(text, "Store failed: {}", status.fault);
     }
@@ -301,6 +308,7 @@ mod tests {
             created: tag.into(),
             priority: 0,
             state,
+            doubtful: false,
             persistent_usecount: usecount,
             devices: 0,
             sectors: 16384,

@@ -110,6 +110,25 @@ pub enum Entry {
         /// Sequence of the first record that this one stands for.
         first: u64,
     },
+    /// All snapshots up to this one are doubtful from now on.
+    Doubtful(SnapSeq),
+    /// The store was opened; the origin may be in use, and has no fingerprint any more.
+    Opened {
+        /// The kernel's id of the boot; zeros: not known.
+        boot: [u8; 16],
+        /// When, in seconds since 1970-01-01 UTC; 0: not known.
+        seen: i64,
+    },
+    /// What a chunk of the origin holds that was not written since snapshot `seq`; the first one of another
+    /// snapshot takes the place of all of the one before.
+    Guard {
+        /// The newest snapshot.
+        seq: SnapSeq,
+        /// Which chunk.
+        chunk: Chunk,
+        /// The first 8 bytes of its SHA-256.
+        digest: u64,
+    },
 }
 
 /// Entries that fit into a record of `blocks`.
@@ -265,7 +284,10 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
         Entry::RevertBegin(seq) => (11, 0, seq.0, 0, 0),
         Entry::RevertProgress { seq, next } => (12, 0, seq.0, next.0, 0),
         Entry::RevertEnd(seq) => (13, 0, seq.0, 0, 0),
+        Entry::Doubtful(seq) => (14, 0, seq.0, 0, 0),
+        Entry::Opened { boot, seen } => (15, 0, get_u64(&boot, 0), get_u64(&boot, 8), seen as u64),
         Entry::Again { first } => (16, 0, first, 0, 0),
+        Entry::Guard { seq, chunk, digest } => (17, 0, seq.0, chunk.0, digest),
     };
     put_u32(at, KIND_AT, kind);
     put_u32(at, WORD_AT, word);
@@ -322,14 +344,29 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Entry, FormatError> {
             next: Chunk(b),
         },
         13 => Entry::RevertEnd(SnapSeq(a)),
+        14 => Entry::Doubtful(SnapSeq(a)),
+        15 => {
+            let mut boot = [0; 16];
+            put_u64(&mut boot, 0, a);
+            put_u64(&mut boot, 8, b);
+            Entry::Opened {
+                boot,
+                seen: c as i64,
+            }
+        }
         16 => Entry::Again { first: a },
+        17 => Entry::Guard {
+            seq: SnapSeq(a),
+            chunk: Chunk(b),
+            digest: c,
+        },
         kind => {
             return Err(FormatError::Range {
                 what: WHAT,
                 field: "entry kind",
                 found: kind.into(),
                 least: 1,
-                most: 16,
+                most: 17,
             });
         }
     })
@@ -369,6 +406,16 @@ mod tests {
             Entry::RevertProgress { seq, next: chunk },
             Entry::RevertEnd(seq),
             Entry::Again { first: 7 },
+            Entry::Doubtful(seq),
+            Entry::Opened {
+                boot: *b"0123456789abcdef",
+                seen: -2,
+            },
+            Entry::Guard {
+                seq,
+                chunk,
+                digest: u64::MAX,
+            },
         ];
         let id = RecordId {
             epoch: 1,

@@ -11,6 +11,7 @@ pub mod block;
 pub mod journal;
 pub mod label;
 pub mod node;
+pub mod origin;
 pub mod snaptable;
 pub mod superblock;
 pub mod varint;

@@ -18,7 +18,8 @@ const PRIORITY_AT: usize = STATE_AT + 1;
 const USECOUNT_AT: usize = PRIORITY_AT + 1;
 const CREATED_AT: usize = USECOUNT_AT + 2;
 const LENGTH_AT: usize = CREATED_AT + 8;
-const RESERVED_AT: usize = LENGTH_AT + 8;
+const FLAGS_AT: usize = LENGTH_AT + 8;
+const RESERVED_AT: usize = FLAGS_AT + 4;
 const ENTRY_LEN: usize = 64;
 
 /// The most snapshots, squashed ones included.
@@ -27,6 +28,8 @@ pub const MAX_SNAPSHOTS: usize = 4096;
 pub const MAX_ENTRIES: usize = 2 * MAX_SNAPSHOTS;
 /// Entries a block of the chain holds.
 pub const PER_BLOCK: usize = (PAYLOAD_LEN - ENTRIES_AT) / ENTRY_LEN;
+
+const FLAG_DOUBTFUL: u32 = 1;
 
 const WHAT: &str = "snapshot table";
 
@@ -58,6 +61,8 @@ pub struct Snapshot {
     pub created: i64,
     /// Length of the origin at its creation.
     pub length: Sectors,
+    /// The origin was written while nobody copied out for it: what it shows may be newer.
+    pub doubtful: bool,
 }
 
 /// Packs one block of the chain: up to [`PER_BLOCK`] snapshots and the pointer to the next block.
@@ -85,6 +90,8 @@ pub fn encode(snapshots: &[Snapshot], next: Option<Pointer>) -> (BlockBuilder, u
         put_u16(at, USECOUNT_AT, snapshot.usecount);
         put_u64(at, CREATED_AT, snapshot.created as u64);
         put_u64(at, LENGTH_AT, snapshot.length.0);
+        let flags = if snapshot.doubtful { FLAG_DOUBTFUL } else { 0 };
+        put_u32(at, FLAGS_AT, flags);
         at[RESERVED_AT..].fill(0);
     }
     (
@@ -140,6 +147,8 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Snapshot, FormatError> {
             });
         }
     };
+    let flags = get_u32(at, FLAGS_AT);
+    expect(WHAT, "unknown flags", (flags & !FLAG_DOUBTFUL).into(), 0)?;
     Ok(Snapshot {
         seq: SnapSeq(get_u64(at, SEQ_AT)),
         tag: SnapTag(get_u32(at, TAG_AT)),
@@ -148,5 +157,6 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Snapshot, FormatError> {
         usecount: get_u16(at, USECOUNT_AT),
         created: get_u64(at, CREATED_AT) as i64,
         length: lengths.decode(WHAT, get_u64(at, LENGTH_AT))?,
+        doubtful: flags & FLAG_DOUBTFUL != 0,
     })
 }

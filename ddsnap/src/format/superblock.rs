@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::block::{MAX_LEVEL, Pointer};
+use super::origin::{self, OriginRecord};
 use super::{
     BLOCK_LEN, FormatError, Lengths, VERSION, Version, bound, expect, get_u32, get_u64, put_u32,
     put_u64, snaptable, uuid_part,
@@ -56,11 +57,14 @@ const EXTENTS_AT: usize = EXTENT_COUNT_AT + 8;
 const END: usize = EXTENTS_AT + MAX_EXTENTS * 16;
 const REVERT_SEQ_AT: usize = END; // the rest of this only with its flag
 const REVERT_NEXT_AT: usize = REVERT_SEQ_AT + 8;
+const RECORD_AT: usize = 1024; // with its flag
+const RECORD_END: usize = RECORD_AT + origin::LEN;
 
 const FLAG_CLEAN: u64 = 1;
 const FLAG_SEPARATE_META: u64 = 2;
 const FLAG_REVERT: u64 = 4;
-const FLAGS_KNOWN: u64 = FLAG_CLEAN | FLAG_SEPARATE_META | FLAG_REVERT;
+const FLAG_ORIGIN: u64 = 8;
+const FLAGS_KNOWN: u64 = FLAG_CLEAN | FLAG_SEPARATE_META | FLAG_REVERT | FLAG_ORIGIN;
 
 /// Opens a superblock: "ddsnapSB".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ddsnapSB");
@@ -160,6 +164,8 @@ pub struct Superblock {
     pub space: TreeRoot,
     /// The metadata region: 1 to [`MAX_EXTENTS`] pieces, in order, apart.
     pub extents: Vec<Extent>,
+    /// What is known of the origin; none before the store was first opened.
+    pub origin_record: Option<OriginRecord>,
 }
 
 impl Superblock {
@@ -184,7 +190,15 @@ impl Superblock {
         } else {
             0
         };
-        put_u64(b, FLAGS_AT, clean | separate | reverting);
+        let known = if self.origin_record.is_some() {
+            FLAG_ORIGIN
+        } else {
+            0
+        };
+        put_u64(b, FLAGS_AT, clean | separate | reverting | known);
+        if let Some(record) = &self.origin_record {
+            record.encode(&mut b[RECORD_AT..RECORD_END]);
+        }
         if let Some(revert) = self.revert {
             put_u64(b, REVERT_SEQ_AT, revert.seq.0);
             put_u64(b, REVERT_NEXT_AT, revert.next.0);
@@ -299,6 +313,9 @@ impl Superblock {
             overlays: tree(1)?,
             space: tree(2)?,
             extents: decode_extents(b)?,
+            origin_record: (flags & FLAG_ORIGIN != 0)
+                .then(|| OriginRecord::decode(&b[RECORD_AT..RECORD_END]))
+                .transpose()?,
         };
         superblock.check_bounds()?;
         Ok(superblock)

@@ -143,6 +143,8 @@ pub struct Snapshot {
     pub priority: i8,
     /// Whether its data is there.
     pub state: SnapshotState,
+    /// The origin was written without its server while it lived: what it shows may be newer.
+    pub doubtful: bool,
     /// The persistent part of the use count, set by `usecount`.
     pub persistent_usecount: u32,
     /// Devices that show it now.
@@ -685,6 +687,8 @@ impl Reply {
 
 /// Bytes of a snapshot in a page.
 const SNAPSHOT_BYTES: usize = 38;
+/// Added to the state of a snapshot that is doubtful.
+const DOUBTFUL: u8 = 2;
 /// Bytes of a bad chunk in a message, without its snapshots.
 const BAD_CHUNK_BYTES: usize = 29;
 /// Bytes of one `(others, chunks)` pair in a page.
@@ -742,19 +746,23 @@ fn put_snapshot(body: &mut Writer, snapshot: &Snapshot) {
         .u64(snapshot.seq.0)
         .i64(snapshot.created)
         .i8(snapshot.priority)
-        .u8(state_byte(snapshot.state))
+        .u8(state_byte(snapshot.state) | if snapshot.doubtful { DOUBTFUL } else { 0 })
         .u32(snapshot.persistent_usecount)
         .u32(snapshot.devices)
         .u64(snapshot.sectors);
 }
 
 fn get_snapshot(body: &mut Reader<'_>) -> Result<Snapshot, CodecError> {
+    let (tag, seq) = (SnapTag(body.u32()?), SnapSeq(body.u64()?));
+    let (created, priority) = (body.i64()?, body.i8()?);
+    let state = body.u8()?;
     Ok(Snapshot {
-        tag: SnapTag(body.u32()?),
-        seq: SnapSeq(body.u64()?),
-        created: body.i64()?,
-        priority: body.i8()?,
-        state: get_state(body)?,
+        tag,
+        seq,
+        created,
+        priority,
+        state: state_of(body, state & !DOUBTFUL)?,
+        doubtful: state & DOUBTFUL != 0,
         persistent_usecount: body.u32()?,
         devices: body.u32()?,
         sectors: body.u64()?,
@@ -794,7 +802,12 @@ fn state_byte(state: SnapshotState) -> u8 {
 }
 
 fn get_state(body: &mut Reader<'_>) -> Result<SnapshotState, CodecError> {
-    match body.u8()? {
+    let byte = body.u8()?;
+    state_of(body, byte)
+}
+
+fn state_of(body: &Reader<'_>, byte: u8) -> Result<SnapshotState, CodecError> {
+    match byte {
         0 => Ok(SnapshotState::Live),
         1 => Ok(SnapshotState::Squashed),
         other => Err(body.bad("state of a snapshot", other.into())),

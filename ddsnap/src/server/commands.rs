@@ -73,6 +73,7 @@ impl<E: Engine> Core<E> {
             created: info.created,
             priority: info.priority,
             state: state_of(info),
+            doubtful: info.doubtful,
             persistent_usecount: info.usecount.into(),
             devices: self.devices_of(info.tag),
             sectors: info.length.0,

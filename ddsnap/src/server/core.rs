@@ -52,7 +52,7 @@ use super::usage::Count;
 use crate::protocol::channel::{self, Answer, Ask, Place};
 use crate::protocol::control::{ChannelState, Reply, Request};
 use crate::protocol::space::Level;
-use crate::store::{Location, Op, OpError};
+use crate::store::{Location, Op, OpError, OriginUse};
 use crate::units::{Chunk, SnapTag};
 
 /// How long a command waits for the writes in flight, or for the channel to come back.
@@ -678,6 +678,17 @@ impl<E: Engine> Core<E> {
     pub(super) fn fault_reply(&self) -> Reply {
         let fault = self.fault.as_deref().unwrap_or_default();
         refusal::with_errno(Errno::EIO, format!("the snapshot store failed: {fault}"))
+    }
+
+    /// Who may write to the origin after this server's end: nobody, if no device of it is known, and all
+    /// devices are.
+    #[must_use]
+    pub fn origin_use(&self) -> OriginUse {
+        let known = !self.greeting && self.channel != ChannelState::Lost;
+        match known && !self.origin_is_shown() {
+            true => OriginUse::Unused,
+            false => OriginUse::InUse,
+        }
     }
 
     /// Ends the server: gives the engine back, to be closed.

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError, ResizeRequest,
     RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
@@ -201,9 +201,9 @@ pub trait Engine {
     /// A device failed.
     fn background_step(&mut self) -> Result<bool, EngineError>;
 
-    /// Marks the store as shut down properly.
+    /// Marks the store as shut down properly; `origin` is who may have written to the origin.
     ///
     /// # Errors
     /// A device failed; the store will be recovered when it is opened.
-    fn close(self) -> Result<(), EngineError>;
+    fn close(self, origin: OriginUse) -> Result<(), EngineError>;
 }

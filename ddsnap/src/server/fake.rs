@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::engine::{Answer, Engine, EngineError};
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError, ResizeRequest,
     RevertError, Reverting, Scrub, Scrubbed, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, ChunkShift, Sectors, SnapSeq, SnapTag, StoreChunk};
@@ -235,6 +235,7 @@ impl Engine for Fake {
             priority: 0,
             usecount: 0,
             state: SnapState::Live,
+            doubtful: false,
             length: Sectors(ORIGIN_SECTORS),
         });
         Ok(Ok(()))
@@ -482,7 +483,7 @@ impl Engine for Fake {
         }
     }
 
-    fn close(self) -> Result<(), EngineError> {
+    fn close(self, _origin: OriginUse) -> Result<(), EngineError> {
         self.0.borrow_mut().closed = true;
         Ok(())
     }

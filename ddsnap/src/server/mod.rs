@@ -23,4 +23,5 @@ pub mod ring;
 pub mod scrub;
 pub mod start;
 pub mod store_engine;
+mod surroundings;
 pub mod usage;

@@ -21,6 +21,7 @@ use super::faults::{Faults, channel_name, control_name};
 use super::io::{Done, Io};
 use super::link::{ABSENT_RETRY, Backoff, Connect, LinkError, has_requests};
 use crate::protocol::channel::{Ask, REQUEST_BYTES, Request};
+use crate::store::OriginUse;
 
 /// Requests read at a time, and so the size of a commit group but for writes held by a barrier.
 pub const BATCH: usize = 256;
@@ -137,20 +138,21 @@ impl<E: Engine, C: Connect> Ring<E, C> {
         Ok(ring)
     }
 
-    /// Serves until a signal or the agent's end. Gives back the engine, to be closed, why it ended,
-    /// and whether the store had failed.
+    /// Serves until a signal or the agent's end. Gives back the engine, to be closed, who may write to the
+    /// origin now, why it ended, and whether the store had failed.
     ///
     /// # Errors
     /// The ring is broken.
-    pub fn run(mut self) -> io::Result<(E, &'static str, Option<String>)> {
+    pub fn run(mut self) -> io::Result<(E, OriginUse, &'static str, Option<String>)> {
         loop {
             self.io.wait(self.limit())?;
             while let Some(done) = self.io.next_done() {
                 self.handle(done)?;
             }
             if let Some(reason) = self.stop {
+                let origin = self.core.origin_use();
                 let (engine, fault) = self.core.into_engine();
-                return Ok((engine, reason, fault));
+                return Ok((engine, origin, reason, fault));
             }
             self.tick()?;
             // One small step, then look again whether somebody asks for something.

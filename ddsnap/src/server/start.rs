@@ -19,6 +19,7 @@ use super::faults::Faults;
 use super::link::{Backoff, Kernel, connect_within};
 use super::ring::{Parts, Ring};
 use super::store_engine::StoreEngine;
+use super::surroundings::surroundings;
 use crate::daemon::background::Background;
 use crate::daemon::log::Log;
 use crate::daemon::pidfile::PidFile;
@@ -31,7 +32,7 @@ use crate::protocol::address::{SocketFile, SocketName};
 use crate::protocol::codec::FrameReader;
 use crate::protocol::line::{FromAgent, ToAgent};
 use crate::stdio::{complain, print};
-use crate::store::{Devices, OpenOptions, Store, StoreError};
+use crate::store::{Devices, OpenOptions, OriginUse, Store, StoreError, Surroundings};
 use crate::units::ChunkShift;
 
 /// How long a dead server's socket may still answer.
@@ -60,6 +61,8 @@ pub struct Config {
     pub pidfile: Option<PathBuf>,
     /// How long to wait for another server to go: at the agent, at the store, and at the kernel.
     pub patience: Duration,
+    /// An origin that was written without this store's server is accepted: its snapshots become doubtful.
+    pub accept_origin: bool,
 }
 
 /// Why a server did not come up.
@@ -67,6 +70,8 @@ pub struct Config {
 pub enum StartError {
     /// The agent's socket cannot be connected to, or there is no sound store: exit code 99.
     Unusable(anyhow::Error),
+    /// The origin was written without this store's server, and that was not accepted: exit code 3.
+    Foreign(anyhow::Error),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
 }
@@ -83,6 +88,7 @@ impl StartError {
     pub fn into_parts(self) -> (u8, anyhow::Error) {
         match self {
             StartError::Unusable(error) => (99, error),
+            StartError::Foreign(error) => (3, error),
             StartError::Other(error) => (1, error),
         }
     }
@@ -105,7 +111,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         Ok(prepared) => prepared,
         Err(error) => {
             // Nobody was served: there shall be nothing to recover.
-            close(engine);
+            close(engine, OriginUse::Untouched);
             return Err(error.into());
         }
     };
@@ -116,20 +122,20 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     background.up().context("cannot go to the background")?;
     info!("serving {} on {}", config.origin.display(), config.socket);
 
-    let (engine, reason, fault) = ring.run().context("io_uring failed")?;
+    let (engine, origin, reason, fault) = ring.run().context("io_uring failed")?;
     info!("shutting down: {reason}");
     drop(pidfile);
     let _ = faults.strike("SHUTDOWN_SERVER");
     match fault {
         // Recovery starts from what is durable; closing could only add to the damage.
         Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
-        None => close(engine),
+        None => close(engine, origin),
     }
     Ok(())
 }
 
-fn close(engine: StoreEngine) {
-    match engine.close() {
+fn close(engine: StoreEngine, origin: OriginUse) {
+    match engine.close(origin) {
         Ok(()) => info!("the store is closed"),
         Err(error) => error!("the store was not closed, it will be recovered: {error}"),
     }
@@ -291,7 +297,18 @@ fn open_store(config: &Config) -> Result<Store, StartError> {
     let options = OpenOptions {
         cache_bytes: config.cache_bytes,
     };
-    let (store, opened) = Store::open(devices, &options).map_err(unusable)?;
+    let surroundings = Surroundings {
+        accept: config.accept_origin,
+        ..surroundings(&config.origin)
+    };
+    let (store, opened) = Store::open_in(devices, &options, &surroundings).map_err(unusable)?;
+    if let Some(what) = &opened.foreign {
+        warn!(
+            "{}: the origin was written without this store's server: {what}; \
+             snapshots taken before now are doubtful",
+            config.origin.display()
+        );
+    }
     if !opened.clean {
         warn!("Server was not shut down properly");
         info!("Replaying journal");
@@ -332,6 +349,9 @@ fn hold(path: &Path, deadline: Instant) -> anyhow::Result<UringDevice> {
 }
 
 fn unusable(error: StoreError) -> StartError {
+    if matches!(error, StoreError::Foreign { .. }) {
+        return StartError::Foreign(error.into());
+    }
     let damaged = matches!(
         error,
         StoreError::Damaged { .. } | StoreError::Inconsistent { .. } | StoreError::Journal { .. }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::engine::{Answer, Engine, EngineError};
+use super::surroundings::unix_now;
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, ResizeError, ResizeRequest,
+    Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError, ResizeRequest,
     RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, Store, StoreError, StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
@@ -215,10 +216,12 @@ impl Engine for StoreEngine {
         self.answer(result)
     }
 
-    fn close(self) -> Result<(), EngineError> {
-        self.0.close().map_err(|error| EngineError {
-            latched: true,
-            message: format!("{:#}", anyhow::Error::from(error)),
-        })
+    fn close(self, origin: OriginUse) -> Result<(), EngineError> {
+        self.0
+            .close_with(origin, unix_now())
+            .map_err(|error| EngineError {
+                latched: true,
+                message: format!("{:#}", anyhow::Error::from(error)),
+            })
     }
 }

@@ -58,6 +58,8 @@ pub struct SnapshotInfo {
     pub usecount: u16,
     /// Whether its data is there.
     pub state: SnapState,
+    /// The origin was written without its server while the snapshot lived: what it shows may be newer.
+    pub doubtful: bool,
     /// Length of the origin when it was taken, and so its own.
     pub length: Sectors,
 }

@@ -315,6 +315,7 @@ impl Store {
         next.origin = self.media.origin_length;
         next.next_seq = self.state.next_seq;
         next.revert = self.state.revert;
+        next.origin_record = Some(self.state.origin_record.clone());
         next.data_used = self.state.space.used;
         next.epoch = self.ring.epoch;
         next.tail = self.ring.head;

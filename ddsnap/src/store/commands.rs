@@ -42,19 +42,21 @@ impl Store {
             "create-flushes-origin",
             "a snapshot would survive a power cut that takes back what it showed of the origin"
         ) {
-            let origin = &mut self.media.origin;
-            origin.flush().map_err(|source| StoreError::FlushOrigin {
-                device: origin.name().to_owned(),
+            let flushed = self.media.flush_origin();
+            flushed.map_err(|source| StoreError::FlushOrigin {
+                device: self.media.origin_name(),
                 source,
             })?;
         }
         let (seq, length) = (self.state.next_seq, self.media.origin_length);
-        self.record(&[Entry::Create {
+        let mut entries = vec![Entry::Create {
             seq,
             tag,
             created: now,
             length,
-        }])?;
+        }];
+        entries.extend(self.guards(seq, true)?);
+        self.record(&entries)?;
         Ok(Ok(()))
     }
 

@@ -59,6 +59,19 @@ pub enum StoreError {
         /// What the device said.
         source: io::Error,
     },
+    /// The origin was written without this store's server. Nothing was changed.
+    #[error(
+        "{device}: the origin was written without this store's server: {what}; {} may show newer data as if it were old. If this is the right device, start with --accept-origin (`zumastor start volume NAME --accept-origin`): they are marked as doubtful then, for good",
+        count(*.snapshots)
+    )]
+    Foreign {
+        /// The origin.
+        device: String,
+        /// What tells it.
+        what: String,
+        /// Live snapshots that were not doubtful before.
+        snapshots: usize,
+    },
     /// A device does not say how long it is.
     #[error("{device}: cannot find out its length")]
     Measure {
@@ -147,4 +160,11 @@ pub enum StoreError {
         /// The device.
         device: String,
     },
+}
+
+fn count(snapshots: usize) -> String {
+    match snapshots {
+        1 => "its snapshot".to_owned(),
+        more => format!("its {more} snapshots"),
+    }
 }

@@ -239,5 +239,6 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
             first: MetaBlock(meta_first),
             blocks: meta_blocks,
         }],
+        origin_record: None,
     })
 }

@@ -38,6 +38,8 @@ pub(crate) struct Media {
     data: Latched,
     meta: Option<Latched>,
     cache: Cache,
+    /// A flush of the origin failed.
+    origin_flush: Option<(io::ErrorKind, String)>,
     pub chunk: ChunkShift,
     pub uuid_part: u64,
     /// Generation of the newest durable superblock, or of the checkpoint being written.
@@ -56,6 +58,7 @@ impl Media {
             data: Latched::new(devices.data),
             meta: devices.meta.map(Latched::new),
             cache: Cache::new(cache_bytes),
+            origin_flush: None,
             chunk: superblock.chunk,
             uuid_part: superblock.uuid_part(),
             generation: superblock.generation,
@@ -88,11 +91,30 @@ impl Media {
         self.meta.as_mut().unwrap_or(&mut self.data)
     }
 
-    /// Name of the device that holds the metadata, for messages.
+    /// Makes durable what the origin holds.
+    ///
+    /// Once that failed it fails until the store is opened again: a kernel may have dropped what was to be written
+    /// and report success the next time.
+    ///
+    /// # Errors
+    /// The device failed, now or before.
+    pub fn flush_origin(&mut self) -> io::Result<()> {
+        if let Some((kind, text)) = &self.origin_flush {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        let flushed = self.origin.flush();
+        if let Err(error) = &flushed {
+            self.origin_flush = Some((error.kind(), error.to_string()));
+        }
+        flushed
+    }
+
+    /// Name of the origin, for messages.
     pub fn origin_name(&self) -> String {
         self.origin.name().to_owned()
     }
 
+    /// Name of the device that holds the metadata, for messages.
     pub fn meta_name(&self) -> String {
         self.meta.as_ref().unwrap_or(&self.data).name().to_owned()
     }

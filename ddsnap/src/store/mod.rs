@@ -12,10 +12,12 @@ pub mod check;
 mod checkpoint;
 mod commands;
 mod commit;
+mod contents;
 mod counting;
 pub mod diff;
 pub mod dump;
 mod error;
+mod foreign;
 mod full;
 mod index;
 mod init;
@@ -43,6 +45,7 @@ pub use api::{
 pub use counting::Counting;
 pub use diff::Changes;
 pub use error::StoreError;
+pub use foreign::{OriginUse, Surroundings};
 pub use media::Devices;
 pub use scrub::{BadChunk, Fault, Scrub, Scrubbed};
 pub use view::View;
@@ -72,7 +75,7 @@ pub struct OpenOptions {
 }
 
 /// What opening a store found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// It had been closed in order.
     pub clean: bool,
@@ -83,6 +86,8 @@ pub struct Opened {
     pub dropped_records: u64,
     /// Length of the origin when the store was last in use.
     pub origin: Sectors,
+    /// What tells that the origin was written without this store, in half a sentence.
+    pub foreign: Option<String>,
 }
 
 /// An open store.
@@ -116,15 +121,31 @@ pub struct Store {
     hindered: (u32, u32),
     resizing: Option<resize::Resize>,
     revert: revert::Revert,
+    /// The origin had a fingerprint when the store was opened, and still fitted it.
+    opened_untouched: bool,
 }
 
 impl Store {
-    /// Closes the store in order, so that the next open need not replay.
+    /// Closes the store in order, so that the next open need not replay, with nothing left that writes to the
+    /// origin.
     ///
     /// # Errors
     /// A device failed; the next open recovers.
-    pub fn close(mut self) -> Result<(), StoreError> {
-        self.checkpoint_with(|next| next.clean = true)
+    pub fn close(self) -> Result<(), StoreError> {
+        self.close_with(OriginUse::Unused, 0)
+    }
+
+    /// Closes the store in order. `now` is in seconds since 1970-01-01 UTC; 0: not known.
+    ///
+    /// # Errors
+    /// A device failed; the next open recovers.
+    pub fn close_with(mut self, origin: OriginUse, now: i64) -> Result<(), StoreError> {
+        self.check_latch()?;
+        let record = self.closing_record(origin, now);
+        self.checkpoint_with(|next| {
+            next.clean = true;
+            next.origin_record = Some(record);
+        })
     }
 
     /// Why the store takes no more changes; none while all is well.

@@ -27,7 +27,7 @@ use super::recover::Last;
 use super::snapshot::Snapshots;
 use super::state::State;
 use super::sweep::Sweep;
-use super::{OpenOptions, Opened, Store, alloc::Space, recover};
+use super::{OpenOptions, Opened, Store, Surroundings, alloc::Space, recover};
 use crate::buffer::AlignedBuf;
 use crate::device::{BlockDevice, Read, Write};
 use crate::format::BLOCK_LEN;
@@ -38,7 +38,7 @@ use crate::format::snaptable;
 use crate::format::superblock::{COPIES, Superblock};
 use crate::format::{FormatError, Version};
 use crate::promise::kept;
-use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors};
+use crate::units::{META_BLOCK_BYTES, MetaBlock, Sectors, SnapSeq};
 
 impl Store {
     /// Opens the store on `devices`, after a crash too.
@@ -47,9 +47,22 @@ impl Store {
     /// There is no store, the devices do not belong to it, or it is damaged: then nothing was
     /// written.
     pub fn open(devices: Devices, options: &OpenOptions) -> Result<(Store, Opened), StoreError> {
+        Store::open_in(devices, options, &Surroundings::default())
+    }
+
+    /// As [`open`](Self::open), with what tells better whether the origin was written without this store. If it
+    /// was and is accepted, or there is no snapshot to lose, [`Opened::foreign`] says what tells it.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open); or [`StoreError::Foreign`].
+    pub fn open_in(
+        devices: Devices,
+        options: &OpenOptions,
+        now: &Surroundings,
+    ) -> Result<(Store, Opened), StoreError> {
         let Recovered {
             mut store,
-            opened,
+            mut opened,
             last,
             unreadable,
         } = Store::recover(devices, options, &mut recover::ask_origin)?;
@@ -60,6 +73,18 @@ impl Store {
             });
         }
         store.media.check_sectors()?;
+        opened.foreign = store.find_foreign(now)?;
+        let (trusted, newest) = store.trusted();
+        if let (Some(what), false, 1..) = (&opened.foreign, now.accept, trusted) {
+            return Err(StoreError::Foreign {
+                device: store.media.origin_name(),
+                what: what.clone(),
+                snapshots: trusted,
+            });
+        }
+        store.opened_untouched =
+            opened.foreign.is_none() && !store.state.origin_record.areas.is_empty();
+        let notes = store.opening_notes(opened.foreign.is_some(), newest, now)?;
         let old = store.superblock.version != Version::V2;
         if !opened.clean {
             // Of a server that was killed in a checkpoint, the newest copy may still be in the disk's cache: a
@@ -99,9 +124,49 @@ impl Store {
             store.recovered = true;
         }
         if opened.clean || old || store.media.origin_length != store.superblock.origin {
+            // In one superblock: that the snapshots are doubtful, and that what told it is gone.
+            notes.iter().for_each(|entry| store.state.apply(entry));
             store.begin_epoch()?;
+        } else if !notes.is_empty() {
+            store.record(&notes)?;
         }
         Ok((store, opened))
+    }
+
+    /// What opening has to record of the origin. After a crash that is nothing in the boot that is recorded:
+    /// opening then writes no more than it must.
+    fn opening_notes(
+        &mut self,
+        foreign: bool,
+        newest: Option<SnapSeq>,
+        now: &Surroundings,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut notes = Vec::new();
+        if foreign {
+            if kept!(
+                "accepted-origin-durable",
+                "a power cut would take back what was accepted, and the guards of it would tell of a new foreign write"
+            ) {
+                let flushed = self.media.flush_origin();
+                flushed.map_err(|source| StoreError::FlushOrigin {
+                    device: self.media.origin_name(),
+                    source,
+                })?;
+            }
+            notes.extend(newest.map(Entry::Doubtful));
+        }
+        let record = &self.state.origin_record;
+        if foreign || !record.areas.is_empty() || record.boot != now.boot {
+            let (boot, seen) = (now.boot, now.now);
+            notes.push(Entry::Opened { boot, seen });
+        }
+        self.note_origin(now);
+        if !notes.is_empty() {
+            if let Some(seq) = newest {
+                notes.extend(self.guards(seq, false)?);
+            }
+        }
+        Ok(notes)
     }
 
     fn begin_epoch(&mut self) -> Result<(), StoreError> {
@@ -213,6 +278,7 @@ impl Store {
             replayed_records: 0,
             dropped_records: 0,
             origin: superblock.origin,
+            foreign: None,
         };
         let mut ring = Ring::new(&superblock);
         let (mut last, mut unreadable) = (None, Vec::new());
@@ -278,6 +344,7 @@ impl Store {
             hindered: (0, 0),
             resizing: None,
             revert: super::revert::Revert::default(),
+            opened_untouched: false,
         }
     }
 }
@@ -479,6 +546,7 @@ pub(super) fn load_state(
     Ok(State {
         next_seq: superblock.next_seq,
         revert: superblock.revert,
+        origin_record: superblock.origin_record.clone().unwrap_or_default(),
         snapshots,
         exceptions: Index::new(Kind::Exceptions, superblock.exceptions),
         overlays: Index::new(Kind::Overlays, superblock.overlays),

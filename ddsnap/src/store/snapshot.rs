@@ -109,6 +109,14 @@ impl Snapshots {
         }
     }
 
+    /// All up to this one are doubtful from now on; those too that are squashed or deleted.
+    pub fn set_doubtful(&mut self, upto: SnapSeq) {
+        for snapshot in self.by_seq.range_mut(..=upto.0).map(|(_, s)| s) {
+            snapshot.doubtful = true;
+            self.dirty = true;
+        }
+    }
+
     pub fn forget(&mut self, seq: SnapSeq) {
         self.by_seq.remove(&seq.0);
         self.connected.remove(&seq.0);
@@ -328,6 +336,7 @@ pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
         } else {
             SnapState::Squashed
         },
+        doubtful: snapshot.doubtful,
         length: snapshot.length,
     }
 }
@@ -348,6 +357,7 @@ mod tests {
             usecount: 0,
             created: 0,
             length: Sectors::of_chunks(chunks, SHIFT).unwrap(),
+            doubtful: false,
         }
     }
 

@@ -11,6 +11,7 @@ use super::media::Media;
 use super::snapshot::Snapshots;
 use crate::format::journal::Entry;
 use crate::format::node::Value;
+use crate::format::origin::{Guard, MAX_GUARDS, OriginRecord};
 use crate::format::snaptable::{MAX_ENTRIES, Snapshot, State as SnapshotState};
 use crate::format::superblock::Revert;
 use crate::units::{Chunk, SnapSeq, StoreChunk};
@@ -20,6 +21,7 @@ use crate::units::{Chunk, SnapSeq, StoreChunk};
 pub(crate) struct State {
     pub next_seq: SnapSeq,
     pub revert: Option<Revert>,
+    pub origin_record: OriginRecord,
     pub snapshots: Snapshots,
     /// (chunk, seq)
     pub exceptions: Index,
@@ -79,6 +81,7 @@ impl State {
                     usecount: 0,
                     created,
                     length,
+                    doubtful: false,
                 });
                 self.next_seq = SnapSeq(seq.0 + 1);
             }
@@ -93,6 +96,22 @@ impl State {
             }
             Entry::RevertProgress { seq, next } => self.revert = Some(Revert { seq, next }),
             Entry::RevertEnd(_) => self.revert = None,
+            Entry::Doubtful(seq) => self.snapshots.set_doubtful(seq),
+            Entry::Opened { boot, seen } => {
+                let record = &mut self.origin_record;
+                (record.boot, record.seen) = (boot, seen);
+                record.areas.clear();
+                record.guards.clear();
+            }
+            Entry::Guard { seq, chunk, digest } => {
+                let record = &mut self.origin_record;
+                if record.guard_seq != seq {
+                    record.guards.clear();
+                }
+                record.guard_seq = seq;
+                record.guards.truncate(MAX_GUARDS - 1);
+                record.guards.push(Guard { chunk, digest });
+            }
             Entry::Again { .. } => {} // which records count was seen before
         }
     }
@@ -145,6 +164,12 @@ impl State {
                 .revert
                 .is_none_or(|revert| revert.seq != seq)
                 .then_some("a revert goes on that did not begin"),
+            Entry::Doubtful(_) | Entry::Opened { .. } => None,
+            Entry::Guard { seq, .. } => self
+                .snapshots
+                .get(seq)
+                .is_none()
+                .then_some("a chunk is guarded for a snapshot that is not there"),
             Entry::Delete(seq) | Entry::Squash(seq)
                 if self.revert.is_some_and(|revert| revert.seq == seq) =>
             {

@@ -316,6 +316,7 @@ mod tests {
                 usecount: 0,
                 created: 0,
                 length: Sectors::of_chunks(chunks, SHIFT).unwrap(),
+                doubtful: false,
             });
         }
         table

@@ -5,7 +5,7 @@
 use ddsnap::device::BlockDevice;
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::memory::{Event, Machine, Moment, Rng, Survival};
-use ddsnap::store::{Devices, OpenOptions, Opened, SnapState, Store};
+use ddsnap::store::{Devices, OpenOptions, Opened, SnapState, Store, StoreError};
 use ddsnap::units::Chunk;
 
 use super::check::{check_all, heal, locate};
@@ -50,6 +50,8 @@ pub struct CrashRun {
     volume: Volume,
     totals: Totals,
     wanted: u64,
+    /// A flush may have been done that did nothing.
+    lied: bool,
     step: Option<Step>,
     /// Print each step, to see what led to a loss.
     pub trace: bool,
@@ -99,6 +101,7 @@ impl CrashRun {
             volume: Volume::new(shape),
             totals: Totals::default(),
             wanted: points,
+            lied: false,
             step: None,
             trace: false,
         }
@@ -188,6 +191,8 @@ impl CrashRun {
             }
         }
         let mut cut = moment.cut(survival, &mut self.rng);
+        // What the origin lost although a flush of it was done: that may look like a foreign write.
+        self.lied = survival == Survival::FlushFailed;
         let mut depth = 0;
         while self.totals.points < self.wanted {
             self.totals.points += 1;
@@ -243,6 +248,7 @@ impl CrashRun {
     /// The power goes at this moment, and what a repair needs not to lose is damaged besides.
     fn repair_point(&mut self, moment: &Moment, before: &Model) -> Result<(), String> {
         let shape = self.volume.shape;
+        self.lied = false;
         let machine = moment.cut(repair::survival(&mut self.rng), &mut self.rng);
         let Some(damage) = Damage::choose(&shape, &machine, &mut self.rng) else {
             return Ok(());
@@ -302,7 +308,11 @@ impl CrashRun {
     }
 
     fn open(&self, machine: &Machine) -> Result<(Store, Opened), String> {
-        self.volume.shape.open(machine).map_err(|error| {
+        let opened = match self.volume.shape.open(machine) {
+            Err(StoreError::Foreign { .. }) if self.lied => self.volume.shape.accept(machine),
+            opened => opened,
+        };
+        opened.map_err(|error| {
             let cause = std::error::Error::source(&error)
                 .map(|cause| format!(": {cause}"))
                 .unwrap_or_default();
@@ -313,6 +323,7 @@ impl CrashRun {
     /// Cuts the power now and goes on with what is left, which is the model's truth from here on.
     fn go_on_from_a_crash(&mut self) -> Result<(), String> {
         self.totals.continued += 1;
+        self.lied = false;
         self.volume.fit_disks();
         let survival = survival(&self.volume.shape, &mut self.rng);
         let machine = self.volume.machine.moment().cut(survival, &mut self.rng);

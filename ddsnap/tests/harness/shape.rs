@@ -5,7 +5,7 @@ use ddsnap::device::memory::Machine;
 use ddsnap::device::{BlockDevice, Read};
 use ddsnap::format::BLOCK_LEN;
 use ddsnap::format::superblock::Superblock;
-use ddsnap::store::{Devices, InitOptions, OpenOptions, Opened, Store, StoreError};
+use ddsnap::store::{Devices, InitOptions, OpenOptions, Opened, Store, StoreError, Surroundings};
 use ddsnap::units::{ChunkShift, MetaBlock, SECTOR_BYTES};
 
 pub const ORIGIN: usize = 0;
@@ -90,6 +90,18 @@ impl Shape {
                 cache_bytes: 16 * 4096,
             },
         )
+    }
+
+    /// As `open`, whatever was written to the origin.
+    pub fn accept(&self, machine: &Machine) -> Result<(Store, Opened), StoreError> {
+        let options = OpenOptions {
+            cache_bytes: 16 * 4096,
+        };
+        let accepting = Surroundings {
+            accept: true,
+            ..Surroundings::default()
+        };
+        Store::open_in(self.devices(machine), &options, &accepting)
     }
 }
 

@@ -65,6 +65,7 @@ fn bare_flushes(text: &str) -> Vec<usize> {
             ".flush_data()",
             ".flush_both()",
             "origin.flush()",
+            ".flush_origin()",
         ];
         !line.starts_with("//")
             && (calls.iter().any(|call| line.contains(call)) || line.starts_with("flush("))

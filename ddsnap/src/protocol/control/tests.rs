@@ -10,6 +10,7 @@ fn snapshot() -> Snapshot {
         created: -2,
         priority: -128,
         state: SnapshotState::Squashed,
+        doubtful: true,
         persistent_usecount: 5,
         devices: 6,
         sectors: 0x0100,
@@ -21,7 +22,7 @@ const SNAPSHOT: [u8; SNAPSHOT_BYTES] = [
     9, 0, 0, 0, 0, 0, 0, 0, // sequence
     0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, // created
     0x80, // priority
-    1,    // state
+    3,    // squashed and doubtful
     5, 0, 0, 0, // persistent use count
     6, 0, 0, 0, // devices
     0, 1, 0, 0, 0, 0, 0, 0, // sectors

@@ -2,6 +2,7 @@
 //! The core against a fake engine: order of replies, barriers, losses, refusals.
 
 mod jobs;
+mod origin;
 mod room;
 mod squashed;
 

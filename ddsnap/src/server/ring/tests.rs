@@ -53,7 +53,7 @@ impl Server {
                 on_hangup: Box::new(|| {}),
             };
             let ring = Ring::new(Fake::with_snapshots(tags), parts).unwrap();
-            let (_engine, reason, fault) = ring.run().unwrap();
+            let (_engine, _, reason, fault) = ring.run().unwrap();
             (fault.is_none(), reason)
         });
         kernel.set_read_timeout(Some(PATIENCE)).unwrap();

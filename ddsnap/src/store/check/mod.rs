@@ -26,8 +26,9 @@ use super::{Opened, Store, recover};
 use crate::device::BlockDevice;
 use crate::format::FormatError;
 use crate::format::journal::Entry;
+use crate::format::snaptable::State as SnapshotState;
 use crate::format::superblock::Superblock;
-use crate::units::{MetaBlock, SnapSeq};
+use crate::units::{MetaBlock, SnapSeq, SnapTag};
 use prove::{Proof, Report, mendable, previous, prove, served, tags};
 use walk::sentence;
 
@@ -51,7 +52,7 @@ pub struct CheckOptions {
 }
 
 /// What a check found, in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
     /// Problems reported.
     pub problems: u64,
@@ -67,6 +68,8 @@ pub struct Checked {
     pub used_blocks: u64,
     /// Records of the journal that were replayed in memory.
     pub replayed_records: u64,
+    /// Snapshots that are doubtful: no problem of the store, and no repair changes it.
+    pub doubtful: Vec<SnapTag>,
 }
 
 impl Checked {
@@ -83,6 +86,9 @@ impl Checked {
         self.used_chunks = examined.proof.owned.count;
         self.used_blocks = examined.proof.blocks.total() - examined.proof.blocks.free();
         self.replayed_records = examined.opened.replayed_records;
+        let snapshots = examined.state.snapshots.iter();
+        let doubtful = snapshots.filter(|s| s.doubtful && s.state != SnapshotState::Deleted);
+        self.doubtful = doubtful.map(|s| s.tag).collect();
     }
 }
 
@@ -240,6 +246,7 @@ fn replay(
         replayed_records: 0,
         dropped_records: 0,
         origin: superblock.origin,
+        foreign: None,
     };
     let mut unwritten = Vec::new();
     let replayed = recover::replay(
