@@ -64,6 +64,9 @@ pub enum Request {
         role: Role,
         /// The volume.
         volume: String,
+        /// An origin that was written without its server is accepted.
+        #[serde(default)]
+        accept_origin: bool,
     },
     /// `stop volume` or `stop master`.
     Stop {

@@ -42,6 +42,8 @@ const STATE_DEADLINE: Duration = Duration::from_secs(4);
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 /// Most output kept of a command, in bytes.
 const OUTPUT_MAX_BYTES: u64 = 64 << 10;
+/// Option of a server: an origin that was written without it is accepted.
+pub const ACCEPT_ORIGIN: &str = "--accept-origin";
 /// Most processes named as users of something.
 const USERS_MAX: usize = 5;
 
@@ -176,15 +178,14 @@ fn same_command(line: &[u8], argv: &[OsString]) -> bool {
             .unwrap_or_default()
             .to_vec()
     };
-    let found: Vec<&[u8]> = line
-        .strip_suffix(b"\0")
-        .unwrap_or(line)
-        .split(|b| *b == 0)
-        .collect();
+    let words = line.strip_suffix(b"\0").unwrap_or(line).split(|b| *b == 0);
+    // An option of a single start: what runs is the same server.
+    let found: Vec<&[u8]> = words.filter(|w| *w != ACCEPT_ORIGIN.as_bytes()).collect();
+    let argv: Vec<&OsString> = argv.iter().filter(|w| *w != ACCEPT_ORIGIN).collect();
     let same_rest = found.len() == argv.len()
         && found
             .iter()
-            .zip(argv)
+            .zip(&argv)
             .skip(1)
             .all(|(a, b)| *a == b.as_bytes());
     same_rest && base(found[0]) == base(argv[0].as_bytes())
@@ -534,6 +535,8 @@ mod tests {
         assert!(same_command(b"/sbin/ddsnap\0agent\0/run/a\0", &spec));
         assert!(same_command(b"@/sbin/ddsnap\0agent\0/run/a\0", &spec));
         assert!(same_command(b"@ddsnap\0agent\0/run/a\0", &spec));
+        let accepting = b"ddsnap\0agent\0--accept-origin\0/run/a\0";
+        assert!(same_command(accepting, &spec), "an option of one start");
         assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/b\0", &spec));
         assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/a\0-x\0", &spec));
         assert!(!same_command(b"/bin/other\0agent\0/run/a\0", &spec));

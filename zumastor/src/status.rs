@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
-use crate::volume::{DefineVolume, Volume, server_spec, squashed_line};
+use crate::volume::{DefineVolume, Volume, doubtful_line, server_spec, squashed_line};
 
 /// Blanks per level of a tree.
 const INDENT: usize = 3;
@@ -167,6 +167,7 @@ impl View {
                 Some(s) if s.state == SnapshotState::Squashed => {
                     warnings.push(squashed_line(name, id));
                 }
+                Some(s) if s.doubtful => warnings.push(doubtful_line(id)),
                 Some(_) => {}
             }
         }
@@ -427,6 +428,7 @@ Configuration:
             created: 0,
             priority: 0,
             state,
+            doubtful: false,
             persistent_usecount: 0,
             devices: 1,
             sectors: 8,

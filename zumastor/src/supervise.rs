@@ -125,11 +125,20 @@ impl Supervisor {
     /// Starts a process if it does not run, and watches it from now on. Returns the number of a
     /// process that was started, `None` for one that was adopted.
     pub fn start(&self, kind: Kind) -> Result<Option<u32>> {
+        self.start_with(kind, None)
+    }
+
+    /// As [`start`](Self::start), with an option for this one start.
+    pub fn start_with(&self, kind: Kind, option: Option<&str>) -> Result<Option<u32>> {
         let mut charges = self.lock();
         let charge = &mut charges[kind as usize];
+        let mut spec = charge.spec.clone();
+        if let Some(option) = option {
+            spec.argv.insert(2, option.into());
+        }
         let started = match self.host.find_process(&charge.spec)? {
             Some(_) => None,
-            None => Some(self.host.start_process(&charge.spec)?),
+            None => Some(self.host.start_process(&spec)?),
         };
         charge.wanted = true;
         charge.since = Some(Instant::now());

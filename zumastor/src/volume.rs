@@ -24,6 +24,7 @@ use crate::plan::{self, Action, Level, Observed, Report, Scope, Table, Target, W
 use crate::supervise::Supervisor;
 
 mod define;
+mod doubt;
 mod forget;
 mod master;
 mod snapshot;
@@ -74,6 +75,8 @@ pub struct Volume {
     waiting: Waiting,
     /// Snapshots that hold nothing to mount. That does not change.
     plain: BTreeMap<u32, String>,
+    /// An origin that was written without its server is accepted by what is being done now.
+    accept_origin: bool,
     /// For formatting the store; the store itself knows it from then on.
     chunksize: Option<String>,
     /// Formatting and zeroing may overwrite what is recognised.
@@ -127,6 +130,7 @@ impl Volume {
             layout: layout.clone(),
             waiting: Waiting::Nothing,
             plain: BTreeMap::new(),
+            accept_origin: false,
             chunksize: None,
             force: false,
         })
@@ -330,6 +334,7 @@ impl Volume {
     fn try_up(&mut self, level: Level, out: Out) -> Result<Report> {
         self.check_devices()?;
         self.host.ensure_target()?;
+        self.check_claims()?;
         self.perform(Action::StartAgent, out)?;
         self.perform(Action::StartServer, out)?;
         let stored = self.settle_snapshots()?;
@@ -377,6 +382,43 @@ impl Volume {
             self.host.block_device(path)?;
         }
         Ok(())
+    }
+
+    /// Before anything of the volume is there: nobody else may use its devices. What writes to the origin behind
+    /// its back makes its snapshots wrong.
+    fn check_claims(&self) -> Result<()> {
+        if self.server_runs() || !self.devices()?.is_empty() {
+            return Ok(());
+        }
+        let devices = &self.config.device;
+        let all = [
+            ("origin", Some(&devices.origin)),
+            ("snapshot store", Some(&devices.snapstore)),
+            ("metadata device", devices.meta.as_ref()),
+        ];
+        for (what, path) in all {
+            let Some(path) = path else { continue };
+            let claimed = retry(self.host.as_ref(), || self.host.check_unused(path));
+            claimed.with_context(|| {
+                format!(
+                    "the {what} of volume '{0}' is used without it: end that use, then run `zumastor start volume {0}`",
+                    self.name
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Does `operation`, in which an origin that was written without its server may be accepted.
+    pub fn accepting<T>(
+        &mut self,
+        accept_origin: bool,
+        operation: impl FnOnce(&mut Volume) -> T,
+    ) -> T {
+        self.accept_origin = accept_origin;
+        let result = operation(self);
+        self.accept_origin = false;
+        result
     }
 
     /// Before the first start: gives devices that udev is busy with the time to get their names.
@@ -518,6 +560,15 @@ pub fn squashed_line(volume: &str, tag: u32) -> String {
     format!(
         "snapshot {tag} is squashed: its data was given up when the store was full; `zumastor forget \
          snapshot {volume} {tag}` takes it out of the list"
+    )
+}
+
+/// What there is to say of a snapshot that may show what was written behind the volume's back.
+#[must_use]
+pub fn doubtful_line(tag: u32) -> String {
+    format!(
+        "snapshot {tag} is doubtful: the origin was written without the volume, so it may show newer data as if \
+         it were old"
     )
 }
 

@@ -1,16 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `zumastor start` and `zumastor stop`.
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Context, USAGE_ERROR, verb, volume_of, volume_operand};
 use crate::control::{Request, Role};
 
+/// An option of `start volume`.
+const ACCEPT: &str = "accept-origin";
+
 /// The arguments.
 pub fn command(name: &'static str, about: &'static str) -> Command {
+    let mut volume = verb("volume", "Agent, server, devices and mounts").arg(volume_operand());
+    if name == "start" {
+        volume = volume.arg(
+            Arg::new(ACCEPT)
+                .long(ACCEPT)
+                .action(ArgAction::SetTrue)
+                .help("Start although the origin was written without the volume: its snapshots are marked as doubtful, for good"),
+        );
+    }
     verb(name, about)
         .subcommand_required(true)
-        .subcommand(verb("volume", "Agent, server, devices and mounts").arg(volume_operand()))
+        .subcommand(volume)
         .subcommand(verb("master", "Mounts and links").arg(volume_operand()))
 }
 
@@ -22,8 +34,13 @@ pub fn run(name: &str, matches: &ArgMatches, context: &mut Context) -> u8 {
         _ => return USAGE_ERROR,
     };
     let volume = volume_of(matches);
+    let accept_origin = matches!(matches.try_get_one(ACCEPT), Ok(Some(true)));
     context.request(&if name == "start" {
-        Request::Start { role, volume }
+        Request::Start {
+            role,
+            volume,
+            accept_origin,
+        }
     } else {
         Request::Stop { role, volume }
     })

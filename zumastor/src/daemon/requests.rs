@@ -134,10 +134,14 @@ impl Daemon {
             Request::Start {
                 role: Role::Volume,
                 volume,
-            } => self.with(volume, |v| v.start(v.full_level(), out)),
+                accept_origin,
+            } => self.with(volume, |v| {
+                v.accepting(*accept_origin, |v| v.start(v.full_level(), out))
+            }),
             Request::Start {
                 role: Role::Master,
                 volume,
+                ..
             } => self.with(volume, |v| v.start_master(out)),
             Request::Stop {
                 role: Role::Volume,

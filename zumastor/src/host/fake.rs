@@ -17,6 +17,7 @@ use crate::config::Devices;
 use crate::machine::{
     Dev, DmDevice, Kind, Mount, ProcessSpec, SnapshotState, StoreState, Stored, TableLine, Users,
 };
+use crate::process::ACCEPT_ORIGIN;
 
 /// What the machine looks like.
 #[derive(Debug, Default)]
@@ -245,7 +246,9 @@ impl Host for Fake {
     }
 
     fn start_process(&self, spec: &ProcessSpec) -> Result<u32> {
-        let mut state = self.call(format!("start {}", key(spec.kind)))?;
+        let accepting = spec.argv.iter().any(|word| word == ACCEPT_ORIGIN);
+        let option = if accepting { " --accept-origin" } else { "" };
+        let mut state = self.call(format!("start {}{option}", key(spec.kind)))?;
         state.next += 1;
         let pid = state.next;
         state.processes.insert(key(spec.kind), pid);
@@ -322,6 +325,7 @@ impl Host for Fake {
             } else {
                 SnapshotState::Live
             },
+            doubtful: false,
             persistent_usecount: 0,
             devices: 0,
             sectors: 204_800,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::device::identity;
 use ddsnap::units::ChunkShift;
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,7 @@ impl Volume {
         if volume.origin_is("LVM2_member") {
             out(Note::Line(lvm_warning(name, &volume.config.device.origin)));
         }
+        volume.warn_of_names(out);
         volume.announce();
         Ok(volume)
     }
@@ -188,6 +190,21 @@ impl Volume {
             self.host.announce(path);
         }
         self.host.settle();
+    }
+
+    /// Says which devices have no name that stays with them.
+    fn warn_of_names(&self, out: Out) {
+        let devices = &self.config.device;
+        let all = [Some(&devices.origin), Some(&devices.snapstore)];
+        for path in all.into_iter().chain([devices.meta.as_ref()]).flatten() {
+            if identity::is_nameless(path) {
+                out(Note::Line(format!(
+                    "WARNING: '{}' has no serial number or other name of its own: after a reboot another disk may \
+                     come up under this name. The volume would not start over it",
+                    path.display()
+                )));
+            }
+        }
     }
 }
 

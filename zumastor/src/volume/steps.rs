@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use ddsnap::probe::contents::Contents;
 
+use super::doubt::sync_doubts;
 use super::{Note, Out, Volume, Waiting, agent_spec};
 use crate::boot;
 use crate::config;
@@ -15,6 +16,7 @@ use crate::machine::{Dev, Kind};
 use crate::mounts::{self, Complaint};
 use crate::names;
 use crate::plan::{Action, Target};
+use crate::process::ACCEPT_ORIGIN;
 
 /// Chunk size of a store that is formatted without being asked about it.
 pub(super) const DEFAULT_CHUNK: &str = "16k";
@@ -72,7 +74,9 @@ impl Volume {
         ] {
             socket.parent().map_or(Ok(()), config::make_private_dir)?;
         }
-        if let Some(pid) = self.supervisor.start(kind)? {
+        let accept = self.accept_origin && kind == Kind::Server;
+        let option = accept.then_some(ACCEPT_ORIGIN);
+        if let Some(pid) = self.supervisor.start_with(kind, option)? {
             out(Note::Line(format!("pid = {pid}")));
         }
         Ok(())
@@ -233,6 +237,7 @@ impl Volume {
         let links = mounts::snapshot_links(self.snapshots(), snapshot);
         let dir = self.links_dir();
         mounts::sync_links(&dir, &links)?;
+        self.write_doubts(&dir)?;
         let standard = self.layout.snapshot_links(&self.name);
         if dir == standard {
             Ok(())
@@ -247,6 +252,7 @@ impl Volume {
         let dir = self.links_dir();
         if dir.is_dir() {
             mounts::sync_links(&dir, &Default::default())?;
+            sync_doubts(&dir, &Default::default())?;
         }
         let standard = self.layout.snapshot_links(&self.name);
         if dir == standard {

@@ -251,3 +251,57 @@ fn each_squashed_snapshot_is_told_with_its_reason() {
     volume.forget_snapshot(0, &mut |_| ()).expect("forgotten");
     assert_eq!(volume.warnings, [squashed_line("v", 4)]);
 }
+
+/// The origin was mounted by its UUID, or a device stood on it: "cannot lock", or nothing at all, and both wrote
+/// to one disk.
+#[test]
+fn a_start_beside_somebody_else_is_refused_before_anything_runs() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    for (what, path) in [
+        ("origin", "/dev/sysvg/test"),
+        ("snapshot store", "/dev/sysvg/test_snap"),
+    ] {
+        volume.down(Level::Down, &mut |_| ()).expect("down");
+        bench.fake.state().held.insert(path.into());
+        bench.fake.state().log.clear();
+        let error = volume.start(Level::Mounted, &mut |_| ());
+        let text = format!("{:#}", error.expect_err("it is used"));
+        assert!(
+            text.contains(&format!("the {what} of volume 'v' is used without it"))
+                && text.contains("a mount on /srv"),
+            "{text}"
+        );
+        let log = bench.fake.state().log.clone();
+        assert!(!log.iter().any(|l| l.starts_with("start ")), "{log:?}");
+        bench.fake.state().held.clear();
+        volume.start(Level::Mounted, &mut |_| ()).expect("up");
+    }
+    // What is up holds its devices itself.
+    bench.fake.state().held.insert("/dev/sysvg/test".into());
+    volume.start(Level::Mounted, &mut |_| ()).expect("up");
+}
+
+#[test]
+fn an_origin_is_accepted_for_one_start_of_the_server() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    let started = |bench: &Bench| -> Vec<String> {
+        let log = std::mem::take(&mut bench.fake.state().log);
+        log.into_iter()
+            .filter(|l| l.starts_with("start "))
+            .collect()
+    };
+    volume.down(Level::Down, &mut |_| ()).expect("down");
+    started(&bench);
+    volume
+        .accepting(true, |v| v.start(Level::Mounted, &mut |_| ()))
+        .expect("up");
+    assert_eq!(
+        started(&bench),
+        ["start agent", "start server --accept-origin"]
+    );
+    volume.down(Level::Down, &mut |_| ()).expect("down");
+    volume.start(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(started(&bench), ["start agent", "start server"]);
+}
