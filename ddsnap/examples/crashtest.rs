@@ -46,6 +46,9 @@ struct Flags {
     /// Print every step.
     #[arg(long)]
     trace: bool,
+    /// Begin no further job after a loss.
+    #[arg(long)]
+    first: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -188,7 +191,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= wanted.end {
+                        if number >= wanted.end || flags.first && !done.losses().is_empty() {
                             return;
                         }
                         done.run(&Job::of(&flags, seed, number));

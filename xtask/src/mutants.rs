@@ -7,8 +7,10 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +23,7 @@ use crate::{paths, ui};
 const TESTS: &[&str] = &[
     "promises",
     "checkpoint",
+    "disks",
     "foreign",
     "faults",
     "repair",
@@ -28,8 +31,14 @@ const TESTS: &[&str] = &[
     "revert",
 ];
 
-/// Time for one run of a test; no answer by then is an answer too.
+/// Time for one run of a test with every promise kept.
 const DEADLINE: Duration = Duration::from_secs(900);
+
+/// With one broken it may take so many times as long; no answer by then is an answer too.
+const TIMES_AS_LONG: u32 = 10;
+
+/// But this long at least.
+const LEAST: Duration = Duration::from_secs(60);
 
 /// A promise of the engine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,12 +96,15 @@ struct Judge {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
+    /// How long a run may take.
+    limit: Duration,
 }
 
 /// How a run ended.
 enum Verdict {
     Passed,
-    Failed,
+    /// And in which test, if it said so.
+    Failed(Option<String>),
     /// It did not end in time.
     Hung,
 }
@@ -124,15 +136,19 @@ pub fn mutants(flags: &Mutants) -> Result<u8> {
     }
     let wanted = |p: &Promise| flags.names.is_empty() || flags.names.contains(&p.name);
     let chosen: Vec<Promise> = all.into_iter().filter(wanted).collect();
-    let judges = judges(flags)?;
+    let mut judges = judges(flags)?;
     let dir = tempfile::tempdir().context("cannot make a directory")?;
     let broken = dir.path().join("broken");
     // What fails by itself catches everything and shows nothing.
-    for judge in &judges {
+    for judge in &mut judges {
+        let started = Instant::now();
         if !matches!(run(judge, "", &broken)?, Verdict::Passed) {
             bail!("{} fails with every promise kept", judge.name);
         }
+        judge.limit = LEAST.max(started.elapsed() * TIMES_AS_LONG);
     }
+    // The first that notices is enough, so the quick ones are asked first.
+    judges.sort_by_key(|judge| judge.limit);
     let mut fates = Vec::new();
     for promise in chosen {
         let started = Instant::now();
@@ -143,7 +159,8 @@ pub fn mutants(flags: &Mutants) -> Result<u8> {
             let _ = fs::remove_file(&broken);
             caught = match verdict {
                 Verdict::Passed => continue,
-                Verdict::Failed => Some(judge.name.clone()),
+                Verdict::Failed(None) => Some(judge.name.clone()),
+                Verdict::Failed(Some(test)) => Some(format!("{}: {test}", judge.name)),
                 Verdict::Hung => Some(format!("{}, which hung", judge.name)),
             };
             break;
@@ -175,10 +192,10 @@ fn line(fate: &Fate) -> String {
         None => "SURVIVED: no test comes by".into(),
     };
     let took = ui::seconds(fate.took);
-    format!("{:34}  {result:44}  {took}", fate.promise.name)
+    format!("{:34}  {took:>6}  {result}", fate.promise.name)
 }
 
-/// Builds the tests; the quick ones first.
+/// Builds the tests.
 fn judges(flags: &Mutants) -> Result<Vec<Judge>> {
     let mut judges = Vec::new();
     let tests: Vec<&str> = TESTS.iter().flat_map(|test| ["--test", *test]).collect();
@@ -190,6 +207,7 @@ fn judges(flags: &Mutants) -> Result<Vec<Judge>> {
             name: format!("tests/{name}.rs"),
             program,
             args: Vec::new(),
+            limit: DEADLINE,
         });
     }
     let crashtest = build(&["build", "--example", "crashtest"])?;
@@ -203,11 +221,13 @@ fn judges(flags: &Mutants) -> Result<Vec<Judge>> {
             flags.points.to_string(),
             "--seed".to_string(),
             seed.to_string(),
+            "--first".to_string(),
         ];
         judges.push(Judge {
             name: format!("crashtest, seed {seed}"),
             program: crashtest.clone(),
             args: args.map(OsString::from).to_vec(),
+            limit: DEADLINE,
         });
     }
     Ok(judges)
@@ -238,6 +258,7 @@ fn build(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     Ok(built)
 }
 
+/// Runs a test until it ends, or says that something failed.
 fn run(judge: &Judge, name: &str, broken: &Path) -> Result<Verdict> {
     let mut child = Command::new(&judge.program)
         .current_dir(paths::workspace().join("ddsnap"))
@@ -245,30 +266,54 @@ fn run(judge: &Judge, name: &str, broken: &Path) -> Result<Verdict> {
         .env("DDSNAP_BREAK", name)
         .env("DDSNAP_BROKEN", broken)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .with_context(|| format!("cannot run {}", judge.program.display()))?;
-    let end = Instant::now() + DEADLINE;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(match status.success() {
-                true => Verdict::Passed,
-                false => Verdict::Failed,
-            });
+    let output = child.stdout.take().context("no output to read")?;
+    let (tell, told) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        for line in lines {
+            if let Some(test) = failed_test(&line) {
+                // Nobody listens after the deadline.
+                let _ = tell.send(test.to_owned());
+            }
         }
-        if Instant::now() > end {
-            child.kill()?;
-            child.wait()?;
-            return Ok(Verdict::Hung);
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    });
+    let verdict = match told.recv_timeout(judge.limit) {
+        Ok(test) => Some(Verdict::Failed(Some(test))),
+        Err(RecvTimeoutError::Timeout) => Some(Verdict::Hung),
+        // Its output has ended, and so has it.
+        Err(RecvTimeoutError::Disconnected) => None,
+    };
+    if verdict.is_some() {
+        child.kill()?;
     }
+    let status = child.wait()?;
+    let _ = reader.join();
+    Ok(verdict.unwrap_or(match status.success() {
+        true => Verdict::Passed,
+        false => Verdict::Failed(None),
+    }))
+}
+
+/// The test that this line of a test program says has failed.
+fn failed_test(line: &str) -> Option<&str> {
+    let test = line.strip_prefix("test ")?.strip_suffix("FAILED")?;
+    Some(test.trim_end_matches(" ... "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_test_is_seen_as_soon_as_it_is_told_of() {
+        assert_eq!(failed_test("test one::two ... FAILED"), Some("one::two"));
+        assert_eq!(failed_test("test one ... ok"), None);
+        assert_eq!(failed_test("test result: ok. 3 passed; 0 failed"), None);
+    }
 
     #[test]
     fn promises_are_found_with_their_lines() {
