@@ -6,12 +6,16 @@
 
 mod harness;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::latched::Latched;
-use ddsnap::device::memory::{Event, Machine, MemoryDevice, Rng, Survival};
+use ddsnap::device::memory::{Event, Machine, MemoryDevice, Moment, Rng, Survival};
 use ddsnap::device::{BlockDevice, Read, Write};
 use ddsnap::format::superblock::COPIES;
-use ddsnap::store::{Devices, Done, InitOptions, Op, OpenOptions, Store, StoreError};
+use ddsnap::store::check::{CheckDevices, CheckOptions, Repaired, repair};
+use ddsnap::store::{Devices, Done, InitOptions, Op, OpenOptions, Reverting, Store, StoreError};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::check::read_snapshot;
 use harness::shape::{DATA, META, ORIGIN, Shape};
@@ -66,43 +70,73 @@ fn copy_out(store: &mut Store, chunk: u64) {
     assert_eq!(answers, [Ok(Done::Unique)]);
 }
 
+/// A server copied chunk 0 out and was killed between its writes and its flush.
+fn killed_before_the_flush(machine: &Machine, store: &mut Store) -> Machine {
+    let mut moment = machine.moment();
+    machine.record();
+    copy_out(store, 0);
+    let events = machine.recorded();
+    let written = events
+        .iter()
+        .take_while(|event| matches!(event, Event::Write { .. }));
+    written.for_each(|event| moment.advance(event));
+    moment.cut(Survival::ProcessKilled, &mut Rng::new(1))
+}
+
 /// A server was killed between its writes and its flush. Its successor found the record and the copy in
 /// the disks' caches, went on, and only the record became durable: the snapshot read what had never
 /// been written.
 #[test]
 fn opening_makes_durable_what_recovery_has_read() {
     let (machine, mut store) = with_snapshot(&SEPARATE);
-    let mut moment = machine.moment();
-    machine.record();
-    copy_out(&mut store, 0);
-    let events = machine.recorded();
-    let written = events
-        .iter()
-        .take_while(|event| matches!(event, Event::Write { .. }));
-    written.for_each(|event| moment.advance(event));
-    let mut rng = Rng::new(1);
-    let machine = moment.cut(Survival::ProcessKilled, &mut rng);
+    let machine = killed_before_the_flush(&machine, &mut store);
     let (mut store, opened) = SEPARATE.open(&machine).unwrap();
     assert_eq!(opened.dropped_records, 0);
     store.set_priority(TAG, 3).unwrap().unwrap();
     copy_out(&mut store, 0);
     write_origin(&machine, 0, 99);
-    let machine = machine.moment().cut(Survival::None, &mut rng);
+    let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+    let (mut store, _) = SEPARATE.open(&machine).unwrap();
+    assert_eq!(snapshot_byte(&SEPARATE, &machine, &mut store, 0), 1);
+}
+
+/// As above, but the store was repaired. That leaves no record by which the missing copy could be told, and the
+/// tree leads to it.
+#[test]
+fn a_repair_makes_durable_what_recovery_has_read() {
+    let (machine, mut store) = with_snapshot(&SEPARATE);
+    let machine = killed_before_the_flush(&machine, &mut store);
+    machine.corrupt(META, COPIES[0].to_offset(), &[0x5a; 4096]);
+    let devices = CheckDevices {
+        data: Box::new(machine.device(DATA)),
+        meta: Some(Box::new(machine.device(META))),
+        origin: Some(Box::new(machine.device(ORIGIN))),
+    };
+    let options = CheckOptions {
+        cache_bytes: 16 * 4096,
+        data: true,
+    };
+    let (_, repaired) = repair(devices, &options, &mut |_| Ok(())).unwrap();
+    assert_eq!(repaired, Repaired::Whole);
+    let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+    write_origin(&machine, 0, 99);
     let (mut store, _) = SEPARATE.open(&machine).unwrap();
     assert_eq!(snapshot_byte(&SEPARATE, &machine, &mut store, 0), 1);
 }
 
 /// Cuts the power after each of the events; a superblock copy that was written and not flushed then is
-/// garbage, as a torn write leaves it on a disk of large sectors. The store must open and be sound.
-fn cut_with_garbage(start: &ddsnap::device::memory::Moment, events: &[Event]) -> u32 {
+/// garbage, as a torn write leaves it on a disk of large sectors. So are the copies `in_flight` until the first
+/// flush. The store must open and be sound.
+fn cut_with_garbage(start: &Moment, events: &[Event], mut in_flight: Vec<u64>) -> u32 {
     let mut moment = start.clone();
-    let mut in_flight = Vec::new();
     let mut garbage = 0;
     for event in events {
         moment.advance(event);
         match event {
             Event::Flush { disk: DATA } => in_flight.clear(),
-            Event::Write { offset, .. } if COPIES.iter().any(|at| at.to_offset() == *offset) => {
+            Event::Write {
+                disk: DATA, offset, ..
+            } if COPIES.iter().any(|at| at.to_offset() == *offset) => {
                 in_flight.push(*offset);
             }
             _ => {}
@@ -145,7 +179,144 @@ fn one_superblock_copy_is_good_whatever_becomes_of_the_one_being_written() {
             write_origin(&machine, chunk, 99);
         }
         store.close().unwrap();
-        assert!(cut_with_garbage(&start, &machine.recorded()) >= 3);
+        assert!(cut_with_garbage(&start, &machine.recorded(), Vec::new()) >= 3);
+    }
+}
+
+/// The moment in a checkpoint of a store in use when the first superblock copy was written, and which copy.
+fn in_a_checkpoint() -> (Moment, u64) {
+    let (machine, mut store) = with_snapshot(&COMBINED);
+    let mut moment = machine.moment();
+    machine.record();
+    (0..10).for_each(|chunk| copy_out(&mut store, chunk));
+    (0..40).for_each(|n| store.set_priority(TAG, n).unwrap().unwrap());
+    let events = machine.recorded();
+    for event in &events {
+        moment.advance(event);
+        match event {
+            Event::Write {
+                disk: DATA, offset, ..
+            } if COPIES.iter().any(|at| at.to_offset() == *offset) => {
+                return (moment, *offset);
+            }
+            _ => {}
+        }
+    }
+    panic!("no checkpoint");
+}
+
+/// A server was killed in a checkpoint, and its newest superblock copy was in the disk's cache only when its
+/// successor wrote the other one: a power cut tore both.
+#[test]
+fn opening_does_not_write_one_superblock_copy_while_the_other_is_in_a_cache() {
+    let (moment, copy) = in_a_checkpoint();
+    let machine = moment.cut(Survival::ProcessKilled, &mut Rng::new(1));
+    let start = machine.moment();
+    machine.record();
+    let (mut store, opened) = COMBINED.open(&machine).unwrap();
+    assert!(!opened.clean);
+    store.set_priority(TAG, 1).unwrap().unwrap();
+    cut_with_garbage(&start, &machine.recorded(), vec![copy]);
+}
+
+/// The flush of the newest superblock copy failed, and the successor read it from the cache that had lost it.
+/// What only the older copy leads to counted as free and was used again, so nothing was whole after a
+/// power cut.
+#[test]
+fn a_superblock_that_a_failed_flush_lost_is_written_before_anything_rests_on_it() {
+    let (moment, _) = in_a_checkpoint();
+    let machine = moment.cut(Survival::ProcessKilled, &mut Rng::new(1));
+    machine.lose_unflushed(DATA);
+    let mut moment = machine.moment();
+    machine.record();
+    let (mut store, opened) = COMBINED.open(&machine).unwrap();
+    assert!(!opened.clean);
+    (10..40).for_each(|chunk| copy_out(&mut store, chunk));
+    for event in machine.recorded() {
+        moment.advance(&event);
+        let machine = moment.cut(Survival::None, &mut Rng::new(1));
+        let (mut store, _) = COMBINED.open(&machine).unwrap();
+        store.audit(true).unwrap();
+        for chunk in 0..10 {
+            let found = snapshot_byte(&COMBINED, &machine, &mut store, chunk);
+            assert_eq!(u64::from(found), chunk + 1);
+        }
+    }
+}
+
+/// A disk whose next flush, if it is told so, fails and loses what it was to write.
+struct Losing(MemoryDevice, Machine, Rc<Cell<bool>>);
+
+impl BlockDevice for Losing {
+    fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
+    }
+
+    fn alignment(&self) -> usize {
+        self.0.alignment()
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn read(&mut self, batch: &mut [Read<'_>]) -> std::io::Result<()> {
+        self.0.read(batch)
+    }
+
+    fn write(&mut self, batch: &[Write<'_>]) -> std::io::Result<()> {
+        self.0.write(batch)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.2.take() {
+            self.1.lose_unflushed(ORIGIN);
+            return Err(std::io::ErrorKind::Other.into());
+        }
+        self.0.flush()
+    }
+}
+
+/// A flush of the origin failed in a revert, the next one reported success, and the revert ended with what the
+/// first one had lost not there.
+#[test]
+fn a_revert_does_again_what_a_failed_flush_may_have_lost() {
+    let (machine, mut store) = with_snapshot(&COMBINED);
+    for chunk in 0..10 {
+        copy_out(&mut store, chunk);
+        write_origin(&machine, chunk, 99);
+    }
+    store.close().unwrap();
+    let fails = Rc::new(Cell::new(false));
+    let devices = Devices {
+        origin: Box::new(Losing(
+            machine.device(ORIGIN),
+            machine.clone(),
+            fails.clone(),
+        )),
+        ..COMBINED.devices(&machine)
+    };
+    let cache_bytes = 16 * 4096;
+    let (mut store, _) = Store::open(devices, &OpenOptions { cache_bytes }).unwrap();
+    store.revert_begin(TAG).unwrap().unwrap();
+    while store.revert_step(3).unwrap().unwrap() != Reverting::Checked {}
+    store.revert_start().unwrap().unwrap();
+    fails.set(true);
+    let failed = loop {
+        match store.revert_step(3) {
+            Ok(step) => assert_eq!(step, Ok(Reverting::More)),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(failed, StoreError::WriteOrigin { .. }), "{failed}");
+    while store.revert_step(3).unwrap().unwrap() == Reverting::More {}
+    assert_eq!(store.reverting(), None);
+    let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+    for chunk in 0..10 {
+        assert!(
+            machine.holds(ORIGIN, chunk * 4096, &[chunk as u8 + 1; 4096]),
+            "{chunk}"
+        );
     }
 }
 
@@ -168,10 +339,16 @@ fn either_superblock_copy_is_enough_after_a_checkpoint() {
 /// So is the copy that opening has mended.
 #[test]
 fn the_mended_superblock_copy_is_enough_after_opening() {
-    for damaged in 0..2 {
+    for (damaged, records) in [(0, true), (1, true), (0, false), (1, false)] {
         let (machine, mut store) = with_snapshot(&COMBINED);
         copy_out(&mut store, 0);
-        drop(store);
+        if records {
+            drop(store);
+        } else {
+            // None to be written again, whose flush would do for the copy too.
+            store.close().unwrap();
+            drop(COMBINED.open(&machine).unwrap());
+        }
         machine.corrupt(DATA, COPIES[damaged].to_offset(), &[0x5a; 4096]);
         COMBINED.open(&machine).unwrap();
         let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
