@@ -400,7 +400,9 @@ fn a_power_cut_after_an_origin_was_accepted_is_no_foreign_write() {
     put_in_cache(&machine, 4096, &[9; 4096]);
     drop(open_in(&machine, &accepting()).unwrap());
     let cut = machine.moment().cut(Survival::None, &mut Rng::new(1));
-    assert_eq!(doubtful(&open(&cut)), [0]);
+    let (store, opened) = SHAPE.open(&cut).unwrap();
+    assert_eq!(opened.foreign, None);
+    assert_eq!(doubtful(&store), [0]);
 }
 
 /// The kernel reports a failed flush once and the next one as done: a snapshot after it would be guarded by what
