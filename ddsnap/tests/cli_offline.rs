@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Commands that read a store without its server, on plain files: `extract`, `check` and `dump`.
+//! Commands that read a store without its server, on plain files: `extract`, `export`, `check` and
+//! `dump`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use ddsnap::device::BlockDevice;
 use ddsnap::device::lock::lock_store;
 use ddsnap::device::uring::{Access, UringDevice};
 use ddsnap::store::{Devices, Done, InitOptions, Location, Op, OpenOptions, Store};
 use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const CHUNK: u64 = 8192;
 const CHUNKS: u64 = 512;
@@ -192,6 +197,154 @@ impl Files {
         byte[0] ^= 0x10;
         file.write_all_at(&byte, offset).unwrap();
     }
+}
+
+/// A running `ddsnap export`.
+struct Export {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Export {
+    fn start(files: &Files, tag: &str) -> Export {
+        let socket = files.path("a socket");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ddsnap"))
+            .arg("export")
+            .args(files.operands())
+            .args([tag, "--socket", socket.to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It prints the URI when it listens.
+        let mut uri = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut uri).unwrap();
+        let path = socket.to_str().unwrap().replace(' ', "%20");
+        assert_eq!(uri, format!("nbd+unix:///?socket={path}\n"));
+        Export { child, socket }
+    }
+
+    fn connect(&self) -> (UnixStream, u64) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).unwrap();
+        // Fixed newstyle without zeros, then the default export in the old way.
+        stream
+            .write_all(&[&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 1, 0, 0, 0, 0]].concat())
+            .unwrap();
+        let mut description = [0; 10];
+        stream.read_exact(&mut description).unwrap();
+        assert_eq!(description[8..], [1, 3], "read-only, many connections");
+        let len = u64::from_be_bytes(description[..8].try_into().unwrap());
+        (stream, len)
+    }
+
+    fn read(stream: &mut UnixStream, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
+        let head = [0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0];
+        let cookie = 77u64.to_be_bytes();
+        let range = [&offset.to_be_bytes()[..], &(len as u32).to_be_bytes()].concat();
+        stream
+            .write_all(&[&head[..], &cookie, &range].concat())
+            .unwrap();
+        let mut answer = [0; 16];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[..4], [0x67, 0x44, 0x66, 0x98]);
+        assert_eq!(answer[8..], cookie);
+        match u32::from_be_bytes(answer[4..8].try_into().unwrap()) {
+            0 => {
+                let mut data = vec![0; len];
+                stream.read_exact(&mut data).unwrap();
+                Ok(data)
+            }
+            error => Err(error),
+        }
+    }
+
+    /// Ends it as an administrator does, and gives what it said on standard error.
+    fn end(mut self) -> String {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        assert!(!self.socket.exists(), "the socket stayed");
+        let mut said = String::new();
+        let stderr = self.child.stderr.as_mut().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        said
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_snapshot_is_served_over_nbd_whatever_the_ranges() {
+    for (meta, closed) in [(false, true), (true, false)] {
+        let files = Files::new(meta, closed);
+        for (tag, expected) in &files.snapshots {
+            let export = Export::start(&files, &tag.to_string());
+            let (mut one, len) = export.connect();
+            let (mut other, _) = export.connect();
+            assert_eq!(len, expected.len() as u64);
+            let whole = Export::read(&mut one, 0, expected.len()).unwrap();
+            assert!(whole == *expected, "meta={meta} closed={closed} {tag}");
+            // Neither begins nor ends with a chunk, and crosses a window of reading.
+            for (offset, len) in [(1, 1), (CHUNK - 1, 2), (3 * CHUNK + 5, 2 << 20), (11, 9000)] {
+                let found = Export::read(&mut other, offset, len).unwrap();
+                assert!(
+                    found == expected[offset as usize..][..len],
+                    "{offset} {len}"
+                );
+            }
+            assert_eq!(
+                Export::read(&mut one, expected.len() as u64 - 1, 2),
+                Err(22)
+            );
+            drop((one, other));
+            assert_eq!(export.end(), "");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_chunk_is_an_error_for_its_reader_and_the_rest_is_served() {
+    let files = Files::new(false, true);
+    files.flip("store", files.saved * CHUNK + 100);
+    let export = Export::start(&files, "2");
+    let (mut stream, _) = export.connect();
+    assert_eq!(Export::read(&mut stream, 3 * CHUNK, 512), Err(5));
+    let expected = &files.snapshots[0].1;
+    let chunk = 10 * CHUNK;
+    let found = Export::read(&mut stream, chunk, 512).unwrap();
+    assert!(found == expected[chunk as usize..][..512]);
+    drop(stream);
+    let said = export.end();
+    assert!(said.contains("cannot read snapshot 2: "), "{said}");
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused() {
+    let files = Files::new(false, true);
+    let operands = files.operands();
+    let export = |tag: &str| {
+        let mut args = vec!["export"];
+        args.extend(operands.iter().map(String::as_str));
+        args.push(tag);
+        ddsnap(&args)
+    };
+    let missing = export("3");
+    assert_eq!(missing.code, 1, "{missing:?}");
+    let text = "ddsnap: could not export snapshot 3 because snapshot doesn't exist\n";
+    assert_eq!(missing.stderr, text);
+    let held = lock_store(&files.path("store")).unwrap();
+    let refused = export("2");
+    assert_eq!(refused.code, 1, "{refused:?}");
+    drop(held);
+    fs::write(files.path("store"), vec![0; STORE_BYTES as usize]).unwrap();
+    assert_eq!(export("2").code, 99);
 }
 
 #[test]

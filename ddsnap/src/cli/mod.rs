@@ -11,6 +11,7 @@ mod create;
 mod delete;
 mod delta;
 mod dump;
+mod export;
 mod extract;
 mod initialize;
 mod json;
@@ -85,6 +86,7 @@ enum Command {
     Revert(revert::Revert),
     Scrub(scrub::Scrub),
     Extract(extract::Extract),
+    Export(export::Export),
     Check(check::Check),
     Dump(dump::Dump),
 }
@@ -141,6 +143,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Revert(command) => command.run(),
         Command::Scrub(command) => command.run(),
         Command::Extract(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Dump(command) => command.run(),
     };

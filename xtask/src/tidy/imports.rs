@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "server", "delta", "agent", "client", "store", "daemon", "device", "format",
-            "protocol", "probe",
+            "protocol", "probe", "nbd",
         ],
     ),
     (
@@ -30,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent", &["protocol", "daemon"]),
     ("store", &["format", "device"]),
     ("probe", &["format"]),
+    ("nbd", &[]),
     ("device", &[]),
     ("format", &[]),
     ("protocol", &[]),
