@@ -195,7 +195,7 @@ pub enum ImageName {
 /// `vm` commands.
 #[derive(Subcommand)]
 pub enum Vm {
-    /// Start a guest.
+    /// Start guests.
     Up(Up),
     /// Run a command in it, with standard input, output, error and exit code passed through.
     Exec(Exec),
@@ -207,8 +207,37 @@ pub enum Vm {
     Ssh(Ssh),
     /// Kill it without warning and boot it again from its disks; what it wrote is kept, flushed or not.
     PowerCut(Named),
-    /// Stop it and remove its disks.
-    Down(Named),
+    /// Pull the cable of its private network, or plug it in.
+    Link(Link),
+    /// Stop guests and remove their disks.
+    Down(Down),
+}
+
+/// Options of `vm link`.
+#[derive(Args)]
+pub struct Link {
+    /// The guest's name.
+    pub name: String,
+    /// What the cable shall be.
+    #[arg(value_enum)]
+    pub state: LinkState,
+}
+
+/// The state of a network cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LinkState {
+    /// Plugged in.
+    Up,
+    /// Pulled.
+    Down,
+}
+
+/// Options of `vm down`.
+#[derive(Args)]
+pub struct Down {
+    /// The guests' names.
+    #[arg(default_value = "vm")]
+    pub names: Vec<String>,
 }
 
 /// A guest by its name.
@@ -222,9 +251,12 @@ pub struct Named {
 /// Options of `vm up`.
 #[derive(Args)]
 pub struct Up {
-    /// A name of your choice.
+    /// Names of your choice.
     #[arg(default_value = "vm")]
-    pub name: String,
+    pub names: Vec<String>,
+    /// Join them by a private network; each is reached by its name, and by ssh as root.
+    #[arg(long)]
+    pub network: bool,
     /// What it contains.
     #[arg(long, value_enum, default_value_t = ImageName::Ddsnap)]
     pub image: ImageName,

@@ -5,16 +5,19 @@ use std::fs::{self, File};
 use std::io::{IsTerminal, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
-use crate::flags::{Exec, ImageName, Pull, Push, Ssh, Up, Vm};
-use crate::image::booted::{self, Booted};
+use crate::flags::{Exec, ImageName, Link, LinkState, Pull, Push, Ssh, Up, Vm};
+use crate::image::booted::{self, Booted, Place};
+use crate::image::identity::Identities;
 use crate::ui::run_logged;
 use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine, guest_env};
+use crate::vm::network::{Network, Seat};
 use crate::{guest, packages, paths};
 
 /// Time for the small commands that prepare something in the guest.
@@ -29,7 +32,12 @@ pub fn run(vm: Vm) -> Result<u8> {
         Vm::Pull(pull) => copy_out(&pull).map(|()| 0),
         Vm::Ssh(ssh) => log_in(&ssh),
         Vm::PowerCut(named) => power_cut(&named.name).map(|()| 0),
-        Vm::Down(named) => stop(&named.name).map(|()| 0),
+        Vm::Link(link) => set_link(&link).map(|()| 0),
+        Vm::Down(down) => down
+            .names
+            .iter()
+            .try_for_each(|name| stop(name))
+            .map(|()| 0),
     }
 }
 
@@ -65,28 +73,87 @@ fn image_of(up: &Up) -> guest::Wanted {
 }
 
 fn start(up: &Up) -> Result<()> {
-    let dir = dir_of(&up.name)?;
-    if Machine::attach(&dir).is_ok() {
-        bail!(
-            "guest {0} is up already; stop it first: cargo xtask vm down {0}",
-            up.name
-        );
+    let dirs = up.names.iter().map(|name| dir_of(name));
+    let dirs = dirs.collect::<Result<Vec<_>>>()?;
+    for (i, (name, dir)) in up.names.iter().zip(&dirs).enumerate() {
+        if up.names[..i].contains(name) {
+            bail!("guest {name} is named twice");
+        }
+        if Machine::attach(dir).is_ok() {
+            bail!("guest {name} is up already; stop it first: cargo xtask vm down {name}");
+        }
     }
     let image = guest::image(&image_of(up))?;
     let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB)?;
-    paths::fresh_dir(&dir)?;
-    booted.resume(&dir, Lifetime::Own, None)?;
-    booted.describe(&dir.join("booted.json"))?;
-    eprintln!("up; try: cargo xtask vm exec {} -- uname -a", up.name);
+    dirs.iter().try_for_each(|dir| paths::fresh_dir(dir))?;
+    let network = match (up.network, dirs.first()) {
+        (true, Some(dir)) => {
+            let network = Network::new(&up.names)?;
+            let identities = Identities::make(&network, &dir.join("keys"))?;
+            Some((network, identities))
+        }
+        _ => None,
+    };
+    let mut seats = network.iter().flat_map(|(network, _)| network.seats());
+    for (name, dir) in up.names.iter().zip(&dirs) {
+        let start = Start {
+            booted: &booted,
+            seat: seats.next(),
+        };
+        let mut machine = booted.resume(&place(dir, start.seat.as_ref()))?;
+        if let (Some((_, identities)), Some(seat)) = (&network, &start.seat) {
+            identities.apply(&mut machine, seat)?;
+        }
+        let file = dir.join(START);
+        fs::write(&file, serde_json::to_vec(&start)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        eprintln!("up; try: cargo xtask vm exec {name} -- uname -a");
+    }
     Ok(())
+}
+
+/// What a guest was started from, noted for later processes.
+#[derive(Serialize)]
+struct Start<'a> {
+    booted: &'a Booted,
+    seat: Option<Seat>,
+}
+
+/// Such a note, read.
+#[derive(Deserialize)]
+struct Started {
+    booted: Booted,
+    seat: Option<Seat>,
+}
+
+const START: &str = "started.json";
+
+fn place<'a>(dir: &'a Path, seat: Option<&'a Seat>) -> Place<'a> {
+    Place {
+        dir,
+        lifetime: Lifetime::Own,
+        lossy: None,
+        seat,
+    }
 }
 
 fn power_cut(name: &str) -> Result<()> {
     let dir = dir_of(name)?;
     let mut machine = attach(name)?;
+    let file = dir.join(START);
+    let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let started: Started =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
     machine.cut_power()?;
-    Booted::described(&dir.join("booted.json"))?.boot_again(&dir, Lifetime::Own, None)?;
+    started
+        .booted
+        .boot_again(&place(&dir, started.seat.as_ref()))?;
     Ok(())
+}
+
+fn set_link(link: &Link) -> Result<()> {
+    let machine = Machine::attach(&dir_of(&link.name)?)?;
+    machine.qmp()?.set_link(link.state == LinkState::Up)
 }
 
 fn stop(name: &str) -> Result<()> {
@@ -161,9 +228,11 @@ fn log_in(ssh: &Ssh) -> Result<u8> {
         run_logged(&mut keygen, &dir.join("ssh.log"))?;
     }
     let public = fs::read_to_string(key.with_extension("pub"))?;
+    let line = public.trim();
     let script = format!(
         "set -e; umask 077; mkdir -p /root/.ssh /run/sshd; \
-         printf '%s' '{public}' >/root/.ssh/authorized_keys; \
+         touch /root/.ssh/authorized_keys; \
+         grep -qxF '{line}' /root/.ssh/authorized_keys || echo '{line}' >>/root/.ssh/authorized_keys; \
          ip link set lo up; ip link set eth0 up; ip addr replace 10.0.2.15/24 dev eth0; \
          systemctl start ssh.service"
     );

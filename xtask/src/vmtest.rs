@@ -49,14 +49,14 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
             Some(image) => image.clone(),
             None => guest::image(&wanted)?,
         };
-        prepared.push((s, booted::booted(&image, &s.disks, s.memory_mib())?));
+        prepared.push((s, booted::booted(&image, &s.disks, s.memory_mib)?));
         images.insert(key, image);
     }
     let seed = flags.seed.unwrap_or_else(|| {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         Rng::new(now.as_nanos() as u64).next_u64() >> 32
     });
-    if chosen.iter().any(|s| s.cuts_power()) {
+    if chosen.iter().any(Scenario::cuts_some_power) {
         eprintln!("power cuts: --seed {seed}");
     }
     let mut outcomes = Vec::new();

@@ -18,6 +18,7 @@ use crate::vm::args::{Spec, kernel_command_line};
 use crate::vm::disk;
 use crate::vm::lossy::{Lossy, Plan};
 use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine};
+use crate::vm::network::Seat;
 use crate::{lock, paths};
 
 /// Name of the internal snapshot in the disks.
@@ -25,6 +26,18 @@ const SAVED: &str = "booted";
 
 /// Guest memory where nothing else is asked for. Enough for a module build beside the page cache.
 pub const MEMORY_MIB: u32 = 1536;
+
+/// Where a guest runs, and with what.
+pub struct Place<'a> {
+    /// Its disks, logs and record.
+    pub dir: &'a Path,
+    /// How long it runs.
+    pub lifetime: Lifetime,
+    /// Disks in place of those in the directory.
+    pub lossy: Option<&'a Lossy>,
+    /// Its place in a private network.
+    pub seat: Option<&'a Seat>,
+}
 
 /// A saved guest.
 #[derive(Serialize, Deserialize)]
@@ -74,38 +87,27 @@ pub fn booted(image: &Image, disk_sizes: &[String], memory_mib: u32) -> Result<B
 }
 
 impl Booted {
-    /// A guest of its own in `dir`, resumed from the saved one.
-    pub fn resume(&self, dir: &Path, lifetime: Lifetime, lossy: Option<&Lossy>) -> Result<Machine> {
-        let spec = self.spec(dir, Some(SAVED), lossy);
-        paths::make_dir(dir)?;
+    /// A guest of its own, resumed from the saved one. It is like every other one: see `identity`.
+    pub fn resume(&self, place: &Place) -> Result<Machine> {
+        let spec = self.spec(place, Some(SAVED));
+        paths::make_dir(place.dir)?;
         for disk in std::iter::once(&spec.root).chain(&spec.disks) {
             let name = disk.file_name().context("a disk without a name")?;
             disk::copy(&self.dir.join(name), disk)?;
         }
-        let mut machine = self.start(&spec, dir, lifetime, lossy)?;
+        let mut machine = self.start(&spec, place)?;
         machine.agent().set_clock()?;
         Ok(machine)
     }
 
-    /// Boots from the disks already in `dir`, or from `lossy` ones, as after a power cut.
-    pub fn boot_again(
-        &self,
-        dir: &Path,
-        lifetime: Lifetime,
-        lossy: Option<&Lossy>,
-    ) -> Result<Machine> {
-        self.start(&self.spec(dir, None, lossy), dir, lifetime, lossy)
+    /// Boots from the disks already there, as after a power cut.
+    pub fn boot_again(&self, place: &Place) -> Result<Machine> {
+        self.start(&self.spec(place, None), place)
     }
 
-    fn start(
-        &self,
-        spec: &Spec,
-        dir: &Path,
-        lifetime: Lifetime,
-        lossy: Option<&Lossy>,
-    ) -> Result<Machine> {
-        let mut machine = Machine::start(spec, dir, lifetime)?;
-        if let Some(lossy) = lossy {
+    fn start(&self, spec: &Spec, place: &Place) -> Result<Machine> {
+        let mut machine = Machine::start(spec, place.dir, place.lifetime)?;
+        if let Some(lossy) = place.lossy {
             // Saved memory can be loaded only while all disks are qcow2.
             let mut qmp = machine.qmp()?;
             for index in 0..lossy.count() {
@@ -121,7 +123,7 @@ impl Booted {
     /// `dir`: `disk1.raw` and on.
     pub fn lossy(&self, dir: &Path) -> Result<Lossy> {
         paths::make_dir(dir)?;
-        let spec = self.spec(&self.dir, None, None);
+        let spec = self.saved();
         let mut plans = vec![self.lossy_root(dir)?];
         for disk in &spec.disks {
             let name = disk.file_name().context("a disk without a name")?;
@@ -136,7 +138,7 @@ impl Booted {
 
     /// The root disk as it was saved, to begin or to begin anew with.
     pub fn lossy_root(&self, dir: &Path) -> Result<Plan> {
-        let root = self.spec(&self.dir, None, None).root;
+        let root = self.saved().root;
         let base = root.with_extension("raw");
         let _lock = lock::take(&self.image.dir.join("booted.lock"))?;
         if !base.exists() {
@@ -152,20 +154,8 @@ impl Booted {
         })
     }
 
-    /// Notes in `file` what a guest was started from, for a later process.
-    pub fn describe(&self, file: &Path) -> Result<()> {
-        std::fs::write(file, serde_json::to_vec(self)?)
-            .with_context(|| format!("cannot write {}", file.display()))
-    }
-
-    /// Reads such a note.
-    pub fn described(file: &Path) -> Result<Self> {
-        let text =
-            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))
-    }
-
-    fn spec(&self, dir: &Path, resume: Option<&str>, lossy: Option<&Lossy>) -> Spec {
+    fn spec(&self, place: &Place, resume: Option<&str>) -> Spec {
+        let dir = place.dir;
         Spec {
             accel: self.accel,
             vmlinuz: self.image.vmlinuz.clone(),
@@ -176,14 +166,20 @@ impl Booted {
                 .collect(),
             memory_mib: self.memory_mib,
             resume: resume.map(str::to_string),
-            paused: lossy.is_some(),
+            paused: place.lossy.is_some(),
+            seat: place.seat.cloned(),
         }
+    }
+
+    /// The saved guest itself.
+    fn saved(&self) -> Spec {
+        self.spec(&alone(&self.dir), None)
     }
 
     fn make(&self, disk_sizes: &[String]) -> Result<()> {
         let partial = self.dir.with_extension("partial");
         paths::fresh_dir(&partial)?;
-        let spec = self.spec(&partial, None, None);
+        let spec = self.spec(&alone(&partial), None);
         disk::create_overlay(&spec.root, &self.image.root)?;
         for (disk, size) in spec.disks.iter().zip(disk_sizes) {
             disk::create_blank(disk, size)?;
@@ -207,5 +203,15 @@ impl Booted {
         machine.check()?;
         machine.agent().disconnect();
         machine.qmp()?.save(SAVED)
+    }
+}
+
+/// A guest in `dir` for the time being, with ordinary disks and no network.
+fn alone(dir: &Path) -> Place<'_> {
+    Place {
+        dir,
+        lifetime: Lifetime::WithHarness,
+        lossy: None,
+        seat: None,
     }
 }

@@ -7,6 +7,7 @@
 //! 3. (see `booted`) that disk booted once, saved with its memory.
 
 pub mod booted;
+pub mod identity;
 mod rootfs;
 
 use std::fs;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Scenarios: what a guest is told to do and what must come of it, as YAML.
 
+mod node;
 pub mod report;
 pub mod run;
 pub mod schema;

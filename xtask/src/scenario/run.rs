@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Running one scenario in one guest, with everything it leaves kept for reading.
+//! Running one scenario in its guests, with everything it leaves kept for reading.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::schema::{CutHow, PowerCut, Repeat, Scenario, Step};
+use super::node::Node;
+use super::schema::{Action, CutHow, Link, Repeat, Scenario, Step, Wanted};
 use crate::image::booted::Booted;
+use crate::image::identity::Identities;
 use crate::ui::{self, Step as Progress};
 use crate::vm::agent::{Output, Pid};
-use crate::vm::console::find_report;
-use crate::vm::lossy::{Lossy, Rng};
-use crate::vm::machine::{Lifetime, Machine, guest_env};
+use crate::vm::lossy::Rng;
+use crate::vm::machine::{guest_env, poll_until};
+use crate::vm::network::{Network, Seat};
 use crate::{lock, paths};
-
-/// Time to collect one file of evidence from a guest that may be in trouble.
-const EVIDENCE: Duration = Duration::from_secs(60);
 
 /// Time between two tries of `until`.
 const RETRY: Duration = Duration::from_millis(300);
@@ -48,17 +47,11 @@ pub fn run(
     // Two runs at once would take each other's disks away.
     let _lock = lock::take(&dir.with_extension("lock"))?;
     paths::fresh_dir(&dir)?;
-    let lossy = match scenario.cuts_power() {
-        true => Some(booted.lossy(&dir)?),
-        false => None,
-    };
-    let machine = booted.resume(&dir, Lifetime::WithHarness, lossy.as_ref())?;
     let transcript = dir.join("transcript.txt");
     let mut run = Run {
         scenario,
-        booted,
-        machine,
-        lossy,
+        nodes: Vec::new(),
+        identities: None,
         seeds: Rng::new(seed),
         running: BTreeMap::new(),
         saved: BTreeMap::new(),
@@ -66,91 +59,134 @@ pub fn run(
             .with_context(|| format!("cannot create {}", transcript.display()))?,
         started: Instant::now(),
     };
-    let result = run.steps(progress).and_then(|()| run.machine.check());
-    let evidence = run.collect_evidence(&dir);
+    let result = run
+        .start(booted, &dir)
+        .and_then(|()| run.steps(progress))
+        .and_then(|()| run.check());
+    let evidence = run.collect_evidence();
     let result = result.and(evidence);
     if let Err(error) = &result {
         run.note(&format!("FAILED: {error:#}\n"));
     }
-    run.machine.cut_power()?;
+    run.nodes.iter_mut().try_for_each(Node::end)?;
     if result.is_ok() && !keep {
-        remove_disks(&dir)?;
+        run.nodes.iter().try_for_each(Node::remove_disks)?;
     }
     result
 }
 
 struct Run<'a> {
     scenario: &'a Scenario,
-    booted: &'a Booted,
-    machine: Machine,
-    lossy: Option<Lossy>,
+    nodes: Vec<Node<'a>>,
+    /// Of the machines, where there are several.
+    identities: Option<Identities>,
     seeds: Rng,
-    running: BTreeMap<String, Pid>,
+    /// Background commands, with the machine of each.
+    running: BTreeMap<String, (usize, Pid)>,
     saved: BTreeMap<String, String>,
     transcript: File,
     started: Instant,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// Resumes the machines. One that is alone lives in `dir` itself.
+    fn start(&mut self, booted: &'a Booted, dir: &Path) -> Result<()> {
+        let scenario = self.scenario;
+        if scenario.machines.len() == 1 {
+            let lossy = scenario.cuts_power(0);
+            self.nodes
+                .push(Node::start(booted, dir.to_path_buf(), lossy, None)?);
+            return Ok(());
+        }
+        let network = Network::new(&scenario.machines)?;
+        let identities = self
+            .identities
+            .insert(Identities::make(&network, &dir.join("keys"))?);
+        for (i, seat) in network.seats().enumerate() {
+            let dir = dir.join(seat.name());
+            let network: Option<(Seat, &Identities)> = Some((seat, identities));
+            let node = Node::start(booted, dir, scenario.cuts_power(i), network);
+            let name = &scenario.machines[i];
+            self.nodes.push(node.with_context(|| name.clone())?);
+        }
+        Ok(())
+    }
+
     fn steps(&mut self, progress: &Progress) -> Result<()> {
         let scenario = self.scenario;
         let total = scenario.steps.len();
         for (i, step) in scenario.steps.iter().enumerate() {
             let note = |text: &str| progress.note(&format!("{}/{total} {text}", i + 1));
-            let line = scenario.lines.get(i).copied().unwrap_or(0);
             self.one(step, &note)
-                .with_context(|| format!("{}:{line}", paths::shown(&scenario.file)))?;
+                .with_context(|| format!("{}:{}", paths::shown(&scenario.file), step.line))?;
         }
         Ok(())
     }
 
     /// One step, within what is left of the scenario's time.
     fn one(&mut self, step: &Step, note: &dyn Fn(&str)) -> Result<()> {
-        let title = title(step);
+        let title = self.title(step);
         note(&title);
         let all = self.scenario.timeout;
-        match Duration::from_secs(all).checked_sub(self.started.elapsed()) {
-            None => bail!("{title}: the scenario's {all} seconds are over"),
-            Some(left) => self.step(step, step.limit().min(left), note).context(title),
+        match all.checked_sub(self.started.elapsed()) {
+            None => bail!("{title}: the scenario's {} are over", ui::seconds(all)),
+            Some(left) => self.step(step, step.limit.min(left), note).context(title),
         }
     }
 
     fn step(&mut self, step: &Step, limit: Duration, note: &dyn Fn(&str)) -> Result<()> {
-        if let Some(repeat) = &step.repeat {
-            return self.repeat(repeat, note);
-        }
-        if let Some(script) = &step.run {
-            self.note(&format!("$ {}\n", script.trim_end()));
-            let pid = self.start(script)?;
-            if let Some(id) = &step.background {
-                self.running.insert(id.clone(), pid);
-                return Ok(());
+        let on = step.on;
+        match &step.action {
+            Action::Run { script, wanted } => {
+                self.tell(on, &format!("$ {}", script.trim_end()));
+                let pid = self.launch(on, script)?;
+                let out = self.finish(on, pid, limit)?;
+                self.judge(wanted, &out)
             }
-            let out = self.machine.finish(pid, limit)?;
-            return self.judge(step, &out);
+            Action::Start { script, id } => {
+                self.tell(on, &format!("$ {}", script.trim_end()));
+                let pid = self.launch(on, script)?;
+                self.running.insert(id.clone(), (on, pid));
+                Ok(())
+            }
+            Action::Until { script, wanted } => self.until(on, script, wanted, limit),
+            Action::Wait { id, wanted } => {
+                self.tell(on, &format!("waiting for {id}"));
+                let (on, pid) = self.running.remove(id).context("it is not running")?;
+                let out = self.finish(on, pid, limit)?;
+                self.judge(wanted, &out)
+            }
+            Action::Push(push) => {
+                let here = self.scenario.source_of(push);
+                self.tell(on, &format!("copying {} to {}", here.display(), push.to));
+                let mut file =
+                    File::open(&here).with_context(|| format!("cannot open {}", here.display()))?;
+                let machine = self.nodes[on].machine()?;
+                machine.agent().push(&mut file, &push.to)
+            }
+            Action::PowerCut(how) => {
+                self.cut(on, *how)?;
+                match how.resume {
+                    true => self.nodes[on].resume_after_cut(self.identities.as_ref()),
+                    false => self.nodes[on].boot(),
+                }
+            }
+            Action::Kill(how) => self.cut(on, *how),
+            Action::Boot => {
+                self.tell(on, "boot");
+                self.nodes[on].boot()
+            }
+            Action::Reboot => {
+                self.tell(on, "reboot");
+                self.ended(on);
+                self.nodes[on].machine()?.reboot(limit)
+            }
+            Action::Link(link) => {
+                self.tell(on, &format!("link {link:?}"));
+                self.nodes[on].set_link(*link == Link::Up)
+            }
+            Action::Repeat(repeat) => self.repeat(repeat, note),
         }
-        if let Some(script) = &step.until {
-            return self.until(step, script, limit);
-        }
-        if let Some(id) = &step.wait {
-            self.note(&format!("waiting for {id}\n"));
-            let pid = self.running.remove(id).context("it is not running")?;
-            let out = self.machine.finish(pid, limit)?;
-            return self.judge(step, &out);
-        }
-        if let Some(push) = &step.push {
-            let here = self.scenario.source_of(push);
-            self.note(&format!("copying {} to {}\n", here.display(), push.to));
-            let mut file =
-                File::open(&here).with_context(|| format!("cannot open {}", here.display()))?;
-            return self.machine.agent().push(&mut file, &push.to);
-        }
-        if step.reboot {
-            self.note("reboot\n");
-            self.running.clear();
-            return self.machine.reboot(limit);
-        }
-        self.power_cut(step.power_cut.map(PowerCut::how).unwrap_or_default())
     }
 
     fn repeat(&mut self, repeat: &Repeat, note: &dyn Fn(&str)) -> Result<()> {
@@ -167,45 +203,25 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn power_cut(&mut self, how: CutHow) -> Result<()> {
-        let Some(lossy) = &self.lossy else {
-            bail!("the disks were not made for a power cut");
-        };
+    fn cut(&mut self, on: usize, how: CutHow) -> Result<()> {
         let next = self.seeds.next_u64();
         let seed = how.seed.unwrap_or(next >> 32);
         if how.within > 0 {
             let wait = Duration::from_millis(Rng::new(next).below(how.within * 1000));
             std::thread::sleep(wait);
         }
-        self.machine.check()?;
-        self.machine.cut_power()?;
-        let losses = lossy.cut(seed)?;
-        let dir = dir_of(&self.scenario.name);
-        if how.resume {
-            lossy.renew(0, &self.booted.lossy_root(&dir)?)?;
-        }
-        let disks = losses.iter().enumerate().map(|(i, loss)| {
-            let disk = char::from(b'a' + i as u8); // at most 20 disks
-            format!("vd{disk} {loss}")
-        });
-        let disks: Vec<String> = disks.collect();
-        self.note(&format!("power cut, seed {seed}: {}\n", disks.join("; ")));
-        self.running.clear();
-        let Some(lossy) = &self.lossy else {
-            return Ok(());
-        };
-        self.machine = match how.resume {
-            true => self
-                .booted
-                .resume(&dir, Lifetime::WithHarness, Some(lossy))?,
-            false => self
-                .booted
-                .boot_again(&dir, Lifetime::WithHarness, Some(lossy))?,
-        };
+        let lost = self.nodes[on].cut(seed)?;
+        self.tell(on, &format!("power cut, seed {seed}: {lost}"));
+        self.ended(on);
         Ok(())
     }
 
-    fn start(&mut self, script: &str) -> Result<Pid> {
+    /// Whatever was running on a machine has ended.
+    fn ended(&mut self, machine: usize) {
+        self.running.retain(|_, (on, _)| *on != machine);
+    }
+
+    fn launch(&mut self, on: usize, script: &str) -> Result<Pid> {
         let mut env = guest_env();
         env.extend(
             self.saved
@@ -213,18 +229,31 @@ impl Run<'_> {
                 .map(|(name, value)| format!("{name}={value}")),
         );
         let argv = ["/bin/bash", "-e", "-c", script].map(String::from);
-        self.machine.agent().start(&argv, &env, b"")
+        self.nodes[on].machine()?.agent().start(&argv, &env, b"")
     }
 
-    fn until(&mut self, step: &Step, script: &str, limit: Duration) -> Result<()> {
-        self.note(&format!("until $ {}\n", script.trim_end()));
+    /// Waits for a command to end, and watches all machines meanwhile.
+    fn finish(&mut self, on: usize, pid: Pid, limit: Duration) -> Result<Output> {
+        poll_until(limit, || {
+            let polled = self.nodes[on].machine()?.agent().poll(pid);
+            self.check()?;
+            polled
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(Node::check)
+    }
+
+    fn until(&mut self, on: usize, script: &str, wanted: &Wanted, limit: Duration) -> Result<()> {
+        self.tell(on, &format!("until $ {}", script.trim_end()));
         let end = Instant::now() + limit;
         loop {
-            let pid = self.start(script)?;
+            let pid = self.launch(on, script)?;
             let left = end.saturating_duration_since(Instant::now());
-            let out = self.machine.finish(pid, left.max(Duration::from_secs(1)))?;
-            match self.unmet(step, &out) {
-                None => return self.judge(step, &out),
+            let out = self.finish(on, pid, left.max(Duration::from_secs(1)))?;
+            match self.unmet(wanted, &out) {
+                None => return self.judge(wanted, &out),
                 Some(reason) if Instant::now() + RETRY > end => {
                     self.record(&out);
                     bail!("after {}: {reason}", ui::seconds(limit));
@@ -235,12 +264,12 @@ impl Run<'_> {
     }
 
     /// Compares a command's end with what is expected, and saves its output.
-    fn judge(&mut self, step: &Step, out: &Output) -> Result<()> {
+    fn judge(&mut self, wanted: &Wanted, out: &Output) -> Result<()> {
         self.record(out);
-        if let Some(reason) = self.unmet(step, out) {
+        if let Some(reason) = self.unmet(wanted, out) {
             bail!("{reason}");
         }
-        if let Some(name) = &step.save {
+        if let Some(name) = &wanted.save {
             let text = String::from_utf8_lossy(&out.stdout).trim().to_string();
             self.saved.insert(name.clone(), text);
         }
@@ -248,16 +277,16 @@ impl Run<'_> {
     }
 
     /// Why a command's end is not what the step expects, with its output.
-    fn unmet(&self, step: &Step, out: &Output) -> Option<String> {
+    fn unmet(&self, wanted: &Wanted, out: &Output) -> Option<String> {
         let stdout = String::from_utf8_lossy(&out.stdout);
         let stderr = String::from_utf8_lossy(&out.stderr);
         let saved = |name: &str| self.saved.get(name).cloned();
-        let expected = step.expected_exit();
+        let expected = wanted.exit;
         let reason = if !expected.accepts(out.code) {
             format!("exit code {} where {expected} is expected", out.code)
-        } else if let Some(r) = step.stdout.as_ref().and_then(|e| e.unmet(&stdout, saved)) {
+        } else if let Some(r) = wanted.stdout.unmet(&stdout, saved) {
             format!("standard output {r}")
-        } else if let Some(r) = step.stderr.as_ref().and_then(|e| e.unmet(&stderr, saved)) {
+        } else if let Some(r) = wanted.stderr.unmet(&stderr, saved) {
             format!("standard error {r}")
         } else {
             return None;
@@ -282,6 +311,14 @@ impl Run<'_> {
         self.note_raw(&text);
     }
 
+    /// Notes what is done on a machine.
+    fn tell(&mut self, on: usize, text: &str) {
+        let name = self.nodes[on].name();
+        let blank = if name.is_empty() { "" } else { " " };
+        let line = format!("{name}{blank}{text}\n");
+        self.note(&line);
+    }
+
     fn note(&mut self, text: &str) {
         let at = self.started.elapsed().as_secs_f64();
         self.note_raw(&format!("[{at:8.1} s] {text}"));
@@ -293,54 +330,40 @@ impl Run<'_> {
         }
     }
 
-    /// Fetches the kernel's messages and the journal, and judges the former: a
-    /// report may have passed the console by.
-    fn collect_evidence(&mut self, dir: &Path) -> Result<()> {
-        let commands = [
-            ("dmesg.txt", "dmesg"),
-            ("journal.txt", "journalctl --no-pager -o short-precise"),
-        ];
-        let mut report = None;
-        for (file, command) in commands {
-            let out = match self.machine.evidence(command, EVIDENCE) {
-                Ok(out) => out,
-                // The guest is beyond answering; the console log is what there is.
-                Err(e) => {
-                    self.note(&format!("no {file}: {e:#}\n"));
-                    break;
-                }
-            };
-            if file == "dmesg.txt" {
-                report = find_report(&String::from_utf8_lossy(&out.stdout));
-            }
-            let path = dir.join(file);
-            fs::write(&path, out.stdout)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+    /// What every guest has to say; the first kernel report is the error.
+    fn collect_evidence(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        let mut missed = Vec::new();
+        for node in &mut self.nodes {
+            let name = node.name().to_string();
+            let evidence = node.collect_evidence(|text| missed.push(format!("{name} {text}\n")));
+            result = result.and(evidence);
         }
-        match report {
-            Some(report) => bail!("the guest's kernel reported:\n{report}"),
-            None => Ok(()),
-        }
+        missed.iter().for_each(|line| self.note(line));
+        result
     }
-}
 
-/// A step in a few words.
-fn title(step: &Step) -> String {
-    let text = match (&step.run, &step.until, &step.wait, &step.push) {
-        (Some(script), ..) => script.trim().to_string(),
-        (_, Some(script), ..) => format!("until {}", script.trim()),
-        (_, _, Some(id), _) => format!("wait for {id}"),
-        (.., Some(push)) => format!("push {}", push.to),
-        _ if step.reboot => "reboot".to_string(),
-        _ if step.repeat.is_some() => "repeat".to_string(),
-        _ => "power cut".to_string(),
-    };
-    let mut lines = text.lines();
-    let first: String = lines.next().unwrap_or_default().chars().take(100).collect();
-    if lines.next().is_some() {
-        format!("{first} ...")
-    } else {
-        first
+    /// A step in a few words.
+    fn title(&self, step: &Step) -> String {
+        let text = match &step.action {
+            Action::Run { script, .. } | Action::Start { script, .. } => script.trim().to_string(),
+            Action::Until { script, .. } => format!("until {}", script.trim()),
+            Action::Wait { id, .. } => format!("wait for {id}"),
+            Action::Push(push) => format!("push {}", push.to),
+            Action::PowerCut(_) => "power cut".to_string(),
+            Action::Kill(_) => "kill".to_string(),
+            Action::Boot => "boot".to_string(),
+            Action::Reboot => "reboot".to_string(),
+            Action::Link(link) => format!("link {link:?}"),
+            Action::Repeat(_) => "repeat".to_string(),
+        };
+        let mut lines = text.lines();
+        let first: String = lines.next().unwrap_or_default().chars().take(100).collect();
+        let dots = if lines.next().is_some() { " ..." } else { "" };
+        match (&step.action, self.nodes[step.on].name()) {
+            (Action::Repeat(_), _) | (_, "") => format!("{first}{dots}"),
+            (_, name) => format!("{name}: {first}{dots}"),
+        }
     }
 }
 
@@ -351,17 +374,4 @@ fn last_lines(text: &str) -> String {
         .iter()
         .map(|line| format!("    {line}\n"))
         .collect()
-}
-
-fn remove_disks(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|e| e == "qcow2" || e == "raw" || e == "durable")
-        {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
 }

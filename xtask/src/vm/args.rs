@@ -5,6 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::accel::Accel;
+use super::network::{Seat, mac};
+
+/// Name of the card in the private network, `eth1` in the guest.
+pub const PRIVATE_CARD: &str = "card1";
 
 /// What one guest is made of.
 pub struct Spec {
@@ -24,6 +28,8 @@ pub struct Spec {
     pub resume: Option<String>,
     /// Do not run before QMP says `cont`.
     pub paused: bool,
+    /// Its place in a private network.
+    pub seat: Option<Seat>,
 }
 
 /// Paths QEMU writes to and listens on.
@@ -87,6 +93,14 @@ pub fn qemu_args(spec: &Spec, ends: &Endpoints) -> Vec<OsString> {
     // No way out for the guest: a run must not depend on the network.
     args.pair("-netdev", "user,id=net0,restrict=on");
     args.pair("-device", "virtio-net-pci,netdev=net0,romfile=");
+    // The card of the private network is there without one too: all guests resume from the same.
+    let (wire, mac) = match &spec.seat {
+        Some(seat) => (seat.netdev("net1"), seat.mac()),
+        None => ("hubport,id=net1,hubid=1".to_string(), mac(0)),
+    };
+    args.pair("-netdev", wire);
+    let card = format!("virtio-net-pci,id={PRIVATE_CARD},netdev=net1,romfile=,mac={mac}");
+    args.pair("-device", card);
 
     args.pair("-device", "virtio-serial-pci");
     args.chardev_socket("qga", &ends.agent);
@@ -156,6 +170,7 @@ fn with_path(before: &str, path: &Path, after: &str) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::network::Network;
 
     fn spec() -> Spec {
         Spec {
@@ -167,6 +182,7 @@ mod tests {
             memory_mib: 1024,
             resume: None,
             paused: false,
+            seat: None,
         }
     }
 
@@ -189,6 +205,20 @@ mod tests {
                 .iter()
                 .any(|a| a.ends_with("file=/d/with,,comma.qcow2"))
         );
+    }
+
+    #[test]
+    fn a_guest_without_a_network_has_the_card_and_no_wire() {
+        let card = |args: &[String]| args.iter().any(|a| a.contains("id=card1,netdev=net1"));
+        let alone = args(&spec());
+        assert!(card(&alone) && !alone.iter().any(|a| a.contains("mcast=")));
+        let network = Network::new(&["a".into(), "b".into()]).unwrap();
+        let seated = args(&Spec {
+            seat: network.seats().nth(1),
+            ..spec()
+        });
+        assert!(card(&seated) && seated.iter().any(|a| a.contains("id=net1,mcast=239.255.")));
+        assert!(seated.iter().any(|a| a.ends_with("mac=52:54:00:7a:75:02")));
     }
 
     #[test]

@@ -208,20 +208,11 @@ impl Machine {
     /// Waits for a command to end. Reading its state is what finds the deadline
     /// passed, the kernel in trouble or QEMU gone.
     pub fn finish(&mut self, pid: Pid, deadline: Duration) -> Result<Output> {
-        let end = Instant::now() + deadline;
-        let mut pause = Duration::from_millis(5);
-        loop {
+        poll_until(deadline, || {
             let polled = self.agent.poll(pid);
             self.check()?;
-            if let Some(output) = polled? {
-                return Ok(output);
-            }
-            if Instant::now() > end {
-                bail!("it did not end within {}", ui::seconds(deadline));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(200));
-        }
+            polled
+        })
     }
 
     /// Runs a shell command line to its end.
@@ -234,19 +225,10 @@ impl Machine {
     /// Runs a command in a guest that may be in trouble already, so nothing but
     /// the deadline is watched.
     pub fn evidence(&mut self, script: &str, deadline: Duration) -> Result<Output> {
-        let end = Instant::now() + deadline;
         self.agent.try_connect(Duration::from_secs(5))?;
         let argv = ["/bin/bash", "-c", script].map(String::from);
         let pid = self.agent.start(&argv, &guest_env(), b"")?;
-        loop {
-            if let Some(output) = self.agent.poll(pid)? {
-                return Ok(output);
-            }
-            if Instant::now() > end {
-                bail!("it did not end within {}", ui::seconds(deadline));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        poll_until(deadline, || self.agent.poll(pid))
     }
 
     /// Reboots in an orderly way and waits for the agent of the new boot.
@@ -332,6 +314,25 @@ impl Machine {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
+    }
+}
+
+/// Polls a command until it has ended.
+pub fn poll_until(
+    deadline: Duration,
+    mut poll: impl FnMut() -> Result<Option<Output>>,
+) -> Result<Output> {
+    let end = Instant::now() + deadline;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(output) = poll()? {
+            return Ok(output);
+        }
+        if Instant::now() > end {
+            bail!("it did not end within {}", ui::seconds(deadline));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(200));
     }
 }
 

@@ -9,4 +9,5 @@ pub mod console;
 pub mod disk;
 pub mod lossy;
 pub mod machine;
+pub mod network;
 pub mod qmp;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use qapi::qmp;
 
+use super::args::PRIVATE_CARD;
+
 type Socket = qapi::Stream<BufReader<UnixStream>, BufWriter<UnixStream>>;
 
 /// A QMP session; every answer has a deadline.
@@ -50,6 +52,15 @@ impl Qmp {
         self.monitor(&format!(
             "qom-set /machine/peripheral/blk{index} drive lossy{index}"
         ))
+    }
+
+    /// Plugs in the cable of the private network, or pulls it: the guest's card tells it so.
+    pub fn set_link(&mut self, up: bool) -> Result<()> {
+        let name = PRIVATE_CARD.into();
+        self.0
+            .execute(&qmp::set_link { name, up })
+            .context("QEMU did not accept set_link")?;
+        Ok(())
     }
 
     /// Lets a paused guest run.
