@@ -300,8 +300,8 @@ fn size_bytes(file: &File, path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Overwrites the device with zeroes, reporting bytes done and bytes in all.
-pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+/// Overwrites the device with zeroes, reporting bytes done and bytes in all; ends with an error of `progress`.
+pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_EXCL)
@@ -317,7 +317,7 @@ pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
             result => result.with_context(|| format!("could not zero '{}'", path.display()))?,
         };
         done += range[1];
-        progress(done, total);
+        progress(done, total)?;
     }
     file.sync_all()
         .with_context(|| format!("could not flush '{}'", path.display()))

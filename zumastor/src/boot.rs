@@ -58,6 +58,10 @@ pub fn record(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<bo
     let wanted = VolumeConfig {
         filesystem: Filesystem::default(),
         master: None,
+        source: None,
+        targets: Default::default(),
+        schedule: Vec::new(),
+        snapshots: config::Snapshots::default(),
         ..config.clone()
     };
     let path = layout.boot_record(volume);
@@ -352,6 +356,10 @@ mod tests {
         VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid: uuid::Uuid::from_u128(7),
+            lineage: config::Lineage {
+                uuid: uuid::Uuid::from_u128(7),
+                epoch: 1,
+            },
             device: Devices {
                 origin: origin.into(),
                 snapstore: store.into(),
@@ -363,6 +371,11 @@ mod tests {
                 ..Filesystem::default()
             },
             master: Some(config::Master::default()),
+            source: None,
+            targets: Default::default(),
+            schedule: Vec::new(),
+            snapshots: config::Snapshots::default(),
+            upgraded_from: None,
         }
     }
 

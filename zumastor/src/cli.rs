@@ -17,9 +17,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::control::{self, Event, Request};
 use crate::layout::Layout;
+use crate::note::{Note, Progress};
 use crate::system::System;
-use crate::volume::Note;
 
+mod cancel;
 mod define_master;
 mod define_volume;
 mod early;
@@ -48,6 +49,8 @@ const USAGE_ERROR: u8 = 2;
 struct Context<'a> {
     layout: Layout,
     is_root: bool,
+    /// Details are wanted.
+    verbose: bool,
     out: &'a mut dyn Write,
 }
 
@@ -70,9 +73,11 @@ impl Context<'_> {
         let _ = std::env::set_current_dir("/");
         let mut bar: Option<ProgressBar> = None;
         let result = control::call(&socket, request, |event| match event {
-            Event::Note(Note::Line(line)) if line.starts_with("WARNING") => self.say(&line),
+            Event::Note(Note::Warning(line)) => self.say(&format!("WARNING: {line}")),
+            Event::Note(Note::Detail(line)) if self.verbose => self.print(&format!("{line}\n")),
+            Event::Note(Note::Detail(_)) => {}
             Event::Note(Note::Line(line)) => self.print(&format!("{line}\n")),
-            Event::Note(Note::Progress { done, total }) => show_progress(&mut bar, done, total),
+            Event::Note(Note::Progress(progress)) => show_progress(&mut bar, &progress),
             Event::Alive | Event::Status(_) | Event::Done { .. } => {}
         });
         if let Some(bar) = bar {
@@ -93,16 +98,22 @@ impl Context<'_> {
 }
 
 /// A bar on a terminal, nothing elsewhere.
-fn show_progress(bar: &mut Option<ProgressBar>, done: u64, total: u64) {
+fn show_progress(bar: &mut Option<ProgressBar>, progress: &Progress) {
     if !io::stderr().is_terminal() {
         return;
     }
     let bar = bar.get_or_insert_with(|| {
-        let template = "zeroing the origin {bar:40} {bytes} of {total_bytes}, {eta} left";
+        let template = "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
         let style = ProgressStyle::with_template(template);
-        ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     });
-    bar.set_position(done);
+    if bar.message() != progress.subject {
+        // The time left is that of this part, not of those before.
+        bar.reset();
+        bar.set_message(progress.subject.clone());
+    }
+    bar.set_length(progress.total);
+    bar.set_position(progress.done);
 }
 
 /// The whole command, for parsing, man pages and completions.
@@ -139,6 +150,7 @@ pub fn command() -> Command {
         .subcommand(start_stop::command("stop", "Stop a volume or its master"))
         .subcommand(snapshot::command())
         .subcommand(status::command())
+        .subcommand(cancel::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
         .subcommand(thaw_guard::command().hide(true))
         .subcommand(udev_name::command().hide(true))
@@ -186,6 +198,7 @@ pub fn main() -> ExitCode {
     let mut context = Context {
         layout: Layout::system(),
         is_root,
+        verbose: false,
         out: &mut out,
     };
     ExitCode::from(run(&argv, &mut context))
@@ -249,7 +262,15 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
     {
         return Err("zumastor is starting or stopping: try again when it is done".to_string());
     }
-    let privileged = ["define", "forget", "start", "stop", "snapshot", "replicate"];
+    let privileged = [
+        "define",
+        "forget",
+        "start",
+        "stop",
+        "snapshot",
+        "replicate",
+        "cancel",
+    ];
     if privileged.contains(&verb) && !context.is_root {
         return Err(format!("you must be root to run `zumastor {verb}`"));
     }
@@ -297,6 +318,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),
         Some(("snapshot", m)) => snapshot::run(m, context),
         Some(("status", m)) => status::run(m, context),
+        Some(("cancel", m)) => cancel::run(m, context),
         Some(("thaw-guard", m)) => thaw_guard::run(m),
         Some(("udev-name", m)) => udev_name::run(m, context),
         Some((verb @ ("udev-member" | "activate" | "shutdown"), m)) => early::run(verb, m, context),

@@ -6,26 +6,39 @@
 //! the directory; it has returned before anything that relies on the new state is done. In
 //! particular `next` is advanced and saved *before* the snapshot with that number is created, so a
 //! number is never given twice, whatever fails afterwards.
+//!
+//! A document of an earlier version is upgraded as it is read ([`v1`]); the first save writes the new one
+//! and keeps the old one beside it. One of a later version is refused.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::Uuid;
 
-use crate::layout::Layout;
 use crate::names;
 
-/// The schema written by this program. 1: the first.
-pub const SCHEMA_VERSION: u32 = 1;
+mod check;
+mod file;
+mod roles;
+pub mod v1;
+
+pub use check::parse;
+pub use file::{check_room, list, load, make_private_dir, remove, save};
+pub use roles::{
+    HoldPolicy, Incoming, Master, Period, Rotation, Snapref, Source, Target, Window, WindowError,
+};
+
+/// The schema written by this program.
+///
+/// 1: the first. 2: snapshots belong to the volume and not to its master role, and have a UUID, a time in
+/// UTC and any number of rotations; lineage; schedule, source and targets.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The kind of a snapshot taken by hand.
 pub const MANUAL: &str = "manual";
-
-/// Largest document accepted, in bytes. A snapshot takes less than 100.
-const DOCUMENT_MAX_BYTES: u64 = 16 << 20;
 
 /// A volume as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +46,10 @@ const DOCUMENT_MAX_BYTES: u64 = 16 << 20;
 pub struct VolumeConfig {
     /// [`SCHEMA_VERSION`].
     pub version: u32,
-    /// The volume's identity, the same as long as it exists.
-    pub uuid: uuid::Uuid,
+    /// The identity of the volume on this machine, the same as long as it exists.
+    pub uuid: Uuid,
+    /// Whose data it holds.
+    pub lineage: Lineage,
     /// The block devices.
     pub device: Devices,
     /// The server's cache size as given, bytes with optional k, m or g; the server's default if absent.
@@ -43,9 +58,34 @@ pub struct VolumeConfig {
     /// Where and how to mount.
     #[serde(default, skip_serializing_if = "Filesystem::is_default")]
     pub filesystem: Filesystem,
-    /// Present once `define master` was run.
+    /// Present once `define master` was run; never beside a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<Master>,
+    /// Present once `define source` was run; never beside a master.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// Where it is replicated to, by the name given to `define target`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub targets: BTreeMap<String, Target>,
+    /// Rotations, in the order in which they were defined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedule: Vec<Rotation>,
+    /// Its snapshots.
+    #[serde(default, skip_serializing_if = "Snapshots::is_default")]
+    pub snapshots: Snapshots,
+    /// The version of the document it was read from, if that was an earlier one.
+    #[serde(skip)]
+    pub upgraded_from: Option<u32>,
+}
+
+/// Whose data a volume holds: a volume and its replicas have the same lineage, whatever they are called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// The volume where the data came from: for one that was never a replica its own UUID.
+    pub uuid: Uuid,
+    /// Raised by each failover: of two masters the one with the lower epoch is superseded. From 1.
+    pub epoch: u64,
 }
 
 /// Paths of the block devices, in a form that survives a reboot (see [`crate::blockdev`]).
@@ -113,10 +153,11 @@ impl Filesystem {
     }
 }
 
-/// The upstream role: mounts the origin and takes snapshots.
+/// What is known of a volume's snapshots. They are the volume's and not its role's: a master that becomes a
+/// replica keeps them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Master {
+pub struct Snapshots {
     /// The number of the next snapshot: even, growing, never given twice.
     pub next: u32,
     /// A snapshot whose creation was begun and not yet recorded: after a crash it may exist.
@@ -130,11 +171,38 @@ pub struct Master {
     pub deleting: Vec<Doomed>,
     /// The snapshots, oldest first.
     #[serde(default)]
-    pub snapshots: Vec<Snapshot>,
+    pub list: Vec<Snapshot>,
+}
+
+impl Snapshots {
+    fn is_default(&self) -> bool {
+        *self == Snapshots::default()
+    }
+
+    /// The snapshot of this number.
+    #[must_use]
+    pub fn find(&self, id: u32) -> Option<&Snapshot> {
+        self.list.iter().find(|s| s.id == id)
+    }
+
+    /// `time`, or `time.1`, `time.2`... if there are snapshots of the same second.
+    #[must_use]
+    pub fn unique_time(&self, time: &str) -> String {
+        names::unique_time(time, |name| self.list.iter().any(|s| s.time == name))
+    }
+
+    /// The snapshots of a rotation, oldest first.
+    pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Snapshot> + 'a {
+        self.list.iter().filter(move |s| s.is_of(kind))
+    }
 }
 
 fn is_zero(value: &u64) -> bool {
     *value == 0
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A snapshot to be deleted. The sequence proves that the one of this number is still the same.
@@ -153,10 +221,29 @@ pub struct Doomed {
 pub struct Snapshot {
     /// The snaptag given to ddsnap.
     pub id: u32,
-    /// The rotation it belongs to, or [`MANUAL`].
-    pub kind: String,
+    /// Its identity, the same on every machine that has a copy of it.
+    pub uuid: Uuid,
+    /// The rotations it belongs to, or [`MANUAL`]. One that falls out of the last is deleted.
+    pub kinds: Vec<String>,
     /// Local time of creation, `YYYY.MM.DD-HH.MM.SS`: the name of its link.
     pub time: String,
+    /// The same moment in seconds since 1970-01-01 UTC: ages are reckoned by it.
+    pub created: i64,
+    /// No rotation deletes it, nor a full store.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub protected: bool,
+    /// The snaptag of a copy that was made to be mounted: what arrives from an upstream is itself never
+    /// written, not even by a file system's journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<u32>,
+}
+
+impl Snapshot {
+    /// Whether it belongs to rotation `kind`.
+    #[must_use]
+    pub fn is_of(&self, kind: &str) -> bool {
+        self.kinds.iter().any(|k| k == kind)
+    }
 }
 
 /// A document that cannot be read, used or written.
@@ -192,198 +279,6 @@ pub enum ConfigError {
         /// What is wrong and what is allowed.
         message: String,
     },
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConfigError {
-    let path = path.to_path_buf();
-    move |source| ConfigError::Io { what, path, source }
-}
-
-/// Reads and checks the document of `volume`; `None` if there is none.
-pub fn load(layout: &Layout, volume: &str) -> Result<Option<VolumeConfig>, ConfigError> {
-    let path = layout.config(volume);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error("open", &path)(e)),
-    };
-    let mut text = String::new();
-    file.take(DOCUMENT_MAX_BYTES)
-        .read_to_string(&mut text)
-        .map_err(io_error("read", &path))?;
-    parse(&path, &text).map(Some)
-}
-
-/// Parses and checks a document; `path` is for messages.
-pub fn parse(path: &Path, text: &str) -> Result<VolumeConfig, ConfigError> {
-    let config: VolumeConfig = serde_yaml::from_str(text).map_err(|e| ConfigError::Syntax {
-        path: path.to_path_buf(),
-        message: e.to_string(),
-    })?;
-    let value = |field: &'static str, message: String| ConfigError::Value {
-        path: path.to_path_buf(),
-        line: line_of(text, field),
-        field,
-        message,
-    };
-    if config.version != SCHEMA_VERSION {
-        let message = format!(
-            "found {}, but this zumastor reads version {SCHEMA_VERSION} only",
-            config.version
-        );
-        return Err(value("version", message));
-    }
-    let devices = [
-        ("origin", Some(&config.device.origin)),
-        ("snapstore", Some(&config.device.snapstore)),
-        ("meta", config.device.meta.as_ref()),
-    ];
-    for (field, device) in devices {
-        if let Some(device) = device.filter(|d| !d.is_absolute()) {
-            return Err(value(
-                field,
-                format!("'{}' must start with '/'", device.display()),
-            ));
-        }
-    }
-    let directories = [
-        ("mountpoint", config.filesystem.mountpoint.as_ref()),
-        ("snappath", config.filesystem.snappath.as_ref()),
-    ];
-    for (field, dir) in directories {
-        if let Some(dir) = dir.filter(|d| !d.is_absolute()) {
-            return Err(value(
-                field,
-                format!("'{}' must start with '/'", dir.display()),
-            ));
-        }
-    }
-    if let Some(master) = &config.master {
-        if master.next % 2 != 0 {
-            return Err(value(
-                "next",
-                format!("found {}, must be even", master.next),
-            ));
-        }
-        let known = master.snapshots.iter().chain(&master.pending);
-        if let Some(snapshot) = known.into_iter().find(|s| s.id >= master.next) {
-            let message = format!("found {}, but snapshot {} exists", master.next, snapshot.id);
-            return Err(value("next", message));
-        }
-        // A time becomes the name of a link.
-        let bad =
-            |s: &&Snapshot| s.time.is_empty() || s.time.starts_with('.') || s.time.contains('/');
-        if let Some(snapshot) = master.snapshots.iter().chain(&master.pending).find(bad) {
-            let message = format!("'{}' is not a time like 2026.01.31-23.59.59", snapshot.time);
-            return Err(value("time", message));
-        }
-    }
-    Ok(config)
-}
-
-/// The line on which `field:` first occurs, from 1; 1 if it does not.
-fn line_of(text: &str, field: &str) -> usize {
-    let is_field = |line: &str| {
-        let line = line.trim_start().trim_start_matches("- ");
-        line.strip_prefix(field)
-            .is_some_and(|rest| rest.starts_with(':'))
-    };
-    text.lines().position(is_field).map_or(1, |index| index + 1)
-}
-
-/// Makes `config` the document of `volume`, durably, or leaves the old one.
-pub fn save(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<(), ConfigError> {
-    let path = layout.config(volume);
-    let temporary = write_beside(layout, volume, config)?;
-    fs::rename(&temporary, &path).map_err(io_error("replace", &path))?;
-    sync_dir(&layout.volume(volume))
-}
-
-/// Writes the document durably under another name.
-fn write_beside(
-    layout: &Layout,
-    volume: &str,
-    config: &VolumeConfig,
-) -> Result<PathBuf, ConfigError> {
-    let dir = layout.volume(volume);
-    let temporary = dir.join("volume.yaml.new");
-    let text = serde_yaml::to_string(config).map_err(|e| ConfigError::Syntax {
-        path: layout.config(volume),
-        message: e.to_string(),
-    })?;
-    make_private_dir(&dir)?;
-    let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(io_error("write", &temporary))?;
-    Ok(temporary)
-}
-
-/// Proves that the document of a new volume could be saved now, and leaves nothing.
-pub fn check_room(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<(), ConfigError> {
-    let written = write_beside(layout, volume, config).map(|_| ());
-    // What somebody else keeps there stays; it is no hindrance.
-    let _ = fs::remove_file(layout.volume(volume).join("volume.yaml.new"));
-    let _ = fs::remove_dir(layout.volume(volume));
-    written
-}
-
-/// Deletes the document of `volume` and its directory. Succeeds if they are gone already.
-pub fn remove(layout: &Layout, volume: &str) -> Result<(), ConfigError> {
-    let dir = layout.volume(volume);
-    // The document first: without it the volume does not exist, whatever else is left.
-    for path in [layout.config(volume), dir.join("volume.yaml.new")] {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &path)(e));
-            }
-            _ => {}
-        }
-    }
-    match fs::remove_dir(&dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io_error("remove", &dir)(e)),
-        Ok(()) => sync_dir(&layout.volumes()),
-    }
-}
-
-/// Makes `dir` and its parents, readable by root only; the parents durably too.
-pub fn make_private_dir(dir: &Path) -> Result<(), ConfigError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(io_error("create", dir))?;
-    dir.parent().map_or(Ok(()), sync_dir)
-}
-
-fn sync_dir(dir: &Path) -> Result<(), ConfigError> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(io_error("flush", dir))
-}
-
-/// The names of all defined volumes, sorted. Directories that cannot be volumes are passed over.
-pub fn list(layout: &Layout) -> Result<Vec<String>, ConfigError> {
-    let dir = layout.volumes();
-    let entries = fs::read_dir(&dir).map_err(io_error("read", &dir))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(io_error("read", &dir))?;
-        let name = entry.file_name();
-        let is_volume =
-            |name: &&str| names::check_volume_name(name).is_ok() && layout.config(name).exists();
-        found.extend(name.to_str().filter(is_volume).map(str::to_string));
-    }
-    found.sort();
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! A unix stream socket, mode 0600, at /var/run/zumastor/control; the peer must be root. One
 //! connection carries one request and its answer. Each message is one line of JSON,
-//! `{"v":2,"body":…}`, of at most [`MESSAGE_MAX_BYTES`]. The client sends a [`Request`]; the daemon
+//! `{"v":3,"body":…}`, of at most [`MESSAGE_MAX_BYTES`]. The client sends a [`Request`]; the daemon
 //! answers with any number of [`Event`]s, the last of which is [`Event::Done`]. While an operation
 //! runs, [`Event::Alive`] comes at least every [`ALIVE_PERIOD`], so that a client can tell a long
 //! operation from a dead daemon: it gives up after [`SILENCE_MAX`]. A client that goes away does not
@@ -19,11 +19,13 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::note::Note;
 use crate::status::View;
-use crate::volume::{DefineVolume, MasterFlags, Note};
+use crate::volume::{DefineVolume, MasterFlags};
 
-/// The protocol's version. 1: the first. 2: a status has any number of warnings, and notes.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// The protocol's version. 1: the first. 2: a status has any number of warnings, and notes. 3: notes are typed;
+/// jobs; a document of version 2 in a status.
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Longest message in bytes: the status of some thousand snapshots is far below.
 pub const MESSAGE_MAX_BYTES: u64 = 16 << 20;
 /// How often a busy daemon says that it is alive.
@@ -84,6 +86,13 @@ pub enum Request {
         /// Answer at once.
         nowait: bool,
     },
+    /// `cancel`.
+    Cancel {
+        /// The volume.
+        volume: String,
+        /// The job's name.
+        job: String,
+    },
     /// `status`: never waits for an operation.
     Status,
 }
@@ -99,7 +108,8 @@ impl Request {
             | Request::ForgetSnapshot { volume, .. }
             | Request::Start { volume, .. }
             | Request::Stop { volume, .. }
-            | Request::Snapshot { volume, .. } => Some(volume),
+            | Request::Snapshot { volume, .. }
+            | Request::Cancel { volume, .. } => Some(volume),
             Request::Status => None,
         }
     }
@@ -227,17 +237,17 @@ mod tests {
             kind: None,
             nowait: false,
         };
-        let expected = r#"{"v":2,"body":{"snapshot":{"volume":"v","kind":null,"nowait":false}}}"#;
+        let expected = r#"{"v":3,"body":{"snapshot":{"volume":"v","kind":null,"nowait":false}}}"#;
         assert_eq!(line(&request).trim_end(), expected);
         let request = Request::Stop {
             role: Role::Master,
             volume: "v".into(),
         };
-        let expected = r#"{"v":2,"body":{"stop":{"role":"master","volume":"v"}}}"#;
+        let expected = r#"{"v":3,"body":{"stop":{"role":"master","volume":"v"}}}"#;
         assert_eq!(line(&request).trim_end(), expected);
         assert_eq!(
             line(&Request::Status).trim_end(),
-            r#"{"v":2,"body":"status"}"#
+            r#"{"v":3,"body":"status"}"#
         );
     }
 
@@ -262,11 +272,11 @@ mod tests {
                 .expect_err("refused")
                 .to_string()
         };
-        assert!(refusal("{\"v\":3,\"body\":{}}\n").contains("protocol version 3"));
-        assert!(refusal("{\"v\":2,\"body\":\"status\"}").contains("cut off"));
-        assert!(refusal("{\"v\":2,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
+        assert!(refusal("{\"v\":4,\"body\":{}}\n").contains("protocol version 4"));
+        assert!(refusal("{\"v\":3,\"body\":\"status\"}").contains("cut off"));
+        assert!(refusal("{\"v\":3,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
         assert!(refusal("hello\n").contains("not a message"));
-        let extra = "{\"v\":2,\"body\":{\"forget\":{\"volume\":\"v\",\"x\":1}}}\n";
+        let extra = "{\"v\":3,\"body\":{\"forget\":{\"volume\":\"v\",\"x\":1}}}\n";
         assert!(refusal(extra).contains("malformed"));
         assert!(
             receive::<Request>(&mut "".as_bytes())

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The daemon: the one owner of every change of state.
 //!
-//! One lock per volume serialises the requests for it, so different volumes never wait for each
-//! other. `status` takes no such lock: it reads the [`View`] that each operation publishes when it
+//! One lock per volume serialises changes of its state, so different volumes never wait for each
+//! other. It is held for seconds; what takes longer is a [job](crate::jobs). `status` takes no such lock: it reads the [`View`] that each operation publishes when it
 //! ends. Agents, servers, mounts and devices outlive the daemon; a new one observes and adopts them.
 //!
 //! Life: directories, lock, socket, then all volumes at once, each in a thread of its own, then
-//! READY. SIGTERM takes all volumes down; SIGUSR2 ends the daemon alone, for upgrades.
+//! READY. SIGTERM takes all volumes down; SIGUSR2 ends the daemon alone, for upgrades. Either interrupts jobs
+//! first.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, Permissions};
@@ -30,6 +31,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::boot;
 use crate::config;
 use crate::host::Host;
+use crate::jobs::{Ending, Jobs};
 use crate::layout::Layout;
 use crate::status::View;
 use crate::supervise::Supervisor;
@@ -41,6 +43,9 @@ pub(crate) mod uevents;
 
 /// Time given to volumes to come up or go down before systemd hears that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time given to jobs to end when they are interrupted or cancelled.
+const JOB_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A volume and what is known of it without waiting.
 pub struct Handle {
@@ -91,6 +96,7 @@ pub struct Daemon {
     host: Arc<dyn Host>,
     layout: Layout,
     volumes: Mutex<BTreeMap<String, Arc<Handle>>>,
+    jobs: Arc<Jobs>,
 }
 
 impl Daemon {
@@ -101,6 +107,7 @@ impl Daemon {
             host,
             layout,
             volumes: Mutex::default(),
+            jobs: Jobs::new(),
         })
     }
 
@@ -109,6 +116,11 @@ impl Daemon {
             .iter()
             .map(|(n, h)| (n.clone(), h.clone()))
             .collect()
+    }
+
+    /// Has all jobs of a volume end.
+    fn end_jobs(&self, volume: &str, why: Ending) -> Result<()> {
+        self.jobs.end_and_wait(volume, why, JOB_PATIENCE)
     }
 
     /// The handle of a defined volume.
@@ -283,6 +295,9 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     let end = wait_for_signal(&signals)?;
     notify::send("STOPPING=1");
     let mut busy = Vec::new();
+    for job in daemon.jobs.close(JOB_PATIENCE) {
+        complain(format_args!("{}: '{}' does not end", job.volume, job.name));
+    }
     if end == End::Stop {
         touch(&layout.locking())?;
         busy = daemon.stop_all();

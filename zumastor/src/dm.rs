@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
 use nix::errno::Errno;
 
-use crate::machine::{Dev, DmDevice, TARGET, TableLine};
+use crate::machine::{DM_TARGET, Dev, DmDevice, TableLine};
 use crate::names::{kernel_device_name, readable_device_name};
 use crate::{blockdev, process};
 
@@ -69,11 +69,11 @@ fn open() -> Result<DM> {
 
 fn has_target() -> Result<bool> {
     let versions = open()?.list_versions().map_err(readable)?;
-    Ok(versions.iter().any(|(name, ..)| name == TARGET))
+    Ok(versions.iter().any(|(name, ..)| name == DM_TARGET))
 }
 
 /// Sees to it that the kernel has the target, loading the module if need be.
-pub fn ensure_target() -> Result<()> {
+pub fn ensure_dm_target() -> Result<()> {
     // The control node appears with the dm module, which may be absent too: that is an answer.
     if matches!(has_target(), Ok(true)) {
         return Ok(());
@@ -93,7 +93,7 @@ pub fn ensure_target() -> Result<()> {
 #[must_use]
 pub fn missing_target(release: &str) -> String {
     format!(
-        "the running kernel ({release}) has no `{TARGET}` device-mapper target: install the package \
+        "the running kernel ({release}) has no `{DM_TARGET}` device-mapper target: install the package \
          dm-ddsnap-dkms (and the headers package linux-headers-amd64), or boot a kernel built with \
          CONFIG_DM_DDSNAP"
     )
@@ -109,7 +109,7 @@ pub fn find(name: &str) -> Result<Option<DmDevice>> {
         Ok((info, lines)) => {
             let device = info.device();
             let table = match lines.as_slice() {
-                [(0, sectors, target, params)] if target == TARGET => {
+                [(0, sectors, target, params)] if target == DM_TARGET => {
                     TableLine::parse(*sectors, params)
                 }
                 _ => None,
@@ -147,7 +147,7 @@ pub fn create(name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
         let info = dm
             .device_create(name, Some(uuid), options)
             .map_err(readable)?;
-        let line = (0, table.sectors, TARGET.to_string(), table.params());
+        let line = (0, table.sectors, DM_TARGET.to_string(), table.params());
         let resumed = dm
             .table_load(&id, &[line], options)
             .and_then(|_| dm.device_suspend(&id, options));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ddsnap::probe::contents::Contents;
+use jiff::Zoned;
 
 use crate::config::Devices;
 use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
@@ -50,7 +51,7 @@ pub trait FreezeGuard {
 /// The machine.
 pub trait Host: Send + Sync {
     /// Sees to it that the kernel has the `ddsnap` target, loading the module if need be.
-    fn ensure_target(&self) -> Result<()>;
+    fn ensure_dm_target(&self) -> Result<()>;
 
     /// The number of the block device at `path`.
     fn block_device(&self, path: &Path) -> Result<Dev>;
@@ -75,8 +76,9 @@ pub trait Host: Send + Sync {
     fn overlap(&self, one: &Path, other: &Path) -> bool;
     /// Logical sector size of the device in bytes, if it is known.
     fn sector_bytes(&self, path: &Path) -> Option<u32>;
-    /// Overwrites the device with zeroes, reporting bytes done and bytes in all.
-    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()>;
+    /// Overwrites the device with zeroes, reporting bytes done and bytes in all; ends with an error of
+    /// `progress`.
+    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()>;
     /// What a device holds.
     fn contents(&self, node: &Path) -> Result<Contents>;
     /// Writes out what the page cache holds for a device node.
@@ -137,8 +139,8 @@ pub trait Host: Send + Sync {
     /// Thaws it; succeeds if it was not frozen.
     fn thaw(&self, dir: &Path) -> Result<()>;
 
-    /// Local time as `YYYY.MM.DD-HH.MM.SS`.
-    fn now(&self) -> String;
+    /// The time by the machine's clock, in its time zone.
+    fn now(&self) -> Zoned;
     /// Lets `time` pass, before what was busy is tried again.
     fn pause(&self, time: Duration);
 }

@@ -50,6 +50,12 @@ impl Layout {
         self.volume(volume).join("volume.yaml")
     }
 
+    /// The document of `volume` as it was before it was upgraded from an earlier version.
+    #[must_use]
+    pub fn old_config(&self, volume: &str, version: u32) -> PathBuf {
+        self.volume(volume).join(format!("volume.yaml.v{version}"))
+    }
+
     /// Boot records: on the root file system, whatever /var is.
     #[must_use]
     pub fn boot_records(&self) -> PathBuf {

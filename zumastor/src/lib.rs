@@ -8,14 +8,16 @@
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
 //! - [`boot`]: bringing volumes up before the daemon, and [`shutdown`], ending what is left after it.
+//! - [`jobs`]: long work beside that, which holds up nobody.
 //! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`thaw_guard`],
-//!   [`blockdev`] and [`process`], one subject each.
+//!   [`blockdev`], [`server`] and [`process`], one subject each.
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
 //!   its agent and server running.
 //! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
+//! - [`links`]: plain files that lead to mounts, and [`mount_options`], how to mount what.
 //! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
 //! - [`config`]: the durable state of a volume, one YAML document.
-//! - [`layout`], [`names`], [`machine`]: paths, names and plain data.
+//! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people.
 //!
 //! A snapshot store's formats are the business of the `ddsnap` crate alone.
 
@@ -31,12 +33,18 @@ pub mod daemon;
 pub mod dm;
 pub mod freeze;
 pub mod host;
+pub mod human;
+pub mod jobs;
 pub mod layout;
+pub mod links;
 pub mod machine;
+pub mod mount_options;
 pub mod mounts;
 pub mod names;
+pub mod note;
 pub mod plan;
 pub mod process;
+pub mod server;
 pub mod shutdown;
 pub mod status;
 pub mod supervise;

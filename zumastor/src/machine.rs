@@ -11,7 +11,7 @@ pub use ddsnap::client::SnapshotState;
 use thiserror::Error;
 
 /// The device-mapper target's name in tables.
-pub const TARGET: &str = "ddsnap";
+pub const DM_TARGET: &str = "ddsnap";
 
 /// A block device's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,7 +180,7 @@ impl TableLine {
 
 impl fmt::Display for TableLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0 {} {TARGET} {}", self.sectors, self.params())
+        write!(f, "0 {} {DM_TARGET} {}", self.sectors, self.params())
     }
 }
 

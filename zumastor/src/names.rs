@@ -72,10 +72,59 @@ pub fn check_volume_name(name: &str) -> Result<(), NameError> {
             what: if c == ' ' || c == '\t' {
                 "a blank".into()
             } else {
-                format!("{c:?}")
+                format!("'{}'", c.escape_default())
             },
         }),
     }
+}
+
+/// Why a name cannot be that of a rotation.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "'{0}' is no name for a rotation: 1 to {KIND_MAX} letters, digits, - and _, not beginning with -"
+)]
+pub struct KindError(String);
+
+/// Longest name of a rotation in bytes: with a number it is that of a link.
+pub const KIND_MAX: usize = 64;
+
+/// Checks `kind` as the name of a rotation. Links are called `KIND.n` after it.
+pub fn check_kind(kind: &str) -> Result<(), KindError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let fits = (1..=KIND_MAX).contains(&kind.len());
+    if fits && !kind.starts_with('-') && kind.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(KindError(kind.escape_default().to_string()))
+    }
+}
+
+/// A snapshot's time, which is the name of its link.
+const TIME_FORMAT: &str = "%Y.%m.%d-%H.%M.%S";
+
+/// A moment as the name of a snapshot.
+#[must_use]
+pub fn local_time(moment: &jiff::Zoned) -> String {
+    moment.strftime(TIME_FORMAT).to_string()
+}
+
+/// The same of a moment in seconds since 1970-01-01 UTC, in this machine's time zone.
+#[must_use]
+pub fn local_time_of(unix: i64) -> String {
+    let moment = jiff::Timestamp::from_second(unix).unwrap_or_default();
+    local_time(&moment.to_zoned(jiff::tz::TimeZone::system()))
+}
+
+/// `time`, or `time.1`, `time.2`... if snapshots of the same second exist, as `taken` says.
+#[must_use]
+pub fn unique_time(time: &str, taken: impl Fn(&str) -> bool) -> String {
+    let mut name = time.to_string();
+    let mut number = 0;
+    while taken(&name) {
+        number += 1;
+        name = format!("{time}.{number}");
+    }
+    name
 }
 
 /// The name of a volume's device: `VOL` for the origin, `VOL(N)` for snapshot N.
@@ -186,6 +235,32 @@ mod tests {
         assert!(check_volume_name(&"~".repeat(DEVICE_NAME_MAX / 4 + 1)).is_err());
         let text = check_volume_name("a b").unwrap_err().to_string();
         assert_eq!(text, "the volume name 'a b' must not contain a blank");
+    }
+
+    #[test]
+    fn two_snapshots_in_a_second_get_different_names() {
+        let all = ["2026.01.02-03.04.05", "2026.01.02-03.04.05.1"];
+        let unique = |time| unique_time(time, |name| all.contains(&name));
+        assert_eq!(unique("2026.01.02-03.04.05"), "2026.01.02-03.04.05.2");
+        assert_eq!(unique("2026.01.02-03.04.06"), "2026.01.02-03.04.06");
+    }
+
+    #[test]
+    fn kinds_are_names_for_links() {
+        for good in ["hourly", "a", "every_15-m", &"k".repeat(KIND_MAX)] {
+            assert_eq!(check_kind(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "-x",
+            "a.b",
+            "a/b",
+            "a b",
+            "\u{e4}",
+            &"k".repeat(KIND_MAX + 1),
+        ] {
+            assert!(check_kind(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

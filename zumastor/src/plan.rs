@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// A device of a volume: `None` is the origin, `Some(n)` snapshot n.
-pub type Target = Option<u32>;
+/// A device of a volume, in /dev/mapper: `None` is the origin, `Some(n)` snapshot n.
+pub type Device = Option<u32>;
 
 /// How far a volume shall be up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,9 +29,9 @@ pub struct Wanted {
     /// Agent and server run.
     pub processes: bool,
     /// These devices exist.
-    pub devices: BTreeSet<Target>,
+    pub devices: BTreeSet<Device>,
     /// These devices are mounted; a subset of `devices`.
-    pub mounts: BTreeSet<Target>,
+    pub mounts: BTreeSet<Device>,
     /// The standard paths lead to the mounts.
     pub links: bool,
 }
@@ -82,9 +82,9 @@ pub struct Observed {
     /// The server runs.
     pub server: bool,
     /// The volume's devices.
-    pub devices: BTreeMap<Target, Table>,
+    pub devices: BTreeMap<Device, Table>,
     /// Which of them are mounted at their place.
-    pub mounts: BTreeSet<Target>,
+    pub mounts: BTreeSet<Device>,
     /// Links exist.
     pub links: bool,
 }
@@ -105,17 +105,17 @@ pub enum Action {
     /// Start `ddsnap server`.
     StartServer,
     /// Create a device.
-    CreateDevice(Target),
+    CreateDevice(Device),
     /// Mount it.
-    Mount(Target),
+    Mount(Device),
     /// Make the standard paths lead to what is mounted.
     WriteLinks,
     /// Remove them.
     RemoveLinks,
     /// Unmount a device.
-    Unmount(Target),
+    Unmount(Device),
     /// Remove a device.
-    RemoveDevice(Target),
+    RemoveDevice(Device),
     /// Stop the server.
     StopServer,
     /// Stop the agent.
@@ -130,8 +130,8 @@ impl Action {
             Action::SaveConfig => Some(Action::RemoveConfig),
             Action::StartAgent => Some(Action::StopAgent),
             Action::StartServer => Some(Action::StopServer),
-            Action::CreateDevice(target) => Some(Action::RemoveDevice(target)),
-            Action::Mount(target) => Some(Action::Unmount(target)),
+            Action::CreateDevice(which) => Some(Action::RemoveDevice(which)),
+            Action::Mount(which) => Some(Action::Unmount(which)),
             Action::WriteLinks => Some(Action::RemoveLinks),
             _ => None,
         }
@@ -177,10 +177,10 @@ pub enum Scope {
 #[must_use]
 pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
     let mut steps = Vec::new();
-    let table_wrong = |t: &Target| observed.devices.get(t) == Some(&Table::Wrong);
+    let table_wrong = |t: &Device| observed.devices.get(t) == Some(&Table::Wrong);
     // With a new server process devices stay and reattach; only without one they must go.
-    let device_goes = |t: &Target| !wanted.devices.contains(t) || table_wrong(t);
-    let mount_goes = |t: &Target| !wanted.mounts.contains(t) || device_goes(t);
+    let device_goes = |t: &Device| !wanted.devices.contains(t) || table_wrong(t);
+    let mount_goes = |t: &Device| !wanted.mounts.contains(t) || device_goes(t);
 
     if observed.links && !wanted.links {
         steps.push(Action::RemoveLinks);
@@ -203,10 +203,10 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
     if wanted.processes && !observed.server {
         steps.push(Action::StartServer);
     }
-    let there = |t: &Target| observed.devices.contains_key(t) && !device_goes(t);
+    let there = |t: &Device| observed.devices.contains_key(t) && !device_goes(t);
     let coming = wanted.devices.iter().filter(|t| !there(t));
     steps.extend(coming.copied().map(Action::CreateDevice));
-    let mounted = |t: &Target| observed.mounts.contains(t) && !mount_goes(t);
+    let mounted = |t: &Device| observed.mounts.contains(t) && !mount_goes(t);
     let coming = wanted.mounts.iter().filter(|t| !mounted(t));
     steps.extend(coming.copied().map(Action::Mount));
     if wanted.links {

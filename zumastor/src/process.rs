@@ -15,16 +15,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ddsnap::client::{ChannelState, Client, ClientError, Level};
-use ddsnap::units::SnapTag;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::Devices;
-use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
-use crate::machine::{Kind, ProcessSpec, StoreState, Stored};
+use crate::machine::{Kind, ProcessSpec};
 
 /// Longest wait for a daemon to be up: the server may have a journal to replay.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -34,12 +31,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for the store to be formatted.
 const FORMAT_DEADLINE: Duration = Duration::from_secs(600);
-/// Longest wait for answers that need no disk.
-const QUERY_DEADLINE: Duration = Duration::from_secs(15);
-/// Longest wait of `status` for a server.
-const STATE_DEADLINE: Duration = Duration::from_secs(4);
-/// Longest wait for a snapshot to be marked deleted.
-const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 /// Most output kept of a command, in bytes.
 const OUTPUT_MAX_BYTES: u64 = 64 << 10;
 /// Option of a server: an origin that was written without it is accepted.
@@ -232,30 +223,9 @@ pub fn kill(spec: &ProcessSpec) -> Result<()> {
     end(spec, &[(libc::SIGKILL, KILL_DEADLINE)])
 }
 
-/// Whether the server of `spec` answers on `socket`.
-pub fn probe(spec: &ProcessSpec, socket: &Path) -> Probe {
-    let Ok(Some(pid)) = find(spec) else {
-        return Probe::Absent;
-    };
-    let too_late = |error: &ClientError| match error {
-        ClientError::Timeout { .. } => true,
-        // Its queue of connections is full.
-        ClientError::Connect { source, .. } => source.kind() == std::io::ErrorKind::WouldBlock,
-        _ => false,
-    };
-    match connect(socket, PROBE_DEADLINE).and_then(|mut client| client.size(None)) {
-        Err(error) if too_late(&error) => Probe::Silent {
-            pid,
-            uninterruptible: is_uninterruptible(pid),
-        },
-        Err(ClientError::Connect { .. }) => Probe::Absent,
-        // Anything that it says, even a refusal, is an answer.
-        _ => Probe::Answers,
-    }
-}
-
 /// Whether any thread of a process is in state D, see proc_pid_stat(5).
-fn is_uninterruptible(pid: u32) -> bool {
+#[must_use]
+pub fn is_uninterruptible(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     let mut threads = threads.into_iter().flatten().flatten();
     threads.any(|thread| {
@@ -443,49 +413,6 @@ fn initialize(devices: &Devices, flags: &[&str], chunksize: &str) -> Result<()> 
         );
     }
     Ok(())
-}
-
-fn connect(server: &Path, deadline: Duration) -> Result<Client, ClientError> {
-    Client::connect_within(&server.to_string_lossy(), deadline)
-}
-
-/// Creates snapshot `tag`, within [`CREATE_DEADLINE`].
-pub fn create_snapshot(server: &Path, tag: u32) -> Result<()> {
-    let made = connect(server, CREATE_DEADLINE).and_then(|mut c| c.create(SnapTag(tag)));
-    made.with_context(|| format!("could not create snapshot {tag}"))
-}
-
-/// Deletes snapshot `tag`.
-pub fn delete_snapshot(server: &Path, tag: u32) -> Result<()> {
-    let gone = connect(server, DELETE_DEADLINE).and_then(|mut c| c.delete(SnapTag(tag)));
-    gone.with_context(|| format!("could not delete snapshot {tag}"))
-}
-
-/// All snapshots the server has, oldest first.
-pub fn snapshots(server: &Path) -> Result<Vec<Stored>> {
-    let list = connect(server, QUERY_DEADLINE).and_then(|mut c| c.list());
-    list.context("could not list the snapshots")
-}
-
-/// What the server says of its store.
-pub fn store_state(server: &Path) -> Result<StoreState> {
-    let asked = connect(server, STATE_DEADLINE).and_then(|mut c| Ok((c.status()?, c.list()?)));
-    let (status, snapshots) = asked.context("the snapshot server does not answer")?;
-    Ok(StoreState {
-        channel_lost: status.channel == ChannelState::Lost,
-        space: Level::of(&status).warning(&status),
-        fault: Some(status.fault).filter(|fault| !fault.is_empty()),
-        snapshots,
-    })
-}
-
-/// Size of the origin or a snapshot in sectors.
-pub fn size_sectors(server: &Path, tag: Option<u32>) -> Result<u64> {
-    let size = connect(server, QUERY_DEADLINE).and_then(|mut c| c.size(tag.map(SnapTag)));
-    size.with_context(|| match tag {
-        None => "could not ask for the size of the origin".to_string(),
-        Some(tag) => format!("could not ask for the size of snapshot {tag}"),
-    })
 }
 
 #[cfg(test)]

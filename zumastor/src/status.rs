@@ -4,6 +4,7 @@
 //! The tree under `Configuration:` is the one the original's database had on disk, so that people
 //! and scripts find what they know; here it is made from the volume's document.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,8 +12,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Devices, Filesystem, Master, VolumeConfig};
+use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, VolumeConfig};
 use crate::host::Host;
+use crate::human;
+use crate::jobs::{JobState, JobView};
 use crate::layout::Layout;
 use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
@@ -39,6 +42,9 @@ pub struct View {
     /// What an administrator should know and need not worry about, a line each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Long work under way, and how the last of each name ended.
+    #[serde(default)]
+    pub jobs: Vec<JobView>,
     /// Its document, if it can be read.
     pub config: Option<VolumeConfig>,
 }
@@ -53,6 +59,7 @@ impl View {
             failure: volume.failure.clone(),
             warnings: volume.warnings.clone(),
             notes: volume.notes.clone(),
+            jobs: Vec::new(),
             config: Some(volume.config.clone()),
         }
     }
@@ -64,6 +71,7 @@ impl View {
             failure: None,
             warnings: Vec::new(),
             notes: Vec::new(),
+            jobs: Vec::new(),
             config: None,
         }
     }
@@ -92,6 +100,10 @@ impl View {
         let config = VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid: uuid::Uuid::nil(),
+            lineage: Lineage {
+                uuid: uuid::Uuid::nil(),
+                epoch: 1,
+            },
             device: Devices {
                 origin: request.origin.clone(),
                 snapstore: request.snapstore.clone(),
@@ -100,6 +112,11 @@ impl View {
             cachesize: request.cachesize.clone(),
             filesystem: Filesystem::default(),
             master: None,
+            source: None,
+            targets: Default::default(),
+            schedule: Vec::new(),
+            snapshots: Snapshots::default(),
+            upgraded_from: None,
         };
         View {
             config: Some(config),
@@ -156,8 +173,7 @@ impl View {
             );
         }
         let mut warnings: Vec<String> = state.space.iter().cloned().collect();
-        let listed = self.config.iter().filter_map(|c| c.master.as_ref());
-        for snapshot in listed.flat_map(|m| &m.snapshots) {
+        for snapshot in self.config.iter().flat_map(|c| &c.snapshots.list) {
             let id = snapshot.id;
             match state.snapshots.iter().find(|s| s.tag.0 == id) {
                 None => warnings.push(format!(
@@ -198,6 +214,9 @@ impl View {
         for note in &self.notes {
             text += &format!("Note: {note}\n");
         }
+        for job in &self.jobs {
+            text += &job_line(job).map_or_else(String::new, |line| format!("{line}\n"));
+        }
         text += usage.unwrap_or_default();
         text += "Configuration:\n";
         if let Some(config) = &self.config {
@@ -211,6 +230,26 @@ impl View {
         }
         text
     }
+}
+
+/// What there is to say of a job; nothing of one that has ended well.
+fn job_line(job: &JobView) -> Option<String> {
+    let result = job.result.as_deref().unwrap_or_default();
+    let (name, since) = (&job.name, human::utc(job.started));
+    Some(match job.state {
+        JobState::Done | JobState::Cancelled => return None,
+        JobState::Failed => format!("WARNING: {name}, begun {since}, failed: {result}"),
+        JobState::Interrupted => format!("Note: {name}, begun {since}: {result}"),
+        JobState::Running | JobState::Ending => {
+            let ending = if job.state == JobState::Ending {
+                ", is to end"
+            } else {
+                ""
+            };
+            let progress = human::progress(&job.progress, job.rate, job.seconds_left());
+            format!("Job: {name}, begun {since}{ending}: {progress}")
+        }
+    })
 }
 
 /// Writes the lines of a tree.
@@ -261,8 +300,8 @@ fn configuration(tree: &mut Tree, config: &VolumeConfig) {
     device.link("origin", &config.device.origin);
     device.link("snapstore", &config.device.snapstore);
     filesystem(tree, &config.filesystem, config.master.is_some());
-    if let Some(master) = &config.master {
-        master_tree(&mut tree.dir("master"), master);
+    if config.master.is_some() {
+        role_tree(&mut tree.dir("master"), config);
     }
 }
 
@@ -289,16 +328,18 @@ fn filesystem(tree: &mut Tree, filesystem: &Filesystem, is_master: bool) {
     }
 }
 
-fn master_tree(tree: &mut Tree, master: &Master) {
-    tree.file("next", &master.next.to_string());
-    tree.dir("schedule");
+fn role_tree(tree: &mut Tree, config: &VolumeConfig) {
+    let snapshots = &config.snapshots;
+    tree.file("next", &snapshots.next.to_string());
+    let mut dir = tree.dir("schedule");
+    for rotation in &config.schedule {
+        dir.file(&rotation.kind, &rotation.keep.to_string());
+    }
     let mut dir = tree.dir("snapshots");
-    let mut kinds: Vec<&str> = master.snapshots.iter().map(|s| s.kind.as_str()).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
+    let kinds = snapshots.list.iter().flat_map(|s| &s.kinds);
+    let kinds: BTreeSet<&str> = kinds.map(String::as_str).collect();
     for kind in kinds {
-        let of_kind = master.snapshots.iter().filter(|s| s.kind == kind);
-        let ids: Vec<String> = of_kind.map(|s| s.id.to_string()).collect();
+        let ids: Vec<String> = snapshots.of_kind(kind).map(|s| s.id.to_string()).collect();
         dir.file(kind, &ids.join(" "));
     }
 }
@@ -355,13 +396,17 @@ mod tests {
     fn view() -> View {
         let snapshot = |id| Snapshot {
             id,
-            kind: "manual".into(),
+            uuid: uuid::Uuid::nil(),
+            kinds: vec!["manual".into()],
             time: format!("t{id}"),
+            created: 0,
+            protected: false,
+            twin: None,
         };
-        let master = Master {
+        let snapshots = Snapshots {
             next: 4,
-            snapshots: vec![snapshot(0), snapshot(2)],
-            ..Master::default()
+            list: vec![snapshot(0), snapshot(2)],
+            ..Snapshots::default()
         };
         View {
             name: "zumatest".into(),
@@ -369,9 +414,14 @@ mod tests {
             failure: None,
             warnings: Vec::new(),
             notes: Vec::new(),
+            jobs: Vec::new(),
             config: Some(VolumeConfig {
-                version: 1,
+                version: config::SCHEMA_VERSION,
                 uuid: uuid::Uuid::nil(),
+                lineage: Lineage {
+                    uuid: uuid::Uuid::nil(),
+                    epoch: 1,
+                },
                 device: Devices {
                     origin: "/dev/sysvg/test".into(),
                     snapstore: "/dev/sysvg/test_snap".into(),
@@ -382,7 +432,12 @@ mod tests {
                     mountopts: Some("noatime".into()),
                     ..Filesystem::default()
                 },
-                master: Some(master),
+                master: Some(config::Master::default()),
+                source: None,
+                targets: Default::default(),
+                schedule: Vec::new(),
+                snapshots,
+                upgraded_from: None,
             }),
         }
     }

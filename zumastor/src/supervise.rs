@@ -60,8 +60,6 @@ struct Charge {
     /// When to try again.
     due: Option<Instant>,
     backoff: Backoff,
-    /// Why the last start failed.
-    trouble: Option<String>,
 }
 
 impl Charge {
@@ -73,7 +71,6 @@ impl Charge {
             since: None,
             due: None,
             backoff,
-            trouble: None,
         }
     }
 }
@@ -85,6 +82,8 @@ pub struct Supervisor {
     /// Where the server takes commands.
     socket: PathBuf,
     charges: Mutex<[Charge; 2]>,
+    /// What is wrong with each, for who asks while one is being started, which may take minutes.
+    troubles: Mutex<[Option<String>; 2]>,
     /// The server runs and does not answer.
     silence: Mutex<Option<String>>,
     wake: EventFd,
@@ -112,6 +111,7 @@ impl Supervisor {
             volume: volume.to_string(),
             socket: socket.to_path_buf(),
             charges,
+            troubles: Mutex::default(),
             silence: Mutex::default(),
             wake,
         }))
@@ -143,7 +143,7 @@ impl Supervisor {
         charge.wanted = true;
         charge.since = Some(Instant::now());
         charge.due = None;
-        charge.trouble = None;
+        self.set_trouble(kind, None);
         self.wake();
         Ok(started)
     }
@@ -153,7 +153,7 @@ impl Supervisor {
         let mut charges = self.lock();
         let charge = &mut charges[kind as usize];
         charge.wanted = false;
-        charge.trouble = None;
+        self.set_trouble(kind, None);
         self.wake();
         self.host.stop_process(&charge.spec)
     }
@@ -171,11 +171,14 @@ impl Supervisor {
             return silence.clone();
         }
         drop(silence);
-        let charges = self.charges.try_lock().ok()?;
-        charges
-            .iter()
-            .filter(|c| c.wanted)
-            .find_map(|c| c.trouble.clone())
+        let troubles = self.troubles.lock();
+        let troubles = troubles.unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().flatten().next().cloned()
+    }
+
+    fn set_trouble(&self, kind: Kind, text: Option<String>) {
+        let troubles = self.troubles.lock();
+        troubles.unwrap_or_else(PoisonError::into_inner)[kind as usize] = text;
     }
 
     fn wake(&self) {
@@ -295,7 +298,7 @@ impl Supervisor {
         if let Ok(Some(pid)) = self.host.find_process(&charge.spec) {
             if let Ok(fd) = self.host.exit_fd(pid) {
                 charge.due = None;
-                charge.trouble = None;
+                self.set_trouble(charge.spec.kind, None);
                 return Ok(fd);
             }
         }
@@ -309,7 +312,7 @@ impl Supervisor {
             let delay = charge.backoff.next(lived);
             let text = format!("the {what} is gone; restarting it in {} s", delay.as_secs());
             complain(format_args!("{}: {text}", self.volume));
-            charge.trouble = Some(text);
+            self.set_trouble(charge.spec.kind, Some(text));
             now + delay
         });
         if now < due {
@@ -323,7 +326,7 @@ impl Supervisor {
                     "{}: restarted the {what}, pid = {pid}",
                     self.volume
                 ));
-                charge.trouble = None;
+                self.set_trouble(charge.spec.kind, None);
                 self.host.exit_fd(pid).map_err(|_| FIRST_DELAY)
             }
             Err(error) => {
@@ -334,7 +337,7 @@ impl Supervisor {
                     self.volume,
                     delay.as_secs()
                 ));
-                charge.trouble = Some(text);
+                self.set_trouble(charge.spec.kind, Some(text));
                 charge.due = Some(now + delay);
                 Err(delay)
             }
@@ -430,6 +433,30 @@ mod tests {
         assert!(ask(&mut silent, stopped).ends_with("and was ended; it is started again"));
         assert!(!supervisor.is_running(&spec(Kind::Server)));
         assert_eq!(ask(&mut silent, Probe::Absent), "");
+    }
+
+    /// Status said that a server was being restarted, and never why that failed.
+    #[test]
+    fn why_a_restart_failed_is_known_also_during_the_next_one() {
+        let fake = Arc::new(Fake::default());
+        let (agent, server) = (spec(Kind::Agent), spec(Kind::Server));
+        let supervisor = Supervisor::new(fake.clone(), "v", agent, server, SOCKET.as_ref());
+        let supervisor = supervisor.expect("new");
+        supervisor.start(Kind::Server).expect("started");
+        assert_eq!(supervisor.trouble(), None);
+        fake.kill(Kind::Server);
+        fake.state().fail = Some("start server".into());
+        supervisor.tend();
+        let text = supervisor.trouble().expect("it is gone");
+        assert_eq!(text, "the server is gone; restarting it in 1 s");
+        supervisor.lock()[Kind::Server as usize].due = Some(Instant::now());
+        supervisor.tend();
+        let starting = supervisor.lock();
+        let text = supervisor.trouble().expect("known");
+        assert_eq!(text, "could not restart the server: start server failed");
+        drop(starting);
+        supervisor.stop(Kind::Server).expect("stopped");
+        assert_eq!(supervisor.trouble(), None);
     }
 
     #[test]

@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ddsnap::probe::contents::{self, Contents};
+use jiff::Zoned;
 
 use crate::config::Devices;
 use crate::host::{FreezeGuard, Host, Probe};
 use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
-use crate::{blockdev, dm, freeze, mounts, process, thaw_guard};
+use crate::{blockdev, dm, freeze, mounts, process, server, thaw_guard};
 
 /// The real machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
 
 impl Host for System {
-    fn ensure_target(&self) -> Result<()> {
-        dm::ensure_target()
+    fn ensure_dm_target(&self) -> Result<()> {
+        dm::ensure_dm_target()
     }
     fn block_device(&self, path: &Path) -> Result<Dev> {
         blockdev::number(path)
@@ -36,7 +37,7 @@ impl Host for System {
     fn check_unused(&self, path: &Path) -> Result<()> {
         blockdev::check_unused(path)
     }
-    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         blockdev::zero(path, progress)
     }
     fn holders(&self, dev: Dev) -> Vec<String> {
@@ -82,25 +83,25 @@ impl Host for System {
         process::kill(spec)
     }
     fn probe_server(&self, spec: &ProcessSpec, socket: &Path) -> Probe {
-        process::probe(spec, socket)
+        server::probe(spec, socket)
     }
     fn exit_fd(&self, pid: u32) -> Result<OwnedFd> {
         process::exit_fd(pid)
     }
     fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
-        process::create_snapshot(server, tag)
+        server::create_snapshot(server, tag)
     }
     fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()> {
-        process::delete_snapshot(server, tag)
+        server::delete_snapshot(server, tag)
     }
     fn snapshots(&self, server: &Path) -> Result<Vec<Stored>> {
-        process::snapshots(server)
+        server::snapshots(server)
     }
     fn store_state(&self, server: &Path) -> Result<StoreState> {
-        process::store_state(server)
+        server::store_state(server)
     }
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
-        process::size_sectors(server, tag)
+        server::size_sectors(server, tag)
     }
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
         dm::find(name)
@@ -135,8 +136,8 @@ impl Host for System {
     fn thaw(&self, dir: &Path) -> Result<()> {
         freeze::thaw(dir)
     }
-    fn now(&self) -> String {
-        jiff::Zoned::now().strftime(mounts::TIME_FORMAT).to_string()
+    fn now(&self) -> Zoned {
+        Zoned::now()
     }
     fn pause(&self, time: Duration) {
         std::thread::sleep(time);

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ddsnap::probe::contents::Contents;
 use ddsnap::stdio::complain;
-use serde::{Deserialize, Serialize};
 
 use crate::boot;
 use crate::config::{self, Snapshot, VolumeConfig};
@@ -20,7 +19,7 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::machine::{Busy, DmDevice, Kind, ProcessSpec, SnapshotState, Stored, TableLine, Users};
 use crate::names;
-use crate::plan::{self, Action, Level, Observed, Report, Scope, Table, Target, Wanted};
+use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
 use crate::supervise::Supervisor;
 
 mod define;
@@ -36,23 +35,7 @@ mod tests;
 pub use define::DefineVolume;
 pub use master::MasterFlags;
 
-/// What happens while an operation runs, for the administrator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Note {
-    /// A line to print.
-    Line(String),
-    /// Bytes done of bytes in all.
-    Progress {
-        /// So many.
-        done: u64,
-        /// Of so many.
-        total: u64,
-    },
-}
-
-/// Takes notes while an operation runs.
-pub type Out<'a> = &'a mut dyn FnMut(Note);
+pub use crate::note::{Note, Out};
 
 /// A defined volume.
 pub struct Volume {
@@ -81,6 +64,20 @@ pub struct Volume {
     chunksize: Option<String>,
     /// Formatting and zeroing may overwrite what is recognised.
     force: bool,
+    /// Fails when what takes long is to end.
+    check: Check,
+}
+
+/// Fails when what takes long is to end.
+pub type Check = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// Where the volumes are, for jobs, which change one now and then.
+pub trait Volumes: Send + Sync {
+    /// Does `change` to volume `name`, alone, and publishes what came of it.
+    ///
+    /// # Errors
+    /// There is no such volume, or that of `change`.
+    fn with(&self, name: &str, change: &mut dyn FnMut(&mut Volume) -> Result<()>) -> Result<()>;
 }
 
 /// How often and after which pause what is busy is tried again. A short opener, as udev's blkid after
@@ -133,6 +130,7 @@ impl Volume {
             accept_origin: false,
             chunksize: None,
             force: false,
+            check: Arc::new(|| Ok(())),
         })
     }
 
@@ -147,7 +145,7 @@ impl Volume {
     }
 
     fn snapshots(&self) -> &[Snapshot] {
-        self.config.master.as_ref().map_or(&[], |m| &m.snapshots)
+        &self.config.snapshots.list
     }
 
     fn wanted(&self, level: Level) -> Wanted {
@@ -173,9 +171,17 @@ impl Volume {
         written.unwrap_or(false)
     }
 
-    /// Brings up to date what was made before the daemon started: the boot record, which an earlier version
-    /// did not write, and the logs of processes that were started before /var was mounted.
-    pub fn refresh(&self) {
+    /// Brings up to date what was made before the daemon started: a document or boot record of an earlier
+    /// version, and the logs of processes that were started before /var was mounted.
+    pub fn refresh(&mut self) {
+        if self.config.upgraded_from.is_some() {
+            match self.save() {
+                Ok(()) => self.config.upgraded_from = None,
+                Err(error) => {
+                    self.log(&format!("WARNING: its document stays as it was: {error:#}"))
+                }
+            }
+        }
         if self.record_for_boot() {
             self.announce();
         }
@@ -190,12 +196,12 @@ impl Volume {
     }
 
     /// Where a device of the volume is mounted.
-    fn mountpoint(&self, target: Target) -> PathBuf {
-        match (target, &self.config.filesystem.mountpoint) {
+    fn mountpoint(&self, which: Device) -> PathBuf {
+        match (which, &self.config.filesystem.mountpoint) {
             (None, Some(dir)) => dir.clone(),
             _ => self
                 .layout
-                .mountpoint(&names::device_name(&self.name, target)),
+                .mountpoint(&names::device_name(&self.name, which)),
         }
     }
 
@@ -211,11 +217,12 @@ impl Volume {
 
     fn log(&self, text: &str) {
         complain(format_args!("{}: {text}", self.name));
-        append_log(&self.layout, &self.name, &self.host.now(), text);
+        let time = names::local_time(&self.host.now());
+        append_log(&self.layout, &self.name, &time, text);
     }
 
-    fn dm_uuid(&self, target: Target) -> String {
-        let id = target.map_or_else(|| "origin".to_string(), |tag| tag.to_string());
+    fn dm_uuid(&self, which: Device) -> String {
+        let id = which.map_or_else(|| "origin".to_string(), |tag| tag.to_string());
         format!("{}{id}", self.dm_uuid_prefix())
     }
 
@@ -224,7 +231,7 @@ impl Volume {
     }
 
     /// The table a device should have, but for its length.
-    fn table(&self, target: Target, sectors: u64) -> Result<TableLine> {
+    fn table(&self, which: Device, sectors: u64) -> Result<TableLine> {
         Ok(TableLine {
             sectors,
             snapstore: self.host.block_device(&self.config.device.snapstore)?,
@@ -234,21 +241,21 @@ impl Volume {
                 .agent_socket(&self.name)
                 .to_string_lossy()
                 .into_owned(),
-            id: target,
+            id: which,
         })
     }
 
     /// The volume's devices as device-mapper has them.
-    fn devices(&self) -> Result<Vec<(Target, DmDevice)>> {
+    fn devices(&self) -> Result<Vec<(Device, DmDevice)>> {
         let mut found = Vec::new();
         for name in self.host.dm_names()? {
-            let target = match names::parse_snapshot_device(&name) {
+            let which = match names::parse_snapshot_device(&name) {
                 Some((volume, tag)) if volume == self.name => Some(tag),
                 None if name == self.name => None,
                 _ => continue,
             };
             if let Some(device) = self.host.dm_find(&name)? {
-                found.push((target, device));
+                found.push((which, device));
             }
         }
         Ok(found)
@@ -269,27 +276,27 @@ impl Volume {
             ..Observed::default()
         };
         let mounts = self.host.mounts()?;
-        for (target, device) in self.devices()? {
+        for (which, device) in self.devices()? {
             let ours = device
                 .uuid
                 .as_ref()
                 .is_some_and(|u| u.starts_with(&self.dm_uuid_prefix()));
-            let right = match (&device.table, self.table(target, 0)) {
+            let right = match (&device.table, self.table(which, 0)) {
                 (Some(found), Ok(wanted)) => found.same_mapping(&wanted),
                 // The devices' paths are gone while the device lives on them: nothing to compare.
                 (Some(_), Err(_)) => ours,
                 (None, _) => false,
             };
             if !right && !ours {
-                let name = names::device_name(&self.name, target);
+                let name = names::device_name(&self.name, which);
                 bail!("the device-mapper device '{name}' exists and belongs to somebody else");
             }
             observed
                 .devices
-                .insert(target, if right { Table::Right } else { Table::Wrong });
-            let dir = self.mountpoint(target);
+                .insert(which, if right { Table::Right } else { Table::Wrong });
+            let dir = self.mountpoint(which);
             if mounts.iter().any(|m| m.dir == dir && m.dev == device.dev) {
-                observed.mounts.insert(target);
+                observed.mounts.insert(which);
             }
         }
         Ok(observed)
@@ -333,7 +340,7 @@ impl Volume {
 
     fn try_up(&mut self, level: Level, out: Out) -> Result<Report> {
         self.check_devices()?;
-        self.host.ensure_target()?;
+        self.host.ensure_dm_target()?;
         self.check_claims()?;
         self.perform(Action::StartAgent, out)?;
         self.perform(Action::StartServer, out)?;
@@ -355,12 +362,12 @@ impl Volume {
     fn leave_out(&mut self, wanted: &mut Wanted, observed: &Observed, stored: &[Stored]) {
         let squashed = |s: &&Stored| s.state == SnapshotState::Squashed;
         for tag in stored.iter().filter(squashed).map(|s| s.tag.0) {
-            let target = Some(tag);
-            if !observed.devices.contains_key(&target) {
-                wanted.devices.remove(&target);
+            let which = Some(tag);
+            if !observed.devices.contains_key(&which) {
+                wanted.devices.remove(&which);
             }
-            if !observed.mounts.contains(&target) {
-                wanted.mounts.remove(&target);
+            if !observed.mounts.contains(&which) {
+                wanted.mounts.remove(&which);
             }
             if self.snapshots().iter().any(|s| s.id == tag) {
                 self.warnings.push(squashed_line(&self.name, tag));
@@ -442,8 +449,8 @@ impl Volume {
             self.log(&format!("not all is down: {error:#}"));
             // What did go comes back. The cause of the refusal matters more than trouble with that.
             if let Err(again) = self.start(before, out) {
-                let text = format!("WARNING: and it could not be brought back: {again:#}");
-                out(Note::Line(text));
+                let text = format!("and it could not be brought back: {again:#}");
+                out(Note::Warning(text));
             }
             return Err(error);
         }
@@ -460,14 +467,14 @@ impl Volume {
     fn check_unheld(&self, steps: &[Action]) -> Result<()> {
         let mounts = self.host.mounts()?;
         for action in steps {
-            let Action::RemoveDevice(target) = *action else {
+            let Action::RemoveDevice(which) = *action else {
                 continue;
             };
-            let name = names::device_name(&self.name, target);
+            let name = names::device_name(&self.name, which);
             let Some(device) = self.host.dm_find(&name)? else {
                 continue;
             };
-            let own = self.mountpoint(target);
+            let own = self.mountpoint(which);
             let foreign = mounts
                 .iter()
                 .filter(|m| m.dev == device.dev && m.dir != own);

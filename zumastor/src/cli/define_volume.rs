@@ -89,6 +89,13 @@ pub fn command() -> Command {
                 .help("Mount options, separated by commas"),
         )
         .arg(
+            Arg::new("verbose")
+                .short('v')
+                .long("verbose")
+                .action(ArgAction::SetTrue)
+                .help("Say which processes were started"),
+        )
+        .arg(
             path("snappath")
                 .short('s')
                 .long("snappath")
@@ -129,5 +136,6 @@ pub fn run(matches: &ArgMatches, context: &mut Context) -> u8 {
     if define.chunksize.is_some() && !define.initialize {
         context.say("WARNING: --chunksize has no effect without --initialize");
     }
+    context.verbose = matches.get_flag("verbose");
     context.request(&Request::DefineVolume(define))
 }

@@ -48,6 +48,7 @@ impl Machine {
         let mut context = Context {
             layout: self.layout(),
             is_root: self.is_root,
+            verbose: false,
             out: &mut out,
         };
         let code = run(&argv, &mut context);

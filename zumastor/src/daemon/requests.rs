@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Takes connections and carries out requests.
+//!
+//! Each request has a [`Permit`], from its connection to the end of the operation: so their number is bounded
+//! also where clients do not wait for the end, or go away.
 
 use std::io::BufReader;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,18 +17,37 @@ use ddsnap::stdio::complain;
 use super::{Daemon, Handle, lock};
 use crate::config::{self, VolumeConfig};
 use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role};
+use crate::jobs::{Ending, Job, Jobs, Running};
+use crate::note::{Note, Out};
 use crate::plan::Level;
 use crate::status::View;
-use crate::volume::{DefineVolume, Out, Volume};
+use crate::volume::{DefineVolume, Volume, Volumes};
 
-/// Most requests at a time. Each holds a thread; more than this is a script gone wild.
-const CONNECTIONS_MAX: usize = 256;
+/// Most requests at a time. Each holds a thread or two; more than this is a script gone wild.
+const REQUESTS_MAX: usize = 256;
 
-static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+/// The right to carry out one request.
+struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    /// One of `count`, unless all are taken.
+    fn take(count: &Arc<AtomicUsize>) -> Option<Arc<Permit>> {
+        let permit = Arc::new(Permit(count.clone()));
+        // Dropped at once if it is one too many.
+        (count.fetch_add(1, Ordering::SeqCst) < REQUESTS_MAX).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Daemon {
     /// Serves the control socket for ever.
     pub(super) fn serve(self: &Arc<Self>, listener: &UnixListener) {
+        let requests = Arc::default();
         for stream in listener.incoming() {
             let stream = match stream {
                 Ok(stream) => stream,
@@ -39,24 +61,22 @@ impl Daemon {
             if !control::peer_is_root(&stream) {
                 continue;
             }
-            if CONNECTIONS.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
-                CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
+            let Some(permit) = Permit::take(&requests) else {
                 let error = Some("too many requests at a time: try again later".to_string());
                 let _ = control::send(&stream, Event::Done { error });
                 continue;
-            }
+            };
             let this = self.clone();
             thread::spawn(move || {
-                if let Err(error) = this.answer(&stream) {
+                if let Err(error) = this.answer(&stream, permit) {
                     complain(format_args!("control connection: {error:#}"));
                 }
-                CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
 
     /// Reads one request and answers it to the end.
-    fn answer(self: &Arc<Self>, stream: &UnixStream) -> Result<()> {
+    fn answer(self: &Arc<Self>, stream: &UnixStream, permit: Arc<Permit>) -> Result<()> {
         stream.set_read_timeout(Some(PEER_DEADLINE))?;
         stream.set_write_timeout(Some(PEER_DEADLINE))?;
         let mut reader = BufReader::new(stream);
@@ -84,10 +104,9 @@ impl Daemon {
         let (sender, receiver) = mpsc::channel();
         let this = self.clone();
         thread::spawn(move || {
-            let result = this.execute(&request, &mut |event| {
-                // Nobody listens any more: the operation goes on all the same.
-                let _ = sender.send(event);
-            });
+            let _permit = permit;
+            // Nobody may listen any more: an operation goes on all the same.
+            let result = this.execute(&request, &mut |event| sender.send(event).is_ok());
             if let (Err(error), Some(name)) = (&result, request.volume()) {
                 complain(format_args!("{name}: {error:#}"));
             }
@@ -115,56 +134,81 @@ impl Daemon {
         }
     }
 
-    /// Carries out one request; waits for others on the same volume.
-    fn execute(self: &Arc<Self>, request: &Request, on_event: &mut dyn FnMut(Event)) -> Result<()> {
-        let out: Out = &mut |note| on_event(Event::Note(note));
+    /// Carries out one request; waits for changes that others make to the same volume. `on_event` says whether
+    /// anybody listens.
+    fn execute(
+        self: &Arc<Self>,
+        request: &Request,
+        on_event: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<()> {
         match request {
             Request::Status => {
                 on_event(Event::Status(self.views()));
                 Ok(())
             }
-            Request::DefineVolume(define) => self.define(define, out),
+            Request::DefineVolume(define) => {
+                if self.handle(&define.volume).is_ok() {
+                    bail!("volume '{}' is defined already", define.volume);
+                }
+                let (daemon, request) = (self.clone(), define.clone());
+                let job = Box::new(Definition { daemon, request });
+                follow(&*self.jobs.start(&define.volume, job)?, on_event)
+            }
+            Request::Cancel { volume, job } => {
+                self.handle(volume)?;
+                let ended = self.jobs.end(volume, Some(job), Ending::Cancelled);
+                if ended.is_empty() {
+                    bail!("no job '{job}' runs on volume '{volume}'");
+                }
+                Ok(())
+            }
             Request::DefineMaster { volume, flags } => {
-                self.with(volume, |v| v.define_master(*flags, out))
+                self.with(volume, |v| v.define_master(*flags, &mut noting(on_event)))
             }
-            Request::Forget { volume } => self.forget(volume, out),
-            Request::ForgetSnapshot { volume, snapshot } => {
-                self.with(volume, |v| v.forget_snapshot(*snapshot, out))
-            }
+            Request::Forget { volume } => self.forget(volume, &mut noting(on_event)),
+            Request::ForgetSnapshot { volume, snapshot } => self.with(volume, |v| {
+                v.forget_snapshot(*snapshot, &mut noting(on_event))
+            }),
             Request::Start {
                 role: Role::Volume,
                 volume,
                 accept_origin,
             } => self.with(volume, |v| {
-                v.accepting(*accept_origin, |v| v.start(v.full_level(), out))
+                v.accepting(*accept_origin, |v| {
+                    v.start(v.full_level(), &mut noting(on_event))
+                })
             }),
             Request::Start {
                 role: Role::Master,
                 volume,
                 ..
-            } => self.with(volume, |v| v.start_master(out)),
+            } => self.with(volume, |v| v.start_master(&mut noting(on_event))),
             Request::Stop {
                 role: Role::Volume,
                 volume,
-            } => self.with(volume, |v| v.down(Level::Down, out)),
+            } => self.without_jobs(volume, Ending::Interrupted, |v| {
+                v.down(Level::Down, &mut noting(on_event))
+            }),
             Request::Stop {
                 role: Role::Master,
                 volume,
-            } => self.with(volume, |v| v.stop_master(out)),
-            Request::Snapshot { volume, kind, .. } => {
-                self.with(volume, |v| v.snapshot(kind.as_deref(), out).map(|_| ()))
-            }
+            } => self.with(volume, |v| v.stop_master(&mut noting(on_event))),
+            Request::Snapshot { volume, kind, .. } => self.with(volume, |v| {
+                v.snapshot(kind.as_deref(), &mut noting(on_event))
+                    .map(|_| ())
+            }),
         }
     }
 
     /// What is known of all volumes, without waiting for any.
     pub(super) fn views(&self) -> Vec<View> {
-        let of = |(_, handle): (String, Arc<Handle>)| {
+        let of = |(name, handle): (String, Arc<Handle>)| {
             let mut view = handle.view();
             // Why it is so, rather than only that it is.
             if view.up && view.failure.is_none() {
                 view.failure = handle.trouble();
             }
+            view.jobs = self.jobs.views(&name);
             view
         };
         let mut views: Vec<View> = self.handles().into_iter().map(of).collect();
@@ -198,7 +242,19 @@ impl Daemon {
         result
     }
 
-    fn define(self: &Arc<Self>, request: &DefineVolume, out: Out) -> Result<()> {
+    /// As [`with`](Self::with), after all jobs of the volume have been ended.
+    fn without_jobs(
+        &self,
+        name: &str,
+        why: Ending,
+        operation: impl FnOnce(&mut Volume) -> Result<()>,
+    ) -> Result<()> {
+        self.handle(name)?;
+        self.end_jobs(name, why)?;
+        self.with(name, operation)
+    }
+
+    fn define(&self, request: &DefineVolume, running: &Arc<Running>) -> Result<String> {
         let name = &request.volume;
         let handle = Handle::new(View::defining(request));
         // Held from the start, so that requests for the new volume wait for the end.
@@ -214,12 +270,23 @@ impl Daemon {
             volumes.insert(name.clone(), handle.clone());
             others
         };
-        let made = Volume::define(self.host.clone(), &self.layout, request, &others, out);
+        let checked = running.clone();
+        let check = Arc::new(move || checked.check());
+        let out: Out = &mut |note| running.note(note);
+        let made = Volume::define(
+            self.host.clone(),
+            &self.layout,
+            request,
+            &others,
+            check,
+            out,
+        );
         let kept = made.and_then(|volume| {
             volume.supervisor.watch()?;
             handle.publish(&volume);
+            let made = volume.what_was_made();
             *slot = Some(volume);
-            Ok(())
+            Ok(made)
         });
         // If taking back failed as well, the document may still be there: then so is the volume.
         if kept.is_err() && !matches!(config::load(&self.layout, name), Ok(Some(_))) {
@@ -229,12 +296,56 @@ impl Daemon {
     }
 
     fn forget(&self, name: &str, out: Out) -> Result<()> {
-        self.with(name, |volume| {
+        self.without_jobs(name, Ending::Cancelled, |volume| {
             volume.forget(out)?;
             // While the volume is locked: nobody may find it and write its document again.
             lock(&self.volumes).remove(name);
             volume.supervisor.release();
+            self.jobs.forget(name);
             Ok(())
         })
     }
 }
+
+/// Hands notes on as events.
+fn noting(on_event: &mut dyn FnMut(Event) -> bool) -> impl FnMut(Note) {
+    move |note| {
+        on_event(Event::Note(note));
+    }
+}
+
+/// Waits for a job on behalf of a client, as long as there is one.
+fn follow(running: &Running, on_event: &mut dyn FnMut(Event) -> bool) -> Result<()> {
+    let done = Jobs::wait(running, &mut |note| on_event(Event::Note(note)))?;
+    on_event(Event::Note(Note::Line(done)));
+    Ok(())
+}
+
+/// `define volume`: zeroing an origin may take hours.
+struct Definition {
+    daemon: Arc<Daemon>,
+    request: DefineVolume,
+}
+
+impl Job for Definition {
+    fn name(&self) -> String {
+        "define".into()
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn run(&mut self, running: &Arc<Running>) -> Result<String> {
+        self.daemon.define(&self.request, running)
+    }
+}
+
+impl Volumes for Daemon {
+    fn with(&self, name: &str, change: &mut dyn FnMut(&mut Volume) -> Result<()>) -> Result<()> {
+        Daemon::with(self, name, change)
+    }
+}
+
+#[cfg(test)]
+mod tests;

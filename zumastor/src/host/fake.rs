@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::probe::contents::Contents;
 use ddsnap::units::{SnapSeq, SnapTag};
+use jiff::Zoned;
 
 use super::{FreezeGuard, Host, Probe};
 use crate::config::Devices;
@@ -27,7 +28,7 @@ pub struct State {
     /// The call that fails: a line as in `log`.
     pub fail: Option<String>,
     /// Whether the kernel has the target.
-    pub no_target: bool,
+    pub no_dm_target: bool,
     /// Block devices.
     pub devices: BTreeMap<PathBuf, Dev>,
     /// Paths of devices somebody holds.
@@ -52,8 +53,8 @@ pub struct State {
     pub squashed: BTreeSet<u32>,
     /// Pauses made.
     pub pauses: u32,
-    /// Running processes and their numbers.
-    pub processes: BTreeMap<&'static str, u32>,
+    /// Running processes by their pid files, with their numbers.
+    pub processes: BTreeMap<PathBuf, (&'static str, u32)>,
     /// Writing ends whose closing is the end of a process.
     pub alive: BTreeMap<u32, OwnedFd>,
     /// What the store has: tag and sequence.
@@ -70,13 +71,24 @@ pub struct State {
     pub taken_frozen: BTreeSet<u32>,
     /// What a server says to a probe.
     pub probe: Option<Probe>,
+    /// What the clock says, if not 2026-11-22 03:04:05.
+    pub now: Option<Zoned>,
     next: u32,
+}
+
+/// A call that waits, and what it waits for.
+#[derive(Debug)]
+struct Stall {
+    line: String,
+    reached: mpsc::Sender<()>,
+    go: mpsc::Receiver<()>,
 }
 
 /// The fake.
 #[derive(Debug, Default)]
 pub struct Fake {
     state: Mutex<State>,
+    stall: Mutex<Option<Stall>>,
     /// What the guard of a freeze would thaw.
     armed: Arc<Mutex<BTreeSet<usize>>>,
 }
@@ -115,9 +127,14 @@ impl Fake {
     /// Ends a process from outside.
     pub fn kill(&self, kind: Kind) {
         let mut state = self.state();
-        if let Some(pid) = state.processes.remove(key(kind)) {
-            state.alive.remove(&pid);
-        }
+        let state = &mut *state;
+        state.processes.retain(|_, (running, pid)| {
+            let goes = *running == key(kind);
+            if goes {
+                state.alive.remove(pid);
+            }
+            !goes
+        });
     }
 
     /// What a reboot leaves: nothing but disks.
@@ -131,8 +148,27 @@ impl Fake {
         state.frozen.clear();
     }
 
+    /// Makes the next call that is `line`, as in the log, wait. The receiver hears when it is reached; it goes
+    /// on when the sender is used or gone.
+    pub fn stall(&self, line: &str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+        let (reached, hears) = mpsc::channel();
+        let (sender, go) = mpsc::channel();
+        let line = line.to_string();
+        let mut stall = self.stall.lock().expect("no test panics here");
+        *stall = Some(Stall { line, reached, go });
+        (hears, sender)
+    }
+
     /// Notes a call; fails it if it is the one to fail.
     fn call(&self, line: String) -> Result<MutexGuard<'_, State>> {
+        let mut stall = self.stall.lock().expect("no test panics here");
+        let stalled = stall.take_if(|s| s.line == line);
+        drop(stall);
+        if let Some(stalled) = stalled {
+            let _ = stalled.reached.send(());
+            // A test that fails must end all the same.
+            let _ = stalled.go.recv_timeout(Duration::from_secs(60));
+        }
         let mut state = self.state();
         let fails = state.fail.as_ref() == Some(&line);
         state.log.push(line.clone());
@@ -151,8 +187,8 @@ impl Fake {
 }
 
 impl Host for Fake {
-    fn ensure_target(&self) -> Result<()> {
-        if self.state().no_target {
+    fn ensure_dm_target(&self) -> Result<()> {
+        if self.state().no_dm_target {
             bail!("{}", crate::dm::missing_target("1.2.3"));
         }
         Ok(())
@@ -205,10 +241,9 @@ impl Host for Fake {
         self.state().sectors.get(path).copied()
     }
 
-    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         drop(self.call(format!("zero {}", path.display()))?);
-        progress(1, 1);
-        Ok(())
+        progress(1, 1)
     }
 
     fn contents(&self, node: &Path) -> Result<Contents> {
@@ -242,7 +277,8 @@ impl Host for Fake {
     }
 
     fn find_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
-        Ok(self.state().processes.get(key(spec.kind)).copied())
+        let found = self.state().processes.get(&spec.pidfile).copied();
+        Ok(found.map(|(_, pid)| pid))
     }
 
     fn start_process(&self, spec: &ProcessSpec) -> Result<u32> {
@@ -251,7 +287,8 @@ impl Host for Fake {
         let mut state = self.call(format!("start {}{option}", key(spec.kind)))?;
         state.next += 1;
         let pid = state.next;
-        state.processes.insert(key(spec.kind), pid);
+        let process = (key(spec.kind), pid);
+        state.processes.insert(spec.pidfile.clone(), process);
         Ok(pid)
     }
 
@@ -261,7 +298,7 @@ impl Host for Fake {
 
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()> {
         let mut state = self.call(format!("stop {}", key(spec.kind)))?;
-        state.processes.remove(key(spec.kind));
+        state.processes.remove(&spec.pidfile);
         Ok(())
     }
 
@@ -281,7 +318,7 @@ impl Host for Fake {
         // A pipe polls readable (hung up) when its writing end is closed.
         let (reader, writer) = nix::unistd::pipe()?;
         let mut state = self.state();
-        if state.processes.values().any(|p| *p == pid) {
+        if state.processes.values().any(|(_, p)| *p == pid) {
             state.alive.insert(pid, writer);
         }
         Ok(File::from(reader).into())
@@ -457,8 +494,10 @@ impl Host for Fake {
         Ok(())
     }
 
-    fn now(&self) -> String {
-        "2026.11.22-03.04.05".to_string()
+    fn now(&self) -> Zoned {
+        let fixed = jiff::civil::date(2026, 11, 22).at(3, 4, 5, 0);
+        let fixed = fixed.in_tz("Europe/Berlin").expect("a known time zone");
+        self.state().now.clone().unwrap_or(fixed)
     }
 
     fn pause(&self, _time: Duration) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `define volume`: check everything, then do everything or nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use ddsnap::units::ChunkShift;
 use serde::{Deserialize, Serialize};
 
 use super::steps::DEFAULT_CHUNK;
-use super::{Note, Out, Volume, retry};
-use crate::config::{self, Devices, Filesystem, VolumeConfig};
+use super::{Check, Note, Out, Volume, retry};
+use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, VolumeConfig};
 use crate::host::Host;
+use crate::human;
 use crate::layout::Layout;
 use crate::machine::Dev;
 use crate::names;
@@ -50,12 +52,14 @@ pub struct DefineVolume {
 }
 
 impl Volume {
-    /// Defines a volume and brings it up to its devices. `others` are the volumes there are.
+    /// Defines a volume and brings it up to its devices. `others` are the volumes there are. What takes long
+    /// ends when `check` fails, and then all that was done is taken back.
     pub fn define(
         host: Arc<dyn Host>,
         layout: &Layout,
         request: &DefineVolume,
         others: &[(String, VolumeConfig)],
+        check: Check,
         out: Out,
     ) -> Result<Volume> {
         let name = &request.volume;
@@ -74,13 +78,15 @@ impl Volume {
         }
         check_chunk_size(request)?;
         let device = check_devices(host.as_ref(), request, others)?;
-        host.ensure_target()?;
+        host.ensure_dm_target()?;
         if host.dm_find(name)?.is_some() {
             bail!("a device-mapper device called '{name}' exists already: choose another name");
         }
+        let uuid = uuid::Uuid::new_v4();
         let config = VolumeConfig {
             version: config::SCHEMA_VERSION,
-            uuid: uuid::Uuid::new_v4(),
+            uuid,
+            lineage: Lineage { uuid, epoch: 1 },
             device,
             cachesize: request.cachesize.clone(),
             filesystem: Filesystem {
@@ -90,10 +96,16 @@ impl Volume {
                 ..Filesystem::default()
             },
             master: None,
+            source: None,
+            targets: BTreeMap::new(),
+            schedule: Vec::new(),
+            snapshots: Snapshots::default(),
+            upgraded_from: None,
         };
         let mut volume = Volume::new(host, layout, name, config)?;
         volume.chunksize = request.chunksize.clone();
         volume.force = request.force;
+        volume.check = check;
         if volume.agent_is_up() || volume.server_runs() {
             bail!("an agent or server of an earlier volume '{name}' still runs: stop it first");
         }
@@ -110,17 +122,42 @@ impl Volume {
             Action::CreateDevice(None),
         ]);
         plan::run_or_undo(&steps, |action| volume.perform(action, out))?;
+        volume.check = Arc::new(|| Ok(()));
         volume.level = Level::Devices;
         volume.log("defined");
         if !request.initialize {
             volume.tell_of_snapshots(out);
         }
         if volume.origin_is("LVM2_member") {
-            out(Note::Line(lvm_warning(name, &volume.config.device.origin)));
+            out(Note::Warning(lvm_warning(
+                name,
+                &volume.config.device.origin,
+            )));
         }
         volume.warn_of_names(out);
         volume.announce();
         Ok(volume)
+    }
+
+    /// What `define volume` has made, as a sentence without a full stop.
+    #[must_use]
+    pub fn what_was_made(&self) -> String {
+        let devices = &self.config.device;
+        let size = self
+            .host
+            .size_sectors(&self.layout.server_socket(&self.name), None);
+        let size = size.map_or_else(
+            |_| String::new(),
+            |s| format!(" of {}", human::bytes(s * 512)),
+        );
+        let meta = devices.meta.as_ref();
+        let meta = meta.map_or_else(String::new, |m| format!(", metadata on {}", m.display()));
+        format!(
+            "volume '{0}' is defined: /dev/mapper/{0}{size} with its data on {1}, snapshots on {2}{meta}",
+            self.name,
+            devices.origin.display(),
+            devices.snapstore.display()
+        )
     }
 
     /// Checks that nothing is overwritten that somebody may miss, and that snapshots will be of use.
@@ -156,26 +193,25 @@ impl Volume {
     /// Lists what a store that was not formatted brings along.
     fn tell_of_snapshots(&self, out: Out) {
         let server = self.layout.server_socket(&self.name);
-        let line = match self.host.snapshots(&server) {
+        out(match self.host.snapshots(&server) {
             Ok(stored) if stored.is_empty() => return,
             Ok(stored) => {
                 let tags: Vec<String> = stored.iter().map(|s| s.tag.to_string()).collect();
-                format!(
+                Note::Line(format!(
                     "the snapshot store has snapshots {}: `zumastor define master {}` lists and mounts them",
                     tags.join(" "),
                     self.name
-                )
+                ))
             }
-            Err(error) => format!("WARNING: {error:#}"),
-        };
-        out(Note::Line(line));
+            Err(error) => Note::Warning(format!("{error:#}")),
+        });
     }
 }
 
 /// What to do where LVM would find a physical volume twice.
 fn lvm_warning(volume: &str, origin: &Path) -> String {
     format!(
-        "WARNING: /dev/mapper/{volume} is a physical volume of LVM, which also reads the raw device: in \
+        "/dev/mapper/{volume} is a physical volume of LVM, which also reads the raw device: in \
          /etc/lvm/lvmlocal.conf set devices/global_filter to [ \"r|^{}$|\" ], see README.Debian",
         origin.display()
     )
@@ -198,8 +234,8 @@ impl Volume {
         let all = [Some(&devices.origin), Some(&devices.snapstore)];
         for path in all.into_iter().chain([devices.meta.as_ref()]).flatten() {
             if identity::is_nameless(path) {
-                out(Note::Line(format!(
-                    "WARNING: '{}' has no serial number or other name of its own: after a reboot another disk may \
+                out(Note::Warning(format!(
+                    "'{}' has no serial number or other name of its own: after a reboot another disk may \
                      come up under this name. The volume would not start over it",
                     path.display()
                 )));

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use super::{Note, Out, Volume};
 use crate::boot;
 use crate::config::{self, Doomed};
-use crate::mounts;
+use crate::links;
 use crate::plan::{Action, Level};
 
 impl Volume {
@@ -15,7 +15,7 @@ impl Volume {
         self.down(Level::Down, out)?;
         self.perform(Action::RemoveLinks, out)?;
         // Only if empty: what somebody put below a mount point is his.
-        mounts::remove_empty_dir(&self.layout.mountpoint(&self.name))?;
+        links::remove_empty_dir(&self.layout.mountpoint(&self.name))?;
         // First: what has a record comes up at boot.
         boot::forget(&self.layout, &self.name)?;
         config::remove(&self.layout, &self.name)?;
@@ -50,8 +50,8 @@ impl Volume {
         }
         if let Err(error) = self.unlist_snapshot(id, out) {
             if let Err(again) = self.up(self.level, out) {
-                let text = format!("WARNING: and it could not be brought back: {again:#}");
-                out(Note::Line(text));
+                let text = format!("and it could not be brought back: {again:#}");
+                out(Note::Warning(text));
             }
             return Err(error);
         }
@@ -59,10 +59,10 @@ impl Volume {
         self.log(&format!("snapshot {id} forgotten"));
         // Deletes the data; the links follow what is left; trouble with others is in the status.
         self.up(self.level, out)?;
-        let master = self.config.master.as_ref();
-        if master.is_some_and(|m| m.deleting.iter().any(|d| d.id == id)) {
-            out(Note::Line(format!(
-                "WARNING: snapshot {id} is no longer listed, but its data is still in the store: see \
+        let deleting = &self.config.snapshots.deleting;
+        if deleting.iter().any(|d| d.id == id) {
+            out(Note::Warning(format!(
+                "snapshot {id} is no longer listed, but its data is still in the store: see \
                  `zumastor status {}`",
                 self.name
             )));
@@ -78,14 +78,13 @@ impl Volume {
             .host
             .snapshots(&self.layout.server_socket(&self.name))?;
         let before = self.config.clone();
-        if let Some(master) = self.config.master.as_mut() {
-            master.snapshots.retain(|s| s.id != id);
-            let same = stored.iter().filter(|s| s.tag.0 == id);
-            master.deleting.extend(same.map(|s| Doomed {
-                id,
-                sequence: s.seq.0,
-            }));
-        }
+        let snapshots = &mut self.config.snapshots;
+        snapshots.list.retain(|s| s.id != id);
+        let same = stored.iter().filter(|s| s.tag.0 == id);
+        snapshots.deleting.extend(same.map(|s| Doomed {
+            id,
+            sequence: s.seq.0,
+        }));
         self.save().map_err(|error| {
             self.config = before;
             error.context(format!("snapshot {id} is not deleted"))

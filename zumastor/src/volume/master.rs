@@ -5,8 +5,9 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Note, Out, Volume, describe};
-use crate::config::{MANUAL, Master, Snapshot};
-use crate::mounts;
+use crate::config::{MANUAL, Snapshot};
+use crate::machine::Stored;
+use crate::names;
 use crate::plan::Level;
 
 /// The flags of `define master`, rewritten by every call.
@@ -37,9 +38,9 @@ impl MasterFlags {
         }
         let names = names.join(" ");
         Some(if self.no_snapmount {
-            format!("WARNING: --no-snapmount makes {names} ineffective")
+            format!("--no-snapmount makes {names} ineffective")
         } else {
-            format!("WARNING: {names} stored, but without effect in this version")
+            format!("{names} stored, but without effect in this version")
         })
     }
 }
@@ -49,20 +50,24 @@ impl Volume {
     /// file system may be made later.
     pub fn define_master(&mut self, flags: MasterFlags, out: Out) -> Result<()> {
         if let Some(warning) = flags.warning() {
-            out(Note::Line(warning));
+            out(Note::Warning(warning));
         }
         let adopted = match self.config.master {
-            Some(_) => None,
-            None => Some(self.adopt(out)?),
+            Some(_) => Vec::new(),
+            None => self.adoptable(out)?,
         };
         let before = self.config.clone();
+        let listed = adopted.len();
+        if let Err(error) = self.adopt(adopted) {
+            self.config = before;
+            return Err(error);
+        }
         let filesystem = &mut self.config.filesystem;
         filesystem.mountsnap = !flags.no_snapmount;
         filesystem.export = flags.export && !flags.no_snapmount;
         filesystem.dotsnapshot = flags.dotsnapshot && !flags.no_snapmount;
         filesystem.samba = flags.samba && !flags.no_snapmount;
-        let listed = adopted.as_ref().map_or(0, |m| m.snapshots.len());
-        self.config.master = adopted.or(self.config.master.take());
+        self.config.master.get_or_insert_default();
         if let Err(error) = self.save() {
             self.config = before;
             return Err(error);
@@ -74,7 +79,7 @@ impl Volume {
         }
         let report = self.up(Level::Mounted, out)?;
         for (scope, _, error) in &report.failures {
-            out(Note::Line(format!("WARNING: {}", describe(*scope, error))));
+            out(Note::Warning(describe(*scope, error)));
         }
         for note in &self.notes {
             out(Note::Line(note.clone()));
@@ -82,26 +87,42 @@ impl Volume {
         Ok(())
     }
 
-    /// A master role that lists what the store has already, as one of an earlier volume does. Numbers go
-    /// on above it.
-    fn adopt(&mut self, out: Out) -> Result<Master> {
-        let before = self.level;
-        self.up(Level::Devices.max(before), out)?;
+    /// What the store has and the volume does not list, as that of an earlier volume does.
+    fn adoptable(&mut self, out: Out) -> Result<Vec<Stored>> {
+        self.up(Level::Devices.max(self.level), out)?;
         let server = self.layout.server_socket(&self.name);
-        let mut master = Master::default();
-        for stored in self.host.snapshots(&server)? {
-            let time = mounts::local_time(stored.created);
-            let snapshot = Snapshot {
-                id: stored.tag.0,
-                kind: MANUAL.to_string(),
-                time: mounts::unique_time(&time, &master.snapshots),
-            };
-            let next = snapshot.id.checked_add(2).map(|above| above & !1);
+        let mut stored = self.host.snapshots(&server)?;
+        let snapshots = &self.config.snapshots;
+        let known = |tag| {
+            let mut listed = snapshots.list.iter();
+            listed.any(|s| s.id == tag || s.twin == Some(tag))
+                || snapshots.deleting.iter().any(|d| d.id == tag)
+        };
+        stored.retain(|s| !known(s.tag.0));
+        Ok(stored)
+    }
+
+    /// Lists what was found in the store. Numbers go on above it.
+    fn adopt(&mut self, found: Vec<Stored>) -> Result<()> {
+        let snapshots = &mut self.config.snapshots;
+        for stored in found {
+            let time = names::local_time_of(stored.created);
+            let id = stored.tag.0;
+            let next = id.checked_add(2).map(|above| above & !1);
             let next = next.context("all snapshot numbers are used up")?;
-            master.next = master.next.max(next);
-            master.snapshots.push(snapshot);
+            snapshots.next = snapshots.next.max(next);
+            snapshots.list.push(Snapshot {
+                id,
+                uuid: uuid::Uuid::new_v4(),
+                kinds: vec![MANUAL.to_string()],
+                time: snapshots.unique_time(&time),
+                created: stored.created,
+                protected: false,
+                twin: None,
+            });
         }
-        Ok(master)
+        snapshots.list.sort_by_key(|s| s.created);
+        Ok(())
     }
 
     /// Mounts everything; an error if something could not be mounted.

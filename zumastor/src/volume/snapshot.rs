@@ -15,7 +15,6 @@ use super::{Note, Out, Volume, describe};
 use crate::config::{Doomed, MANUAL, Snapshot};
 use crate::freeze::{self, Frozen};
 use crate::machine::{Dev, Stored};
-use crate::mounts;
 use crate::names;
 use crate::plan::{Level, Scope};
 
@@ -46,8 +45,8 @@ impl Volume {
         if let Err(error) = self.create_frozen(id).and_then(|()| self.record(snapshot)) {
             self.log(&format!("snapshot {id} failed: {error:#}"));
             // One made meanwhile by somebody else is his.
-            if let Some(master) = self.config.master.as_mut().filter(|_| is_taken(&error)) {
-                master.pending = None;
+            if is_taken(&error) {
+                self.config.snapshots.pending = None;
             }
             return match self.settle_snapshots() {
                 Ok(_) => Err(error),
@@ -82,10 +81,11 @@ impl Volume {
 
     /// Takes the next number that the store does not have, durably, before anything is created with it.
     pub(super) fn begin_snapshot(&mut self, kind: &str, stored: &[Stored]) -> Result<Snapshot> {
-        let time = mounts::unique_time(&self.host.now(), self.snapshots());
+        let now = self.host.now();
+        let time = self.config.snapshots.unique_time(&names::local_time(&now));
         let before = self.config.clone();
-        let master = self.config.master.as_mut().context("no master")?;
-        let mut id = master.next;
+        let snapshots = &mut self.config.snapshots;
+        let mut id = snapshots.next;
         while stored.iter().any(|s| s.tag.0 == id) {
             id = id
                 .checked_add(2)
@@ -96,12 +96,16 @@ impl Volume {
             .context("all snapshot numbers are used up")?;
         let snapshot = Snapshot {
             id,
-            kind: kind.to_string(),
+            uuid: uuid::Uuid::new_v4(),
+            kinds: vec![kind.to_string()],
             time,
+            created: now.timestamp().as_second(),
+            protected: false,
+            twin: None,
         };
-        master.next = next;
-        master.pending = Some(snapshot.clone());
-        master.pending_after = stored.iter().map(|s| s.seq.0).max().unwrap_or(0);
+        snapshots.next = next;
+        snapshots.pending = Some(snapshot.clone());
+        snapshots.pending_after = stored.iter().map(|s| s.seq.0).max().unwrap_or(0);
         self.save().inspect_err(|_| self.config = before)?;
         Ok(snapshot)
     }
@@ -138,9 +142,9 @@ impl Volume {
     /// Makes the snapshot one of the volume's, durably.
     fn record(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.config.clone();
-        let master = self.config.master.as_mut().context("no master")?;
-        master.pending = None;
-        master.snapshots.push(snapshot);
+        let snapshots = &mut self.config.snapshots;
+        snapshots.pending = None;
+        snapshots.list.push(snapshot);
         self.save().inspect_err(|_| self.config = before)
     }
 
@@ -151,15 +155,13 @@ impl Volume {
     /// all that was there then, or one that was listed and forgotten. A document that cannot be written
     /// now is written with the next change: what it says too much is found out again.
     pub(super) fn settle_snapshots(&mut self) -> Result<Vec<Stored>> {
-        let Some(master) = &mut self.config.master else {
-            return Ok(Vec::new());
-        };
         let server = self.layout.server_socket(&self.name);
         let mut stored = self.host.snapshots(&server)?;
-        let before = master.clone();
-        if let Some(pending) = master.pending.take() {
-            let ours = |s: &&Stored| s.tag.0 == pending.id && s.seq.0 > master.pending_after;
-            master
+        let snapshots = &mut self.config.snapshots;
+        let before = snapshots.clone();
+        if let Some(pending) = snapshots.pending.take() {
+            let ours = |s: &&Stored| s.tag.0 == pending.id && s.seq.0 > snapshots.pending_after;
+            snapshots
                 .deleting
                 .extend(stored.iter().find(ours).map(|s| Doomed {
                     id: pending.id,
@@ -170,7 +172,7 @@ impl Volume {
         let mut warnings = Vec::new();
         let same = |d: &Doomed, s: &Stored| s.tag.0 == d.id && s.seq.0 == d.sequence;
         let (host, cut_short) = (&self.host, before.pending.as_ref().map(|p| p.id));
-        master.deleting.retain(|doomed| {
+        snapshots.deleting.retain(|doomed| {
             if !stored.iter().any(|s| same(doomed, s)) {
                 return false;
             }
@@ -194,7 +196,7 @@ impl Volume {
                 }
             }
         });
-        master.snapshots.retain(|listed| {
+        snapshots.list.retain(|listed| {
             let there = stored.iter().any(|s| s.tag.0 == listed.id);
             if !there {
                 let id = listed.id;
@@ -204,7 +206,7 @@ impl Volume {
             }
             there
         });
-        if *master != before {
+        if *snapshots != before {
             if let Err(error) = self.save() {
                 warnings.push(format!("{error:#}"));
             }

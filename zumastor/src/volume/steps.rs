@@ -12,10 +12,11 @@ use super::doubt::sync_doubts;
 use super::{Note, Out, Volume, Waiting, agent_spec};
 use crate::boot;
 use crate::config;
+use crate::links;
 use crate::machine::{Dev, Kind};
-use crate::mounts::{self, Complaint};
+use crate::mount_options::{self, Complaint};
 use crate::names;
-use crate::plan::{Action, Target};
+use crate::plan::{Action, Device};
 use crate::process::ACCEPT_ORIGIN;
 
 /// Chunk size of a store that is formatted without being asked about it.
@@ -27,7 +28,11 @@ impl Volume {
         let server = self.layout.server_socket(&self.name);
         match action {
             Action::ZeroOrigin => {
-                let report = &mut |done, total| out(Note::Progress { done, total });
+                let check = self.check.clone();
+                let report = &mut |done, total| {
+                    out(Note::progress("zeroing the origin", done, total));
+                    check()
+                };
                 self.host.zero(&self.config.device.origin, report)
             }
             Action::Format => {
@@ -44,20 +49,20 @@ impl Volume {
             }
             Action::StartAgent => self.start_process(Kind::Agent, out),
             Action::StartServer => self.start_process(Kind::Server, out),
-            Action::CreateDevice(target) => {
-                let sectors = self.host.size_sectors(&server, target)?;
-                let name = names::device_name(&self.name, target);
-                let table = self.table(target, sectors)?;
+            Action::CreateDevice(which) => {
+                let sectors = self.host.size_sectors(&server, which)?;
+                let name = names::device_name(&self.name, which);
+                let table = self.table(which, sectors)?;
                 self.host
-                    .dm_create(&name, &self.dm_uuid(target), &table)
+                    .dm_create(&name, &self.dm_uuid(which), &table)
                     .map(|_| ())
             }
-            Action::Mount(target) => self.mount(target, out),
+            Action::Mount(which) => self.mount(which, out),
             Action::WriteLinks => self.write_links(),
             Action::RemoveLinks => self.remove_links(),
-            Action::Unmount(target) => self.unmount(target),
-            Action::RemoveDevice(target) => {
-                let name = names::device_name(&self.name, target);
+            Action::Unmount(which) => self.unmount(which),
+            Action::RemoveDevice(which) => {
+                let name = names::device_name(&self.name, which);
                 self.patiently(|| self.host.dm_remove(&name))
             }
             Action::StopServer => self.supervisor.stop(Kind::Server),
@@ -77,14 +82,14 @@ impl Volume {
         let accept = self.accept_origin && kind == Kind::Server;
         let option = accept.then_some(ACCEPT_ORIGIN);
         if let Some(pid) = self.supervisor.start_with(kind, option)? {
-            out(Note::Line(format!("pid = {pid}")));
+            out(Note::Detail(format!("pid = {pid}")));
         }
         Ok(())
     }
 
     /// The number of a device that must exist.
-    fn device_number(&self, target: Target) -> Result<Dev> {
-        let name = names::device_name(&self.name, target);
+    fn device_number(&self, which: Device) -> Result<Dev> {
+        let name = names::device_name(&self.name, which);
         let found = self.host.dm_find(&name)?;
         Ok(found
             .with_context(|| format!("device /dev/mapper/{name} does not exist"))?
@@ -92,11 +97,11 @@ impl Volume {
     }
 
     /// Mounts a device, if it holds a file system; what else it may hold is no failure.
-    fn mount(&mut self, target: Target, out: Out) -> Result<()> {
-        let name = names::device_name(&self.name, target);
-        let dev = self.device_number(target)?;
+    fn mount(&mut self, which: Device, out: Out) -> Result<()> {
+        let name = names::device_name(&self.name, which);
+        let dev = self.device_number(which)?;
         let node = self.host.dm_node(&name, dev);
-        let dir = self.mountpoint(target);
+        let dir = self.mountpoint(which);
         let mounts = self.host.mounts()?;
         if let Some(other) = mounts.iter().rev().find(|m| m.dir == dir) {
             if other.dev == dev {
@@ -110,16 +115,16 @@ impl Volume {
         }
         let contents = self.host.contents(&node)?;
         let Some(found) = contents.filesystem() else {
-            self.nothing_to_mount(target, contents);
+            self.nothing_to_mount(which, contents);
             return Ok(());
         };
-        if let Some(reason) = mounts::refusal(found).filter(|_| target.is_some()) {
+        if let Some(reason) = mount_options::refusal(found).filter(|_| which.is_some()) {
             let kind = &found.kind;
             bail!("its file system ({kind}) is not mounted: {reason}");
         }
         make_mountpoint(&dir)?;
         let stored = self.config.filesystem.mountopts.as_deref();
-        let options = mounts::options(stored, found, target.is_some());
+        let options = mount_options::options(stored, found, which.is_some());
         let dropped = self.mount_with(&node, &dir, &found.kind, options)?;
         if !dropped.is_empty() {
             let options = dropped.join(",");
@@ -127,15 +132,15 @@ impl Volume {
                 "/dev/mapper/{name} is mounted without the options {options}, which {} does not know",
                 found.kind
             );
-            out(Note::Line(format!("WARNING: {warning}")));
+            out(Note::Warning(warning.clone()));
             self.warnings.push(warning);
         }
         Ok(())
     }
 
-    fn nothing_to_mount(&mut self, target: Target, contents: Contents) {
+    fn nothing_to_mount(&mut self, which: Device, contents: Contents) {
         let holds = contents.to_string();
-        if let Some(tag) = target {
+        if let Some(tag) = which {
             self.plain.insert(tag, holds);
             return;
         }
@@ -158,9 +163,9 @@ impl Volume {
         node: &Path,
         dir: &Path,
         fstype: &str,
-        options: mounts::Options,
+        options: mount_options::Options,
     ) -> Result<Vec<String>> {
-        let mounts::Options {
+        let mount_options::Options {
             required,
             mut optional,
             mut dropped,
@@ -174,7 +179,7 @@ impl Volume {
             Err(error) => error,
         };
         // Each turn takes one option away.
-        while let Complaint::Option(name) = mounts::complaint(&format!("{error:#}")) {
+        while let Complaint::Option(name) = mount_options::complaint(&format!("{error:#}")) {
             let is_it = |o: &String| o.split('=').next() == Some(name.as_str());
             let Some(at) = optional.iter().position(is_it) else {
                 break;
@@ -185,7 +190,7 @@ impl Volume {
                 Err(next) => error = next,
             }
         }
-        let unnamed = mounts::complaint(&format!("{error:#}")) == Complaint::SomeOption;
+        let unnamed = mount_options::complaint(&format!("{error:#}")) == Complaint::SomeOption;
         if optional.is_empty() || !unnamed || attempt(&[]).is_err() {
             return Err(error);
         }
@@ -202,14 +207,14 @@ impl Volume {
         Ok(dropped)
     }
 
-    fn unmount(&self, target: Target) -> Result<()> {
-        let dir = self.mountpoint(target);
+    fn unmount(&self, which: Device) -> Result<()> {
+        let dir = self.mountpoint(which);
         if self.host.mounts()?.iter().any(|m| m.dir == dir) {
             self.patiently(|| self.host.unmount(&dir))?;
         }
         // A mount point the administrator named is his; ours go with the mount of a snapshot.
-        if target.is_some() {
-            mounts::remove_empty_dir(&dir)
+        if which.is_some() {
+            links::remove_empty_dir(&dir)
         } else {
             Ok(())
         }
@@ -218,47 +223,47 @@ impl Volume {
     fn write_links(&self) -> Result<()> {
         let origin = self.device_number(None)?;
         let table = self.host.mounts()?;
-        let mounted = |target: Target, dev: Option<Dev>| {
-            let dir = self.mountpoint(target);
+        let mounted = |which: Device, dev: Option<Dev>| {
+            let dir = self.mountpoint(which);
             table
                 .iter()
                 .any(|m| m.dir == dir && Some(m.dev) == dev)
                 .then_some(dir)
         };
         match mounted(None, Some(origin)) {
-            Some(dir) => mounts::set_link(&self.layout.mount_link(&self.name), &dir)?,
-            None => mounts::remove_link(&self.layout.mount_link(&self.name))?,
+            Some(dir) => links::set_link(&self.layout.mount_link(&self.name), &dir)?,
+            None => links::remove_link(&self.layout.mount_link(&self.name))?,
         }
         let snapshot = |tag| {
             let name = names::device_name(&self.name, Some(tag));
             let dev = self.host.dm_find(&name).ok()?.map(|d| d.dev);
             mounted(Some(tag), dev)
         };
-        let links = mounts::snapshot_links(self.snapshots(), snapshot);
+        let links = links::snapshot_links(self.snapshots(), snapshot);
         let dir = self.links_dir();
-        mounts::sync_links(&dir, &links)?;
+        links::sync_links(&dir, &links)?;
         self.write_doubts(&dir)?;
         let standard = self.layout.snapshot_links(&self.name);
         if dir == standard {
             Ok(())
         } else {
-            mounts::set_link(&standard, &dir)
+            links::set_link(&standard, &dir)
         }
     }
 
     /// Removes the standard paths, and of a directory the administrator named only our links.
     fn remove_links(&self) -> Result<()> {
-        mounts::remove_link(&self.layout.mount_link(&self.name))?;
+        links::remove_link(&self.layout.mount_link(&self.name))?;
         let dir = self.links_dir();
         if dir.is_dir() {
-            mounts::sync_links(&dir, &Default::default())?;
+            links::sync_links(&dir, &Default::default())?;
             sync_doubts(&dir, &Default::default())?;
         }
         let standard = self.layout.snapshot_links(&self.name);
         if dir == standard {
-            mounts::remove_empty_dir(&dir)
+            links::remove_empty_dir(&dir)
         } else {
-            mounts::remove_link(&standard)
+            links::remove_link(&standard)
         }
     }
 

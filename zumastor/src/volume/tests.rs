@@ -63,7 +63,14 @@ impl Bench {
     }
 
     fn try_define(&self, request: &DefineVolume) -> Result<Volume> {
-        Volume::define(self.fake.clone(), &self.layout, request, &[], &mut |_| ())
+        Volume::define(
+            self.fake.clone(),
+            &self.layout,
+            request,
+            &[],
+            never(),
+            &mut |_| (),
+        )
     }
 
     fn refusal(&self, request: &DefineVolume) -> String {
@@ -129,6 +136,11 @@ impl Bench {
 mod definition;
 mod holds;
 
+/// Nothing is to end early.
+fn never() -> Check {
+    Arc::new(|| Ok(()))
+}
+
 fn take(volume: &mut Volume) -> u32 {
     volume.snapshot(None, &mut |_| ()).expect("a snapshot")
 }
@@ -138,12 +150,19 @@ fn define_prints_the_numbers_of_what_it_started() {
     let bench = Bench::new();
     let mut lines = Vec::new();
     let mut out = |event| {
-        if let Note::Line(line) = event {
+        if let Note::Detail(line) = event {
             lines.push(line);
         }
     };
     let request = Bench::request();
-    let made = Volume::define(bench.fake.clone(), &bench.layout, &request, &[], &mut out);
+    let made = Volume::define(
+        bench.fake.clone(),
+        &bench.layout,
+        &request,
+        &[],
+        never(),
+        &mut out,
+    );
     made.expect("defined");
     assert_eq!(lines, ["pid = 1", "pid = 2"]);
     let expected = [
@@ -197,7 +216,7 @@ fn a_failing_undo_keeps_the_first_cause() {
 #[test]
 fn without_the_target_nothing_is_touched() {
     let bench = Bench::new();
-    bench.fake.state().no_target = true;
+    bench.fake.state().no_dm_target = true;
     let text = bench.refusal(&Bench::request());
     assert!(
         text.contains("dm-ddsnap-dkms") && text.contains("(1.2.3)"),
@@ -258,6 +277,7 @@ fn devices_of_another_volume_and_its_name_are_refused() {
             &bench.layout,
             request,
             &others,
+            never(),
             &mut |_| (),
         );
         made.err().map(|e| format!("{e:#}"))
@@ -323,14 +343,14 @@ fn a_snapshot_cut_short_by_a_crash_is_deleted() {
     let mut volume = bench.master();
     take(&mut volume);
     // The daemon dies between creating snapshot 2 and recording it.
-    let master = volume.config.master.as_mut().expect("a master");
-    master.next = 4;
-    master.pending = Some(Snapshot {
+    let snapshots = &mut volume.config.snapshots;
+    snapshots.next = 4;
+    snapshots.pending = Some(Snapshot {
         id: 2,
-        kind: MANUAL.into(),
         time: "t".into(),
+        ..snapshots.list[0].clone()
     });
-    master.pending_after = 1;
+    snapshots.pending_after = 1;
     volume.save().expect("saved");
     bench.fake.state().snapshots.insert(2, 2);
     let dir = bench.layout.mountpoint("v");
@@ -433,10 +453,13 @@ fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one
     let result = volume.define_master(flags, &mut |event| lines.push(event));
     result.expect("succeeds all the same");
     let expected = [
-        "WARNING: --export stored, but without effect in this version",
-        "/dev/mapper/v holds nothing but zeroes; once it has a file system it is mounted",
+        Note::Warning("--export stored, but without effect in this version".into()),
+        Note::Line(
+            "/dev/mapper/v holds nothing but zeroes; once it has a file system it is mounted"
+                .into(),
+        ),
     ];
-    assert_eq!(lines, expected.map(|l| Note::Line(l.to_string())));
+    assert_eq!(lines, expected);
     assert!(!volume.worth_retrying(), "as long as nothing changes");
     bench.fake.state().contents = Some(filesystem("xfs"));
     assert!(volume.worth_retrying());

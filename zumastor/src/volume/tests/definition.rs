@@ -41,7 +41,7 @@ fn a_partition_of_another_volumes_disk_is_refused() {
         ..Bench::request()
     };
     let host = bench.fake.clone();
-    let made = Volume::define(host, &bench.layout, &request, &others, &mut |_| ());
+    let made = Volume::define(host, &bench.layout, &request, &others, never(), &mut |_| ());
     let text = made.err().map(|e| e.to_string()).expect("refused");
     let expected = "the snapshot store '/dev/part' shares blocks with '/dev/sysvg/test', which belongs \
                     to volume 'v'";
@@ -143,7 +143,7 @@ fn a_store_with_snapshots_is_adopted() {
     let mut lines = Vec::new();
     let mut out = |note| lines.push(note);
     let host = bench.fake.clone();
-    let made = Volume::define(host, &bench.layout, &request, &[], &mut out);
+    let made = Volume::define(host, &bench.layout, &request, &[], never(), &mut out);
     let mut volume = made.expect("defined");
     let told = Note::Line(
         "the snapshot store has snapshots 0 7: `zumastor define master v` lists and mounts them"

@@ -93,7 +93,7 @@ fn options_that_a_file_system_does_not_know_are_left_out() {
         let warning =
             "/dev/mapper/v is mounted without the options nouuid,odd, which ext3 does not know";
         assert_eq!(volume.warnings, [warning]);
-        assert_eq!(lines, [Note::Line(format!("WARNING: {warning}"))]);
+        assert_eq!(lines, [Note::Warning(warning.into())]);
         let log = bench.fake.state().log.clone();
         let last = log
             .iter()
@@ -215,18 +215,18 @@ fn forgotten_data_that_cannot_be_deleted_now_is_deleted_later() {
     let mut lines = Vec::new();
     let done = volume.forget_snapshot(0, &mut |note| lines.push(note));
     done.expect("it is not listed any more");
-    let Some(Note::Line(line)) = lines.last() else {
+    let Some(Note::Warning(line)) = lines.last() else {
         panic!("nothing was said");
     };
     assert!(
-        line.starts_with("WARNING: snapshot 0 is no longer listed, but"),
+        line.starts_with("snapshot 0 is no longer listed, but"),
         "{line}"
     );
     bench.fake.state().fail = None;
     let mut volume = bench.reload();
     volume.start(Level::Mounted, &mut |_| ()).expect("up");
     assert!(bench.fake.state().snapshots.is_empty());
-    assert!(volume.config.master.expect("a master").deleting.is_empty());
+    assert!(volume.config.snapshots.deleting.is_empty());
 }
 
 /// After a restart: "the kernel refused the table", of the first one alone.

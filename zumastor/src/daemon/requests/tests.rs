@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Requests against the fake machine: who waits for whom, and for how many there is room.
+
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use ddsnap::probe::contents::{Contents, Known, Usage};
+
+use super::*;
+use crate::host::fake::Fake;
+use crate::jobs::JobState;
+use crate::layout::Layout;
+use crate::machine::Dev;
+use crate::volume::MasterFlags;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Bench {
+    _root: tempfile::TempDir,
+    layout: Layout,
+    fake: Arc<Fake>,
+    daemon: Arc<Daemon>,
+}
+
+impl Bench {
+    /// A machine with devices for volumes v and w.
+    fn new() -> Bench {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        std::fs::create_dir_all(layout.volumes()).expect("made");
+        let fake = Arc::new(Fake::default());
+        for (minor, path) in ["/dev/v", "/dev/v_snap", "/dev/w", "/dev/w_snap"]
+            .iter()
+            .enumerate()
+        {
+            let minor = u32::try_from(minor).expect("small");
+            let dev = Dev { major: 8, minor };
+            fake.state().devices.insert(path.into(), dev);
+        }
+        fake.state().contents = Some(Contents::Known(Known {
+            usage: Usage::Filesystem,
+            kind: "ext4".into(),
+            label: None,
+            elsewhere: None,
+        }));
+        let daemon = Daemon::new(fake.clone(), layout.clone());
+        Bench {
+            _root: root,
+            layout,
+            fake,
+            daemon,
+        }
+    }
+
+    fn define(volume: &str) -> Request {
+        Request::DefineVolume(DefineVolume {
+            volume: volume.into(),
+            origin: format!("/dev/{volume}").into(),
+            snapstore: format!("/dev/{volume}_snap").into(),
+            zero: true,
+            initialize: true,
+            ..DefineVolume::default()
+        })
+    }
+
+    fn snapshot(volume: &str, nowait: bool) -> Request {
+        Request::Snapshot {
+            volume: volume.into(),
+            kind: None,
+            nowait,
+        }
+    }
+
+    fn run(&self, request: &Request) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        self.daemon.execute(request, &mut |event| {
+            events.push(event);
+            true
+        })?;
+        Ok(events)
+    }
+
+    /// With a volume v that is a master.
+    fn with_master() -> Bench {
+        let bench = Bench::new();
+        bench.run(&Bench::define("v")).expect("defined");
+        let flags = MasterFlags::default();
+        let volume = "v".into();
+        let master = Request::DefineMaster { volume, flags };
+        bench.run(&master).expect("a master");
+        bench
+    }
+
+    /// Starts a request in a thread; the receiver hears what came of it.
+    fn begin(&self, request: Request) -> Receiver<Result<()>> {
+        let (sender, receiver) = channel();
+        let daemon = self.daemon.clone();
+        thread::spawn(move || sender.send(daemon.execute(&request, &mut |_| true)));
+        receiver
+    }
+
+    fn view(&self, volume: &str) -> Option<View> {
+        let mut views = self.daemon.views().into_iter();
+        views.find(|view| view.name == volume)
+    }
+}
+
+/// Waits until `done` says yes.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_definition_says_what_was_made() {
+    let bench = Bench::new();
+    let events = bench.run(&Bench::define("v")).expect("defined");
+    let expected = "volume 'v' is defined: /dev/mapper/v of 100.0 MiB with its data on /dev/v, snapshots on \
+                    /dev/v_snap";
+    let told = Event::Note(Note::Line(expected.into()));
+    assert_eq!(events.last(), Some(&told), "{events:?}");
+    let again = bench.run(&Bench::define("v")).expect_err("there");
+    assert_eq!(again.to_string(), "volume 'v' is defined already");
+}
+
+/// Zeroing a large origin took hours, in which nobody could see how far it was, or end it.
+#[test]
+fn a_definition_under_way_is_seen_and_can_be_cancelled() {
+    let bench = Bench::new();
+    let (reached, go) = bench.fake.stall("zero /dev/v");
+    let result = bench.begin(Bench::define("v"));
+    reached.recv_timeout(LIMIT).expect("it zeroes");
+    let view = bench.view("v").expect("known");
+    assert_eq!(view.jobs.len(), 1, "{view:?}");
+    assert_eq!(
+        (view.jobs[0].name.as_str(), view.jobs[0].state),
+        ("define", JobState::Running)
+    );
+    bench
+        .run(&Bench::define("w"))
+        .expect("another volume does not wait");
+    let cancel = |job: &str| Request::Cancel {
+        volume: "v".into(),
+        job: job.into(),
+    };
+    let text = bench.run(&cancel("revert")).expect_err("none").to_string();
+    assert_eq!(text, "no job 'revert' runs on volume 'v'");
+    bench.run(&cancel("define")).expect("asked");
+    drop(go);
+    let error = result
+        .recv_timeout(LIMIT)
+        .expect("an end")
+        .expect_err("cancelled");
+    assert_eq!(error.to_string(), "cancelled");
+    assert!(bench.view("v").is_none(), "nothing is left");
+    assert!(!bench.layout.volume("v").exists());
+    bench.run(&Bench::define("v")).expect("defined at last");
+}
+
+#[test]
+fn a_volume_serves_one_change_at_a_time_and_status_never_waits() {
+    let bench = Bench::with_master();
+    bench.run(&Bench::define("w")).expect("defined");
+    let (reached, go) = bench.fake.stall("create 0");
+    let first = bench.begin(Bench::snapshot("v", false));
+    reached.recv_timeout(LIMIT).expect("it is being taken");
+    let second = bench.begin(Bench::snapshot("v", false));
+    assert_eq!(bench.view("v").expect("known").status(), "running");
+    let stop = Request::Stop {
+        role: Role::Volume,
+        volume: "w".into(),
+    };
+    bench.run(&stop).expect("another volume does not wait");
+    let early = second.recv_timeout(Duration::from_millis(50));
+    assert!(early.is_err(), "the second did not wait for the first");
+    drop(go);
+    for result in [first, second] {
+        result.recv_timeout(LIMIT).expect("an end").expect("taken");
+    }
+    let ids: Vec<u32> = bench.fake.state().snapshots.keys().copied().collect();
+    assert_eq!(ids, [0, 2]);
+}
+
+#[test]
+fn who_waits_for_a_volume_that_is_forgotten_is_told() {
+    let bench = Bench::with_master();
+    let (reached, go) = bench.fake.stall("unmount v");
+    let forget = Request::Forget { volume: "v".into() };
+    let forgotten = bench.begin(forget);
+    reached.recv_timeout(LIMIT).expect("it goes");
+    let late = bench.begin(Bench::snapshot("v", false));
+    // Let it find the volume, which it then waits for.
+    let early = late.recv_timeout(Duration::from_millis(50));
+    assert!(early.is_err(), "{early:?}");
+    drop(go);
+    forgotten
+        .recv_timeout(LIMIT)
+        .expect("an end")
+        .expect("forgotten");
+    let error = late.recv_timeout(LIMIT).expect("an end").expect_err("gone");
+    assert_eq!(error.to_string(), "'v' is not a managed volume");
+    assert!(!bench.layout.volume("v").exists(), "no document came back");
+}
+
+/// Sends a request over a connection of its own.
+fn connect(bench: &Bench, count: &Arc<AtomicUsize>, request: &Request) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    control::send(&ours, request).expect("sent");
+    let permit = Permit::take(count).expect("room");
+    let daemon = bench.daemon.clone();
+    thread::spawn(move || daemon.answer(&theirs, permit));
+    ours
+}
+
+/// `snapshot --nowait`, and a client that went away, gave back their place at once: a loop of them filled the
+/// machine with threads.
+#[test]
+fn a_request_keeps_its_place_until_the_operation_has_ended() {
+    let bench = Bench::with_master();
+    let count = Arc::new(AtomicUsize::new(0));
+    let taken = || count.load(Ordering::SeqCst);
+    let (reached, go) = bench.fake.stall("create 0");
+    let mut nowait = BufReader::new(connect(&bench, &count, &Bench::snapshot("v", true)));
+    let answer: Option<Event> = control::receive(&mut nowait).expect("an answer");
+    assert_eq!(answer, Some(Event::Done { error: None }));
+    drop(nowait);
+    reached.recv_timeout(LIMIT).expect("it is being taken");
+    let (second, third) = (Bench::snapshot("v", false), Bench::snapshot("v", true));
+    drop(connect(&bench, &count, &second));
+    drop(connect(&bench, &count, &third));
+    assert_eq!(taken(), 3, "each of them holds a place");
+    drop(go);
+    until("places are given back", || taken() == 0);
+    assert!(!bench.fake.state().snapshots.is_empty());
+}
+
+#[test]
+fn permits_are_bounded() {
+    let count = Arc::default();
+    let mut all: Vec<_> = (0..REQUESTS_MAX)
+        .map(|_| Permit::take(&count).expect("room"))
+        .collect();
+    assert!(Permit::take(&count).is_none());
+    assert!(Permit::take(&count).is_none(), "a refusal takes no place");
+    all.pop();
+    assert!(Permit::take(&count).is_some());
+}
+
+/// A job that waits until it is to end.
+struct Endless(Sender<()>);
+
+impl Job for Endless {
+    fn name(&self) -> String {
+        "replicate beta".into()
+    }
+
+    fn run(&mut self, running: &Arc<Running>) -> Result<String> {
+        let _ = self.0.send(());
+        running.pause(LIMIT)?;
+        bail!("it was not ended");
+    }
+}
+
+#[test]
+fn stopping_a_volume_interrupts_its_jobs_and_forgetting_cancels_them() {
+    let bench = Bench::with_master();
+    let (begun, begins) = channel();
+    let run = |request: Request| {
+        let job = Box::new(Endless(begun.clone()));
+        let running = bench.daemon.jobs.start("v", job).expect("started");
+        begins.recv_timeout(LIMIT).expect("begun");
+        bench.run(&request).expect("done");
+        running.view().state
+    };
+    let volume = || "v".to_string();
+    let stop = Request::Stop {
+        role: Role::Volume,
+        volume: volume(),
+    };
+    assert_eq!(run(stop), JobState::Interrupted);
+    assert_eq!(
+        run(Request::Forget { volume: volume() }),
+        JobState::Cancelled
+    );
+    assert!(bench.daemon.jobs.views("v").is_empty());
+}
