@@ -15,6 +15,7 @@
 //!   its agent and server running.
 //! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
 //! - [`links`]: plain files that lead to mounts, and [`mount_options`], how to mount what.
+//! - [`schedule`]: when rotations take snapshots, and which they give up. Pure.
 //! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
 //! - [`config`]: the durable state of a volume, one YAML document.
 //! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people.
@@ -44,6 +45,7 @@ pub mod names;
 pub mod note;
 pub mod plan;
 pub mod process;
+pub mod schedule;
 pub mod server;
 pub mod shutdown;
 pub mod status;
