@@ -10,11 +10,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use commands::{Ran, Volume, ddsnap, ddsnap_with, good, is_alive, ran, wait_until, without_times};
+use commands::{
+    PATIENCE, Ran, Volume, ddsnap, ddsnap_with, good, is_alive, ran, wait_until, without_times,
+};
 use ddsnap::store::Op;
 use ddsnap::units::{Chunk, SnapTag};
 
@@ -584,4 +587,24 @@ fn an_empty_trigger_is_none() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     volume.remember(&volume.name("server.pid"));
+}
+
+/// Scripts wait for a server's end by its pid file. It went while the store was still being closed, so
+/// that a check right behind it found the store held.
+#[test]
+fn when_the_pid_file_is_gone_so_is_the_hold_of_the_store() {
+    let mut volume = Volume::with_agent();
+    for round in 0..5 {
+        let pid = volume.start_server();
+        kill(pid, Signal::SIGTERM).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while volume.file("server.pid").exists() {
+            assert!(Instant::now() < end, "the server does not end");
+            std::hint::spin_loop();
+        }
+        let held = ddsnap::device::lock::share_store(&volume.file("store"));
+        assert!(held.is_ok(), "round {round}: {held:?}");
+        drop(held);
+        wait_until("the server's end", || !is_alive(pid));
+    }
 }

@@ -124,13 +124,17 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
 
     let (engine, origin, reason, fault) = ring.run().context("io_uring failed")?;
     info!("shutting down: {reason}");
-    drop(pidfile);
     let _ = faults.strike("SHUTDOWN_SERVER");
     match fault {
         // Recovery starts from what is durable; closing could only add to the damage.
-        Some(fault) => warn!("the store is left as it is, it had failed: {fault}"),
+        Some(fault) => {
+            warn!("the store is left as it is, it had failed: {fault}");
+            drop(engine);
+        }
         None => close(engine, origin),
     }
+    // Last: who waits for its end by this file uses the store next.
+    drop(pidfile);
     Ok(())
 }
 
