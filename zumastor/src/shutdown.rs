@@ -9,7 +9,7 @@
 //!
 //! What does not go stays, with its server (see `ddsnap`'s `daemon::outlive`): systemd-shutdown tries again.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -33,6 +33,9 @@ const SOON: Duration = Duration::from_secs(15);
 /// After this time nothing more is killed.
 const LAST: Duration = Duration::from_secs(25);
 
+/// How long systemd may take to say what it is doing.
+const ASK: Duration = Duration::from_secs(10);
+
 /// Takes down all devices of all volumes, and then ends agents and servers.
 ///
 /// # Errors
@@ -46,6 +49,14 @@ pub fn run(layout: &Layout) -> Result<()> {
     }
     let names: Vec<&str> = left.iter().map(|(name, _)| name.as_str()).collect();
     bail!("still in use: {}", names.join(", "))
+}
+
+/// Whether systemd is shutting the machine down.
+#[must_use]
+pub fn is_under_way() -> bool {
+    let argv = ["systemctl", "is-system-running"].map(OsString::from);
+    // It exits non-zero for all states but one.
+    process::run(&argv, ASK).is_ok_and(|output| output.stdout.trim() == "stopping")
 }
 
 /// The devices of our target, snapshots before origins: an origin's users include its snapshots' server.
