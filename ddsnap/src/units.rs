@@ -56,7 +56,7 @@ quantity! {
 pub const META_BLOCK_BYTES: u64 = 4096;
 
 /// The chunk size as its base-2 logarithm in bytes: 9 (512 bytes) to 20 (1 MiB).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkShift(u8);
 
 impl ChunkShift {

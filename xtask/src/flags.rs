@@ -167,6 +167,22 @@ pub struct Tidy {
 pub enum Bench {
     /// The snapshot store's engine on files, against what fio gets out of the same disk.
     Engine(BenchEngine),
+    /// Replication of plain files, against zstd, dd by way of ssh, and rsync.
+    Replication(BenchReplication),
+}
+
+/// Options of `bench replication`.
+#[derive(Args)]
+pub struct BenchReplication {
+    /// Write the figures as JSON here and a chart beside it [default: replication.json in the directory].
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the files, up to 45 GB [default: target/bench].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// A short run to try the program; its numbers say little.
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Options of `bench engine`.

@@ -64,6 +64,7 @@ fn run(task: Task) -> anyhow::Result<u8> {
         Task::Tidy(flags) => tidy::tidy(flags.bless)?,
         Task::Deny => deny::deny()?,
         Task::Bench(Bench::Engine(flags)) => bench::engine(&flags)?,
+        Task::Bench(Bench::Replication(flags)) => bench::replication(&flags)?,
     }
     Ok(0)
 }

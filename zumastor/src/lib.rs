@@ -20,6 +20,8 @@
 //! - [`config`]: the durable state of a volume, one YAML document.
 //! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people.
 //!
+//! - [`replication`]: a snapshot to another machine, over traits; nothing else is known to it yet.
+//!
 //! A snapshot store's formats are the business of the `ddsnap` crate alone.
 
 // They panic when nobody can read: a daemon must outlive its log, above all while it holds a volume frozen.
@@ -45,6 +47,7 @@ pub mod names;
 pub mod note;
 pub mod plan;
 pub mod process;
+pub mod replication;
 pub mod schedule;
 pub mod server;
 pub mod shutdown;

@@ -13,7 +13,7 @@ const TOP: f64 = 44.0;
 const FULL: f64 = 1.25;
 
 /// An SVG of all figures with a ratio.
-pub fn render(figures: &[Figure]) -> String {
+pub fn render(figures: &[Figure], title: &str) -> String {
     let shown: Vec<&Figure> = figures
         .iter()
         .filter(|figure| figure.ratio.is_some())
@@ -23,7 +23,7 @@ pub fn render(figures: &[Figure]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"20\" font-size=\"15\">ddsnap engine: measured value to its bound</text>\n"
+         <text x=\"10\" y=\"20\" font-size=\"15\">{title}</text>\n"
     );
     for step in 0..=5 {
         let ratio = f64::from(step) * 0.25;
@@ -111,7 +111,7 @@ mod tests {
             (100.0, "disk"),
             Goal::AtLeast(0.75),
         )];
-        let svg = render(&figures);
+        let svg = render(&figures, "t");
         let width = (WIDTH - LEFT - RIGHT) * 0.5 / FULL;
         assert!(svg.contains(&format!("width=\"{width:.1}\"")), "{svg}");
         assert!(

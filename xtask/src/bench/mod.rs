@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `cargo xtask bench engine`: how fast and how small the snapshot store's engine is.
+//! `cargo xtask bench`: `replication`, which has a module of its own, and `engine`: how fast and how small the snapshot store's engine is.
 //!
 //! Speeds are given against what the same disk does in the same minute, measured by fio on the same
 //! files (`bound`), because absolute numbers tell more about the disk. The engine runs as a program of
@@ -12,6 +12,7 @@ mod figure;
 mod fio;
 mod index;
 mod program;
+mod replication;
 mod snapshots;
 mod table;
 mod thin;
@@ -24,6 +25,10 @@ use anyhow::{Context, Result};
 use crate::flags::BenchEngine;
 use crate::{packages, paths};
 use program::Program;
+
+pub use replication::replication;
+
+const CHART_TITLE: &str = "ddsnap engine: measured value to its bound";
 
 /// Sizes and times of a run.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +73,7 @@ const QUICK: Scale = Scale {
 /// Measures, prints the table and writes JSON and chart.
 pub fn engine(flags: &BenchEngine) -> Result<()> {
     packages::require(&["fio", "thin-provisioning-tools"])?;
-    let program = Program::build()?;
+    let program = Program::build("ddsnap", "engine")?;
     let parent = flags
         .dir
         .clone()
@@ -81,13 +86,16 @@ pub fn engine(flags: &BenchEngine) -> Result<()> {
     files.remove("origin")?;
     files.remove("store")?;
     index::measure(&program, &files, &scale, &mut figures)?;
-    print!("{}", table::render(&figures));
+    print!("{}", table::render(&figures, Some(bound::FORMULA)));
     let json = flags
         .json
         .clone()
         .unwrap_or_else(|| parent.join("engine.json"));
     write(&json, &figure::json(&figures)?)?;
-    write(&json.with_extension("svg"), &chart::render(&figures))?;
+    write(
+        &json.with_extension("svg"),
+        &chart::render(&figures, CHART_TITLE),
+    )?;
     Ok(())
 }
 
@@ -106,7 +114,7 @@ impl Files {
     fn new(parent: &Path) -> Result<Self> {
         paths::make_dir(parent)?;
         let dir = tempfile::Builder::new()
-            .prefix("engine-")
+            .prefix("files-")
             .tempdir_in(parent)
             .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
         Ok(Files { dir })

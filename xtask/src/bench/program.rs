@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The measuring program, `ddsnap/benches/engine`: built for release, run, its lines read.
+//! A measuring program, `benches/NAME` of a package: built for release, run, its lines read.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,16 +39,12 @@ impl Numbers {
 
 impl Program {
     /// Builds it.
-    pub fn build() -> Result<Self> {
+    pub fn build(package: &str, bench: &str) -> Result<Self> {
         let step = Step::start("the measuring program, release build");
         let out = Command::new("cargo")
             .current_dir(paths::workspace())
-            .args(["build", "--release", "--locked", "--package", "ddsnap"])
-            .args([
-                "--bench",
-                "engine",
-                "--message-format=json-render-diagnostics",
-            ])
+            .args(["build", "--release", "--locked", "--package", package])
+            .args(["--bench", bench, "--message-format=json-render-diagnostics"])
             .stderr(Stdio::inherit())
             .output()
             .context("cannot run cargo")?;
@@ -59,6 +55,11 @@ impl Program {
         let path = executable(&said).context("cargo named no executable")?;
         step.done("built");
         Ok(Program { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
     }
 
     /// Runs one measurement.

@@ -34,6 +34,17 @@ const TIES: &[Tie] = &[
         document: "ddsnap/PROTOCOL.md",
         code: &["ddsnap/src/protocol", "ddsnap/kernel/dm-ddsnap-protocol.h"],
     },
+    Tie {
+        document: "zumastor/REPLICATION.md",
+        code: &[
+            "zumastor/src/replication/extent.rs",
+            "zumastor/src/replication/frame.rs",
+            "zumastor/src/replication/message.rs",
+            "zumastor/src/replication/progress.rs",
+            "zumastor/src/replication/standing.rs",
+            "zumastor/src/replication/sums.rs",
+        ],
+    },
 ];
 
 const MARK: &str = "<!-- cargo xtask tidy: describes code with hash ";

@@ -71,7 +71,7 @@ pub fn tidy(bless: bool) -> Result<()> {
 }
 
 /// Inputs of the fuzz targets: bytes, even where they happen to be text.
-const FUZZ_INPUTS: &str = "ddsnap/fuzz/regressions/";
+const FUZZ_INPUTS: [&str; 2] = ["ddsnap/fuzz/regressions/", "zumastor/fuzz/regressions/"];
 
 /// The text files of the checkout: what git tracks or would track.
 fn sources(root: &Path) -> Result<Vec<Source>> {
@@ -82,7 +82,8 @@ fn sources(root: &Path) -> Result<Vec<Source>> {
         .read()?;
     let mut sources = Vec::new();
     let names = listed.split('\0').filter(|name| !name.is_empty());
-    for name in names.filter(|name| !name.starts_with(FUZZ_INPUTS)) {
+    let is_input = |name: &&str| FUZZ_INPUTS.iter().any(|inputs| name.starts_with(inputs));
+    for name in names.filter(|name| !is_input(name)) {
         let bytes = std::fs::read(root.join(name)).unwrap_or_default();
         if let Ok(text) = String::from_utf8(bytes) {
             if !text.contains('\0') {

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The real two ends over disks in memory and a pipe that cuts, delays and corrupts.
+//!
+//! Each seed is a history: writes, snapshots, deletions, bookmarks, power cuts that lose what was not
+//! flushed, a failover with failback now and then. After every cycle whatever is complete is compared byte
+//! by byte with what the sender had. At the end no more faults come, and the newest snapshot must arrive.
+//!
+//! `REPLICATION_SEEDS=20000 cargo nextest run -p zumastor simulation` runs more of them.
+
+mod disk;
+mod pipe;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use disk::{Node, Shared};
+use pipe::{Fault, pipe};
+
+use super::link::Timing;
+use super::message::Wishes;
+use super::receive::receive;
+use super::send::{Options, send};
+use super::sender::Outcome;
+use super::standing::Role;
+use super::volume::Watch;
+
+/// Numbers that a seed makes; SplitMix64 of Steele, Lea and Flood (2014).
+pub(super) struct Random(pub u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, most: u64) -> u64 {
+        self.next() % most
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+struct Quiet;
+
+impl Watch for Quiet {
+    fn progress(&self, _: u64, _: Option<u64>, _: u64) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+const TIMING: Timing = Timing {
+    alive: Duration::from_millis(400),
+    deadline: Duration::from_secs(20),
+};
+
+/// One cycle from `up` to `down`.
+fn cycle(
+    up: &Shared,
+    down: &Shared,
+    faults: [Fault; 2],
+    wishes: Wishes,
+    random: &mut Random,
+) -> [Outcome; 2] {
+    let (near, far) = pipe(faults, random.next());
+    let (own, peer) = (
+        up.hello(wishes, random),
+        down.hello(Wishes::default(), random),
+    );
+    let options = Options {
+        level: random.below(4) as u8,
+        rate: None,
+        timing: TIMING,
+    };
+    let (mut source, mut target) = (up.clone(), down.clone());
+    thread::scope(|scope| {
+        let sends = scope.spawn(move || send(&mut source, near, own, &options, &Quiet));
+        let receives = scope.spawn(move || receive(&mut target, far, peer, TIMING, &Quiet));
+        [sends.join().unwrap(), receives.join().unwrap()]
+    })
+}
+
+/// What happened over all seeds, so that a simulation that tests nothing is seen.
+#[derive(Default)]
+struct Tally {
+    cycles: AtomicU64,
+    done: AtomicU64,
+    proven: AtomicU64,
+    resumed: AtomicU64,
+    restored: AtomicU64,
+    bookmarks: AtomicU64,
+    failed: AtomicU64,
+    failbacks: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn history(seed: u64, tally: &Tally) {
+    let random = &mut Random(seed);
+    let chunks = 1 + random.below(40) as usize;
+    let mut up = Node::shared(1, Role::Master, chunks, random);
+    let mut down = Node::shared(2, Role::Replica, chunks, random);
+    up.write_some(random);
+    up.snapshot(random);
+    let mut reigns = 1;
+    for _ in 0..2 + random.below(12) {
+        if random.one_in(8) && down.has_received() {
+            // The old master's later changes are kept; then it follows the new one.
+            down.fail_over();
+            reigns += 1;
+            if random.one_in(2) {
+                let outcomes = cycle(&up, &down, [Fault::None; 2], Wishes::default(), random);
+                let refused = |o: &Outcome| matches!(o, Outcome::Refused { code: 2, .. });
+                assert!(outcomes.iter().all(refused), "seed {seed}: {outcomes:?}");
+            }
+            up.fail_back(down.reign(), random);
+            std::mem::swap(&mut up, &mut down);
+            count(&tally.failbacks);
+        }
+        for _ in 0..random.below(3) {
+            up.write_some(random);
+            up.snapshot(random);
+        }
+        if random.one_in(3) {
+            up.give_up_some(random, &tally.bookmarks);
+        }
+        if random.one_in(6) {
+            down.write_behind_its_back(random);
+        }
+        if random.one_in(8) {
+            down.spoil_sums();
+        }
+        let faults = [Fault::some(random), Fault::some(random)];
+        let wishes = Wishes {
+            full: false,
+            force_base: random.one_in(2),
+        };
+        let [sent, received] = cycle(&up, &down, faults, wishes, random);
+        count(&tally.cycles);
+        for outcome in [&sent, &received] {
+            match outcome {
+                Outcome::Done { proven, .. } => {
+                    count(&tally.done);
+                    if *proven {
+                        count(&tally.proven);
+                    }
+                }
+                Outcome::Failed(_) => count(&tally.failed),
+                _ => {}
+            }
+        }
+        if random.one_in(3) {
+            up.power_cut(random);
+        }
+        if random.one_in(3) {
+            down.power_cut(random);
+        }
+        down.compare_with(&up, seed);
+    }
+    // No more faults: what is newest arrives, in a bounded number of cycles.
+    let wishes = Wishes {
+        full: down.lost_all_common(&up),
+        force_base: true,
+    };
+    let mut said = Vec::new();
+    for _ in 0..6 {
+        let outcomes = cycle(&up, &down, [Fault::None; 2], wishes, random);
+        down.compare_with(&up, seed);
+        if matches!(outcomes[0], Outcome::Current(_)) {
+            let newest = up.newest();
+            assert!(down.has(newest), "seed {seed}: the newest did not arrive");
+            assert!(down.origin_is(newest), "seed {seed}: the origin differs");
+            assert_eq!(down.reign(), up.reign(), "seed {seed}");
+            assert!(down.reign().number <= reigns, "seed {seed}");
+            tally
+                .resumed
+                .fetch_add(down.resumed() + up.resumed(), Ordering::Relaxed);
+            tally
+                .restored
+                .fetch_add(down.restored() + up.restored(), Ordering::Relaxed);
+            return;
+        }
+        said.push(outcomes);
+    }
+    panic!("seed {seed}: stuck: {said:#?}");
+}
+
+fn quiet_cycle(up: &Shared, down: &Shared, random: &mut Random) -> [Outcome; 2] {
+    cycle(up, down, [Fault::None; 2], Wishes::default(), random)
+}
+
+/// A base that differs must neither be built upon nor stop replication for good.
+#[test]
+fn a_base_that_differs_is_not_built_upon() {
+    let random = &mut Random(5);
+    let mut up = Node::shared(1, Role::Master, 20, random);
+    let down = Node::shared(2, Role::Replica, 20, random);
+    up.write_some(random);
+    up.snapshot(random);
+    for outcome in quiet_cycle(&up, &down, random) {
+        let done = matches!(outcome, Outcome::Done { proven: true, .. });
+        assert!(done, "{outcome:?}");
+    }
+    down.spoil_hold(3);
+    up.change(3, random);
+    for outcome in quiet_cycle(&up, &down, random) {
+        let Outcome::Failed(sentence) = &outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(sentence.contains("base differs"), "{sentence}");
+    }
+    for outcome in quiet_cycle(&up, &down, random) {
+        let done = matches!(outcome, Outcome::Done { proven: false, .. });
+        assert!(done, "{outcome:?}");
+    }
+    assert!(down.origin_is(up.newest()));
+    // A stranger is refused by both, and nothing of the replica changes.
+    up = Node::stranger(3, 20, random);
+    up.write_some(random);
+    up.snapshot(random);
+    let before = down.hello(Wishes::default(), random).standing;
+    for outcome in quiet_cycle(&up, &down, random) {
+        assert!(
+            matches!(outcome, Outcome::Refused { code: 4, .. }),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(down.hello(Wishes::default(), random).standing, before);
+}
+
+/// A replica that is wrong, or a replication that no longer goes on, is found by some history.
+#[test]
+fn histories_end_with_equal_disks() {
+    let seeds = std::env::var("REPLICATION_SEEDS");
+    let seeds: u64 = seeds.map_or(300, |seeds| seeds.parse().unwrap());
+    let first = std::env::var("REPLICATION_SEED").map_or(0, |seed| seed.parse().unwrap());
+    let tally = Arc::new(Tally::default());
+    let next = AtomicU64::new(first);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds {
+                        return;
+                    }
+                    history(seed, &tally);
+                }
+            });
+        }
+    });
+    let shown = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    println!(
+        "{seeds} seeds: {} cycles, {} ends complete ({} proven equal), {} failed, {} copies resumed, \
+         {} origins taken back, {} holds became bookmarks, {} failbacks",
+        shown(&tally.cycles),
+        shown(&tally.done),
+        shown(&tally.proven),
+        shown(&tally.failed),
+        shown(&tally.resumed),
+        shown(&tally.restored),
+        shown(&tally.bookmarks),
+        shown(&tally.failbacks),
+    );
+    if seeds >= 300 {
+        for counter in [
+            &tally.done,
+            &tally.proven,
+            &tally.failed,
+            &tally.resumed,
+            &tally.restored,
+            &tally.bookmarks,
+            &tally.failbacks,
+        ] {
+            assert!(shown(counter) > 0, "something never happened");
+        }
+    }
+}

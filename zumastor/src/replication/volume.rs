@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the two ends of a stream need of their volumes, and of whoever looks on.
+
+use anyhow::Result;
+use ddsnap::units::{ChunkRun, Sectors};
+use uuid::Uuid;
+
+use super::message::Begin;
+use super::progress::Progress;
+use super::standing::{Epoch, Partial};
+use super::sums::Sums;
+
+/// The volume that is sent from. Reads give what there is: fewer bytes at the end, none behind it.
+pub trait Upstream {
+    /// Gets ready to list and read what changed; gives the length of the base, or none if it has no data
+    /// here.
+    ///
+    /// # Errors
+    /// The snapshot or the base is gone, or cannot be read.
+    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>>;
+    /// The next chunks that changed, ascending; none at the end. Of a full copy: all chunks, or those that
+    /// may be other than zero.
+    ///
+    /// # Errors
+    /// The list broke off: a snapshot was given up, or the server is gone.
+    fn next_run(&mut self) -> Result<Option<ChunkRun>>;
+    /// What the base has of `run`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()>;
+    /// What the snapshot has of `run`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()>;
+    /// The sums of a complete snapshot, if they are known.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn sums(&mut self, snapshot: Uuid) -> Result<Option<Sums>>;
+    /// The position noted last, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn progress(&mut self) -> Result<Option<Progress>>;
+    /// Notes a position. Need not be durable: what is lost is read again.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn save_progress(&mut self, progress: &Progress) -> Result<()>;
+    /// Keeps `snapshot` from being given up other than to a bookmark, durably.
+    ///
+    /// # Errors
+    /// It is gone.
+    fn pin(&mut self, snapshot: Uuid) -> Result<()>;
+    /// Makes `snapshot` the hold with its sums, durably, then lets go of the hold before, and of the pin if
+    /// it is on `snapshot`.
+    ///
+    /// # Errors
+    /// The snapshot is gone; then the old hold stays.
+    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()>;
+}
+
+/// The volume that is received into.
+pub trait Downstream {
+    /// Durably knows of this epoch.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn adopt(&mut self, epoch: Epoch) -> Result<()>;
+    /// Lets go of the old hold, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn release_old(&mut self) -> Result<()>;
+    /// Keeps what the origin holds in a snapshot of its own.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn safety_snapshot(&mut self) -> Result<()>;
+    /// Records durably that the origin's content is no snapshot's, that no copy is under way, and that what
+    /// was written to the origin is dealt with.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn unsettle(&mut self) -> Result<()>;
+    /// Gives the origin the content of `base` back, and flushes. Interrupted, it is done anew.
+    ///
+    /// # Errors
+    /// It cannot be done.
+    fn restore(&mut self, base: Uuid, watch: &dyn Watch) -> Result<()>;
+    /// Records a copy that begins, durably, with lineage and epoch; the origin's content is no snapshot's
+    /// from now on, and what was written to it is dealt with.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn start_partial(&mut self, partial: Partial, lineage: Uuid, epoch: Epoch) -> Result<()>;
+    /// Gets ready to read the base and write the origin; gives the length of the base, if there is one.
+    ///
+    /// # Errors
+    /// One of them cannot be opened.
+    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>>;
+    /// What the base has of `run`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()>;
+    /// Writes the origin from the beginning of `run` on.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn write(&mut self, run: ChunkRun, data: &[u8]) -> Result<()>;
+    /// Has zeros in `run`, `bytes` of them. Where there are some already nothing need be written.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    fn write_zeros(&mut self, run: ChunkRun, bytes: u64) -> Result<()>;
+    /// Makes all writes durable.
+    ///
+    /// # Errors
+    /// The flush failed: what was written since the last one counts as not written.
+    fn flush(&mut self) -> Result<()>;
+    /// The sums of a complete snapshot, if they are known.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn sums(&mut self, snapshot: Uuid) -> Result<Option<Sums>>;
+    /// The record of the copy under way.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn progress(&mut self) -> Result<Option<Progress>>;
+    /// Records how far the copy is, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn save_progress(&mut self, progress: &Progress) -> Result<()>;
+    /// Makes the snapshot and its twin, then, in one durable step, the snapshot the hold, the base the
+    /// old hold, and the copy over. A snapshot that is here already is not made again. Gives its number.
+    ///
+    /// # Errors
+    /// It cannot be done; the copy is still under way, complete.
+    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32>;
+}
+
+/// Whoever looks on.
+pub trait Watch: Sync {
+    /// Bytes of changed data dealt with, of how many if that is known, and bytes on the wire.
+    fn progress(&self, done: u64, total: Option<u64>, wire: u64);
+    /// Whether it is to end.
+    fn cancelled(&self) -> bool;
+}
