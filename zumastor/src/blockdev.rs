@@ -300,6 +300,12 @@ fn size_bytes(file: &File, path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+/// The size of the block device at `path` in bytes.
+pub fn size_of(path: &Path) -> Result<u64> {
+    let file = File::open(path).with_context(|| format!("could not open '{}'", path.display()))?;
+    size_bytes(&file, path)
+}
+
 /// Overwrites the device with zeroes, reporting bytes done and bytes in all; ends with an error of `progress`.
 pub fn zero(path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
     let file = OpenOptions::new()

@@ -3,7 +3,7 @@
 //!
 //! Scripts rely on the order of the checks before a verb runs: version, help, database directory,
 //! `running`, `locking`, root, and only then the usage. Messages go to stdout as `zumastor: text`.
-//! Exit codes: 0 done, 1 failed or refused, 2 usage.
+//! Exit codes: 0 done, 1 failed or refused, 2 usage; what else there is the verb says, see [`refusal`].
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
@@ -18,10 +18,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::control::{self, Event, Request};
 use crate::layout::Layout;
 use crate::note::{Note, Progress};
+use crate::refusal;
 use crate::system::System;
 
 mod cancel;
+mod change;
 mod define_master;
+mod define_schedule;
 mod define_volume;
 mod early;
 mod forget;
@@ -35,8 +38,8 @@ mod udev_name;
 mod tests;
 
 /// The usage of the tool as a whole.
-const USAGE: &str =
-    "usage: zumastor {define|forget|start|stop|snapshot|replicate|status} [<subarguments>...]";
+const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|delete|protect|unprotect|remount|resize|revert|list|cancel|status} \
+     [<subarguments>...]";
 
 /// Success.
 const OK: u8 = 0;
@@ -91,7 +94,7 @@ impl Context<'_> {
             Ok(()) => OK,
             Err(error) => {
                 self.say(&format!("{error:#}"));
-                FAILED
+                refusal::code(&error)
             }
         }
     }
@@ -138,17 +141,35 @@ pub fn command() -> Command {
             verb("define", "Define a volume or its role")
                 .subcommand_required(true)
                 .subcommand(define_volume::command())
-                .subcommand(define_master::command()),
+                .subcommand(define_master::command())
+                .subcommand(define_schedule::command()),
         )
         .subcommand(
-            verb("forget", "Forget a volume, or delete a snapshot")
-                .subcommand_required(true)
-                .subcommand(forget::volume_command())
-                .subcommand(forget::snapshot_command()),
+            verb(
+                "forget",
+                "Forget a volume or its schedule, or delete a snapshot",
+            )
+            .subcommand_required(true)
+            .subcommand(forget::volume_command())
+            .subcommand(forget::snapshot_command("snapshot"))
+            .subcommand(forget::schedule_command()),
         )
         .subcommand(start_stop::command("start", "Start a volume or its master"))
         .subcommand(start_stop::command("stop", "Stop a volume or its master"))
         .subcommand(snapshot::command())
+        .subcommand(forget::snapshot_command("delete"))
+        .subcommand(change::protect_command(
+            "protect",
+            "Keep a snapshot whatever its rotation says, and when the store is full",
+        ))
+        .subcommand(change::protect_command(
+            "unprotect",
+            "Treat a snapshot as any other again",
+        ))
+        .subcommand(change::remount_command())
+        .subcommand(change::resize_command())
+        .subcommand(change::revert_command())
+        .subcommand(status::list_command())
         .subcommand(status::command())
         .subcommand(cancel::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
@@ -183,6 +204,20 @@ fn volume_operand() -> Arg {
 
 fn string(matches: &ArgMatches, name: &str) -> Option<String> {
     matches.get_one::<String>(name).cloned()
+}
+
+/// The operand that names a snapshot.
+fn snapshot_operand() -> Arg {
+    Arg::new("snapshot")
+        .value_name("SNAP")
+        .value_parser(clap::value_parser!(u32))
+        .required(true)
+        .help("Number of the snapshot, as in VOL(N)")
+}
+
+fn snapshot_of(matches: &ArgMatches) -> u32 {
+    // clap has demanded and checked it.
+    matches.get_one("snapshot").copied().unwrap_or_default()
 }
 
 fn volume_of(matches: &ArgMatches) -> String {
@@ -254,10 +289,10 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
         ));
     }
     let start = "start it with `systemctl start zumastor` or `/etc/init.d/zumastor start`";
-    if !matches!(verb, "stop" | "status") && !context.layout.running().exists() {
+    if !matches!(verb, "stop" | "status" | "list") && !context.layout.running().exists() {
         return Err(format!("zumastor is not running: {start}"));
     }
-    if !matches!(verb, "start" | "stop" | "status" | "replicate")
+    if !matches!(verb, "start" | "stop" | "status" | "list" | "replicate")
         && context.layout.locking().exists()
     {
         return Err("zumastor is starting or stopping: try again when it is done".to_string());
@@ -270,6 +305,12 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
         "snapshot",
         "replicate",
         "cancel",
+        "delete",
+        "protect",
+        "unprotect",
+        "remount",
+        "resize",
+        "revert",
     ];
     if privileged.contains(&verb) && !context.is_root {
         return Err(format!("you must be root to run `zumastor {verb}`"));
@@ -308,15 +349,24 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("define", sub)) => match sub.subcommand() {
             Some(("volume", m)) => define_volume::run(m, context),
             Some(("master", m)) => define_master::run(m, context),
+            Some(("schedule", m)) => define_schedule::run(m, context),
             _ => USAGE_ERROR,
         },
         Some(("forget", sub)) => match sub.subcommand() {
             Some(("volume", m)) => forget::run_volume(m, context),
             Some(("snapshot", m)) => forget::run_snapshot(m, context),
+            Some(("schedule", m)) => forget::run_schedule(m, context),
             _ => USAGE_ERROR,
         },
         Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),
         Some(("snapshot", m)) => snapshot::run(m, context),
+        Some(("delete", m)) => forget::run_snapshot(m, context),
+        Some(("protect", m)) => change::protect(true, m, context),
+        Some(("unprotect", m)) => change::protect(false, m, context),
+        Some(("remount", m)) => change::remount(m, context),
+        Some(("resize", m)) => change::resize(m, context),
+        Some(("revert", m)) => change::revert(m, context),
+        Some(("list", m)) => status::list(m, context),
         Some(("status", m)) => status::run(m, context),
         Some(("cancel", m)) => cancel::run(m, context),
         Some(("thaw-guard", m)) => thaw_guard::run(m),

@@ -11,7 +11,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,8 +20,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::note::Note;
+use crate::refusal::Refusal;
 use crate::status::View;
-use crate::volume::{DefineVolume, MasterFlags};
+use crate::volume::{DefineVolume, MasterFlags, WantedRotation};
 
 /// The protocol's version. 1: the first. 2: a status has any number of warnings, and notes. 3: notes are typed;
 /// jobs; a document of version 2 in a status.
@@ -48,10 +49,64 @@ pub enum Request {
         /// Its flags.
         flags: MasterFlags,
     },
+    /// `define schedule`.
+    DefineSchedule {
+        /// The volume.
+        volume: String,
+        /// What to add, change or end.
+        rotations: Vec<WantedRotation>,
+    },
+    /// `forget schedule`.
+    ForgetSchedule {
+        /// The volume.
+        volume: String,
+        /// The rotation; none for all.
+        kind: Option<String>,
+    },
     /// `forget volume`.
     Forget {
         /// The volume.
         volume: String,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// `protect` and `unprotect`.
+    Protect {
+        /// The volume.
+        volume: String,
+        /// The snapshot's number.
+        snapshot: u32,
+        /// Whether it shall be.
+        protect: bool,
+    },
+    /// `remount`.
+    Remount {
+        /// The volume.
+        volume: String,
+        /// The new mount point; none: as it is.
+        mountpoint: Option<PathBuf>,
+        /// The new options, empty for none; absent: as they are.
+        mountopts: Option<String>,
+    },
+    /// `revert`.
+    Revert {
+        /// The volume.
+        volume: String,
+        /// The snapshot's number.
+        snapshot: u32,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// `resize`: sizes in bytes, each as it is if absent.
+    Resize {
+        /// The volume.
+        volume: String,
+        /// Of the origin.
+        origin: Option<u64>,
+        /// Of the snapshot store.
+        store: Option<u64>,
+        /// Of the metadata device.
+        meta: Option<u64>,
     },
     /// `forget snapshot`.
     ForgetSnapshot {
@@ -59,6 +114,8 @@ pub enum Request {
         volume: String,
         /// The snapshot's number.
         snapshot: u32,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// `start volume` or `start master`.
     Start {
@@ -104,7 +161,13 @@ impl Request {
         match self {
             Request::DefineVolume(define) => Some(&define.volume),
             Request::DefineMaster { volume, .. }
-            | Request::Forget { volume }
+            | Request::DefineSchedule { volume, .. }
+            | Request::ForgetSchedule { volume, .. }
+            | Request::Forget { volume, .. }
+            | Request::Protect { volume, .. }
+            | Request::Remount { volume, .. }
+            | Request::Revert { volume, .. }
+            | Request::Resize { volume, .. }
             | Request::ForgetSnapshot { volume, .. }
             | Request::Start { volume, .. }
             | Request::Stop { volume, .. }
@@ -139,6 +202,8 @@ pub enum Event {
     Done {
         /// What went wrong, in one sentence.
         error: Option<String>,
+        /// The client's exit code.
+        code: u8,
     },
 }
 
@@ -201,8 +266,11 @@ pub fn call(socket: &Path, request: &Request, mut on_event: impl FnMut(Event)) -
     let mut reader = BufReader::new(stream);
     loop {
         match receive(&mut reader).context("the daemon's answer was lost")? {
-            Some(Event::Done { error: None }) => return Ok(()),
-            Some(Event::Done { error: Some(error) }) => bail!("{error}"),
+            Some(Event::Done { error: None, .. }) => return Ok(()),
+            Some(Event::Done {
+                error: Some(text),
+                code,
+            }) => return Err(Refusal { code, text }.into()),
             Some(event) => on_event(event),
             None => bail!(
                 "the daemon ended before it answered: `zumastor status` shows what was done, \
@@ -276,7 +344,8 @@ mod tests {
         assert!(refusal("{\"v\":3,\"body\":\"status\"}").contains("cut off"));
         assert!(refusal("{\"v\":3,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
         assert!(refusal("hello\n").contains("not a message"));
-        let extra = "{\"v\":3,\"body\":{\"forget\":{\"volume\":\"v\",\"x\":1}}}\n";
+        let extra =
+            "{\"v\":3,\"body\":{\"forget\":{\"volume\":\"v\",\"dry_run\":false,\"x\":1}}}\n";
         assert!(refusal(extra).contains("malformed"));
         assert!(
             receive::<Request>(&mut "".as_bytes())

@@ -17,13 +17,14 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -38,6 +39,7 @@ use crate::status::View;
 use crate::supervise::Supervisor;
 use crate::volume::{self, Volume};
 
+mod clock;
 mod notify;
 mod requests;
 pub(crate) mod uevents;
@@ -57,6 +59,10 @@ pub struct Handle {
     /// An event may help it up.
     waits: AtomicBool,
     retry_queued: AtomicBool,
+    /// Snapshots by schedule are being taken.
+    taking: AtomicBool,
+    /// They failed; when to try again.
+    retry_at: Mutex<Option<Instant>>,
 }
 
 impl Handle {
@@ -67,6 +73,8 @@ impl Handle {
             supervisor: Mutex::default(),
             waits: AtomicBool::new(false),
             retry_queued: AtomicBool::new(false),
+            taking: AtomicBool::new(false),
+            retry_at: Mutex::default(),
         })
     }
 
@@ -98,18 +106,23 @@ pub struct Daemon {
     layout: Layout,
     volumes: Mutex<BTreeMap<String, Arc<Handle>>>,
     jobs: Arc<Jobs>,
+    /// Wakes the clock.
+    clock: EventFd,
 }
 
 impl Daemon {
     /// A daemon without volumes.
-    #[must_use]
-    pub fn new(host: Arc<dyn Host>, layout: Layout) -> Arc<Daemon> {
-        Arc::new(Daemon {
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn new(host: Arc<dyn Host>, layout: Layout) -> Result<Arc<Daemon>> {
+        Ok(Arc::new(Daemon {
             host,
             layout,
             volumes: Mutex::default(),
             jobs: Jobs::new(),
-        })
+            clock: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        }))
     }
 
     fn handles(&self) -> Vec<(String, Arc<Handle>)> {
@@ -150,7 +163,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_one(&self, name: &str, handle: &Handle) {
+    fn start_one(self: &Arc<Self>, name: &str, handle: &Handle) {
         let mut slot = lock(&handle.volume);
         // It may be on its way up since boot; then what runs is adopted. Without the lock two attempts at
         // a time are the worst, and agent and server see to that by themselves.
@@ -178,7 +191,10 @@ impl Daemon {
         drop(first);
         volume.refresh();
         handle.publish(&volume);
+        let reverting = volume.reverting.map(|id| (id, level));
         *slot = Some(volume);
+        drop(slot);
+        self.resume_revert(name, reverting);
     }
 
     /// Takes every volume down. What is in use stays up; returned is a line for each that does.
@@ -282,7 +298,7 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     touch(&layout.running())?;
     remove(&layout.busy());
     let listener = listen(&layout)?;
-    let daemon = Daemon::new(host, layout.clone());
+    let daemon = Daemon::new(host, layout.clone())?;
     let server = daemon.clone();
     thread::Builder::new()
         .name("accept".into())
@@ -290,6 +306,7 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     // Before the volumes are tried: a device that appears meanwhile must not be missed.
     uevents::watch(daemon.clone())?;
     daemon.start_all()?;
+    clock::watch(&daemon)?;
     remove(&layout.locking());
     notify::send("READY=1");
 

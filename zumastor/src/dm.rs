@@ -178,6 +178,29 @@ pub fn create(name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
     Ok(dev)
 }
 
+/// Gives device `name` another line while it is in use: I/O is held back while the lines change places.
+pub fn reload(name: &str, table: &TableLine) -> Result<()> {
+    let (kernel_name, table) = (kernel_device_name(name), table.clone());
+    let work = move || {
+        let dm = open()?;
+        let id = DevId::Name(DmName::new(&kernel_name).map_err(readable)?);
+        let line = (0, table.sectors, DM_TARGET.to_string(), table.params());
+        let options = DmOptions::default();
+        dm.table_load(&id, &[line], options)
+            .map_err(readable)
+            .with_context(|| format!("the kernel refused the table '{table}'"))?;
+        let suspend = options.set_flags(DmFlags::DM_SUSPEND);
+        if let Err(error) = dm.device_suspend(&id, suspend) {
+            // The old line stays; the new one must not come into force with a later resume.
+            let _ = dm.table_clear(&id);
+            return Err(readable(error));
+        }
+        dm.device_suspend(&id, options).map_err(readable)?;
+        Ok(())
+    };
+    within(format!("could not change device '{name}'"), work)
+}
+
 /// Removes device `name`, if it is there.
 pub fn remove(name: &str) -> Result<()> {
     let own_name = name.to_string();

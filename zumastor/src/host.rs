@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::Contents;
 use jiff::Zoned;
 
@@ -76,6 +77,8 @@ pub trait Host: Send + Sync {
     fn overlap(&self, one: &Path, other: &Path) -> bool;
     /// Logical sector size of the device in bytes, if it is known.
     fn sector_bytes(&self, path: &Path) -> Option<u32>;
+    /// Size of the device in bytes.
+    fn size_bytes(&self, path: &Path) -> Result<u64>;
     /// Overwrites the device with zeroes, reporting bytes done and bytes in all; ends with an error of
     /// `progress`.
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()>;
@@ -112,6 +115,20 @@ pub trait Host: Send + Sync {
     fn snapshots(&self, server: &Path) -> Result<Vec<Stored>>;
     /// What the server says of its store; waits a few seconds at most.
     fn store_state(&self, server: &Path) -> Result<StoreState>;
+    /// Gives snapshot `tag` a priority, -128 (given up first) to 127 (never).
+    fn set_priority(&self, server: &Path, tag: u32, priority: i8) -> Result<()>;
+    /// The snapshot whose content the server is giving to the origin.
+    fn reverting(&self, server: &Path) -> Result<Option<u32>>;
+    /// Has the server give the origin the content of snapshot `tag`; as long as that takes, hearing bytes done of
+    /// all. Gives back how many chunks could not be read and are as they were.
+    fn revert(&self, server: &Path, tag: u32, progress: &mut dyn FnMut(u64, u64)) -> Result<u64>;
+    /// Has the server use other sizes; as long as that takes, hearing bytes done of all.
+    fn resize(
+        &self,
+        server: &Path,
+        sizes: &NewSizes,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Resized>;
     /// Size of the origin or a snapshot in sectors.
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64>;
 
@@ -121,6 +138,8 @@ pub trait Host: Send + Sync {
     fn dm_names(&self) -> Result<Vec<String>>;
     /// Creates a device; its node and links exist when this returns.
     fn dm_create(&self, name: &str, uuid: &str, table: &TableLine) -> Result<Dev>;
+    /// Gives a device another table while it is in use.
+    fn dm_reload(&self, name: &str, table: &TableLine) -> Result<()>;
     /// Removes a device, if it is there; fails with [`crate::machine::Busy`] while it is open.
     fn dm_remove(&self, name: &str) -> Result<()>;
     /// The node to mount device-mapper device `name`, number `dev`, by.

@@ -424,8 +424,8 @@ impl Jobs {
             // The other jobs go on, and who waits for this one is told.
             let result = catch_unwind(AssertUnwindSafe(|| job.run(&handle)));
             drop(job);
-            handle.finish(result.unwrap_or_else(|_| bail!("an internal error; see the journal")));
-            this.retire(&handle);
+            let result = result.unwrap_or_else(|_| bail!("an internal error; see the journal"));
+            this.retire(&handle, result);
         };
         thread::Builder::new()
             .name(format!("job {}", running.id))
@@ -435,8 +435,10 @@ impl Jobs {
         Ok(running)
     }
 
-    fn retire(&self, running: &Arc<Running>) {
+    fn retire(&self, running: &Arc<Running>, result: Result<String>) {
         let mut state = self.lock();
+        // With the lock: who has waited for the end may start the next one of that name.
+        running.finish(result);
         state.running.retain(|r| !Arc::ptr_eq(r, running));
         let (volume, name) = (&running.volume, &running.name);
         let same = |v: &JobView| v.volume == *volume && v.name == *name;

@@ -134,6 +134,12 @@ impl Layout {
         self.run().join(format!("{volume}-server.pid"))
     }
 
+    /// Present while the master of `volume` is mounted: scripts of the original act on it.
+    #[must_use]
+    pub fn cron(&self, volume: &str) -> PathBuf {
+        self.run().join("cron").join(volume)
+    }
+
     /// The standard path to the origin's mount: a symlink.
     #[must_use]
     pub fn mount_link(&self, volume: &str) -> PathBuf {

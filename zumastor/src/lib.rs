@@ -8,7 +8,7 @@
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
 //! - [`boot`]: bringing volumes up before the daemon, and [`shutdown`], ending what is left after it.
-//! - [`jobs`]: long work beside that, which holds up nobody.
+//! - [`work`]: long work on one machine, as [`jobs`], which hold up nobody.
 //! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`thaw_guard`],
 //!   [`blockdev`], [`server`] and [`process`], one subject each.
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
@@ -18,7 +18,8 @@
 //! - [`schedule`]: when rotations take snapshots, and which they give up. Pure.
 //! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
 //! - [`config`]: the durable state of a volume, one YAML document.
-//! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people.
+//! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people;
+//!   [`refusal`]: exit codes.
 //!
 //! - [`replication`]: a snapshot to another machine, over traits; nothing else is known to it yet.
 //!
@@ -47,6 +48,7 @@ pub mod names;
 pub mod note;
 pub mod plan;
 pub mod process;
+pub mod refusal;
 pub mod replication;
 pub mod schedule;
 pub mod server;
@@ -56,3 +58,4 @@ pub mod supervise;
 pub mod system;
 pub mod thaw_guard;
 pub mod volume;
+pub mod work;

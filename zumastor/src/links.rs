@@ -85,6 +85,28 @@ pub fn remove_link(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("could not remove {}", path.display()))
 }
 
+/// Makes an empty file at `path`, if there is none.
+pub fn set_flag(path: &Path) -> Result<()> {
+    let failed = || format!("could not create {}", path.display());
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(failed)?;
+    }
+    fs::write(path, "").with_context(failed)
+}
+
+/// Removes the file at `path`, if there is one.
+pub fn remove_flag(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("could not remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes `dir` if it is there and empty.
 pub fn remove_empty_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir(dir) {

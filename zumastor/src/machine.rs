@@ -87,6 +87,12 @@ pub struct StoreState {
     pub space: Option<String>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Stored>,
+    /// Length of the origin.
+    pub origin_bytes: u64,
+    /// Room for snapshot data.
+    pub data_bytes: u64,
+    /// What of it is used.
+    pub used_bytes: u64,
 }
 
 fn by(holders: &[String]) -> String {

@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::names;
+
 /// A device of a volume, in /dev/mapper: `None` is the origin, `Some(n)` snapshot n.
 pub type Device = Option<u32>;
 
@@ -17,6 +19,8 @@ pub type Device = Option<u32>;
 pub enum Level {
     /// Nothing runs, nothing is mounted, no device exists.
     Down,
+    /// Agent and server alone: nobody can use the origin through them.
+    Processes,
     /// Agent, server and all devices.
     Devices,
     /// And the mounts and links of the master role.
@@ -57,7 +61,7 @@ impl Wanted {
             );
         }
         Wanted {
-            processes: level >= Level::Devices,
+            processes: level >= Level::Processes,
             devices,
             mounts,
             links: level == Level::Mounted,
@@ -120,6 +124,12 @@ pub enum Action {
     StopServer,
     /// Stop the agent.
     StopAgent,
+    /// Take a snapshot out of the document, and note that its data is to go.
+    Unlist(u32),
+    /// Delete the data of what is no longer listed.
+    DeleteData,
+    /// Remove the origin's own mount point, if it is empty.
+    RemoveMountPoint,
 }
 
 impl Action {
@@ -133,18 +143,67 @@ impl Action {
             Action::CreateDevice(which) => Some(Action::RemoveDevice(which)),
             Action::Mount(which) => Some(Action::Unmount(which)),
             Action::WriteLinks => Some(Action::RemoveLinks),
-            _ => None,
+            Action::ZeroOrigin
+            | Action::Format
+            | Action::RemoveConfig
+            | Action::RemoveLinks
+            | Action::Unmount(_)
+            | Action::RemoveDevice(_)
+            | Action::StopServer
+            | Action::StopAgent
+            | Action::Unlist(_)
+            | Action::DeleteData
+            | Action::RemoveMountPoint => None,
         }
     }
 
     /// Whether the action takes something away rather than bringing it up.
     #[must_use]
     pub fn goes_down(self) -> bool {
-        use Action::{RemoveConfig, RemoveDevice, RemoveLinks, StopAgent, StopServer, Unmount};
-        matches!(
-            self,
-            RemoveLinks | Unmount(_) | RemoveDevice(_) | StopServer | StopAgent | RemoveConfig
-        )
+        match self {
+            Action::RemoveLinks
+            | Action::Unmount(_)
+            | Action::RemoveDevice(_)
+            | Action::StopServer
+            | Action::StopAgent
+            | Action::RemoveConfig
+            | Action::Unlist(_)
+            | Action::DeleteData
+            | Action::RemoveMountPoint => true,
+            Action::ZeroOrigin
+            | Action::Format
+            | Action::SaveConfig
+            | Action::StartAgent
+            | Action::StartServer
+            | Action::CreateDevice(_)
+            | Action::Mount(_)
+            | Action::WriteLinks => false,
+        }
+    }
+
+    /// What the action does, for people, to the volume called so.
+    #[must_use]
+    pub fn describe(self, volume: &str) -> String {
+        let device = |which| format!("/dev/mapper/{}", names::device_name(volume, which));
+        match self {
+            Action::ZeroOrigin => "overwrite the origin with zeroes".into(),
+            Action::Format => "format the snapshot store".into(),
+            Action::SaveConfig => "write the volume's document".into(),
+            Action::RemoveConfig => "delete the volume's document".into(),
+            Action::StartAgent => "start the agent".into(),
+            Action::StartServer => "start the snapshot server".into(),
+            Action::CreateDevice(which) => format!("create {}", device(which)),
+            Action::Mount(which) => format!("mount {}", device(which)),
+            Action::WriteLinks => "make the links to what is mounted".into(),
+            Action::RemoveLinks => "remove the links to what is mounted".into(),
+            Action::Unmount(which) => format!("unmount {}", device(which)),
+            Action::RemoveDevice(which) => format!("remove {}", device(which)),
+            Action::StopServer => "stop the snapshot server".into(),
+            Action::StopAgent => "stop the agent".into(),
+            Action::Unlist(id) => format!("take snapshot {id} out of the volume's document"),
+            Action::DeleteData => "delete its data from the store".into(),
+            Action::RemoveMountPoint => "remove the empty mount point".into(),
+        }
     }
 
     /// Which part of the volume suffers when this step fails.
@@ -154,10 +213,21 @@ impl Action {
             Action::CreateDevice(Some(tag))
             | Action::Mount(Some(tag))
             | Action::Unmount(Some(tag))
-            | Action::RemoveDevice(Some(tag)) => Scope::Snapshot(tag),
+            | Action::RemoveDevice(Some(tag))
+            | Action::Unlist(tag) => Scope::Snapshot(tag),
             Action::Mount(None) | Action::Unmount(None) => Scope::Master,
-            Action::WriteLinks | Action::RemoveLinks => Scope::Master,
-            _ => Scope::Volume,
+            Action::WriteLinks | Action::RemoveLinks | Action::RemoveMountPoint => Scope::Master,
+            Action::ZeroOrigin
+            | Action::Format
+            | Action::SaveConfig
+            | Action::RemoveConfig
+            | Action::StartAgent
+            | Action::StartServer
+            | Action::CreateDevice(None)
+            | Action::RemoveDevice(None)
+            | Action::StopServer
+            | Action::StopAgent
+            | Action::DeleteData => Scope::Volume,
         }
     }
 }
@@ -216,6 +286,49 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
     steps
 }
 
+/// The first steps of every start: only the server knows what else there is to plan. Both adopt what runs.
+pub const FIRST: [Action; 2] = [Action::StartAgent, Action::StartServer];
+
+/// The steps that show a snapshot that was just taken. The others need not be looked at for that.
+#[must_use]
+pub fn show(snapshot: u32, mount: bool) -> Vec<Action> {
+    let mut steps = vec![Action::CreateDevice(Some(snapshot))];
+    steps.extend(mount.then_some(Action::Mount(Some(snapshot))));
+    steps.push(Action::WriteLinks);
+    steps
+}
+
+/// The steps that delete a snapshot. What can be taken back comes first.
+#[must_use]
+pub fn delete(snapshot: u32) -> Vec<Action> {
+    let which = Some(snapshot);
+    vec![
+        Action::Unmount(which),
+        Action::RemoveDevice(which),
+        Action::Unlist(snapshot),
+        Action::DeleteData,
+        Action::WriteLinks,
+    ]
+}
+
+/// The steps that take a volume down. Nothing is started on the way.
+#[must_use]
+pub fn down(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
+    let steps = plan(wanted, observed).into_iter();
+    steps.filter(|a| a.goes_down()).collect()
+}
+
+/// The steps that make a volume unknown, once it is down.
+#[must_use]
+pub fn forget() -> Vec<Action> {
+    vec![
+        // Also those that were not seen, as after a crash.
+        Action::RemoveLinks,
+        Action::RemoveMountPoint,
+        Action::RemoveConfig,
+    ]
+}
+
 /// A failed step: what suffers, which step, why.
 pub type Failure = (Scope, Action, anyhow::Error);
 
@@ -267,6 +380,8 @@ pub struct RollbackError {
     pub cause: anyhow::Error,
     /// Steps back that failed as well.
     pub undo: Vec<(Action, anyhow::Error)>,
+    /// The volume's name.
+    pub volume: String,
 }
 
 impl fmt::Display for RollbackError {
@@ -275,7 +390,8 @@ impl fmt::Display for RollbackError {
         for (action, error) in &self.undo {
             write!(
                 f,
-                "; then taking back the work failed ({action:?}: {error:#})"
+                "; then taking back the work failed ({}: {error:#})",
+                action.describe(&self.volume)
             )?;
         }
         Ok(())
@@ -286,6 +402,7 @@ impl std::error::Error for RollbackError {}
 
 /// Carries out `steps`; after a failure takes the finished ones back, newest first.
 pub fn run_or_undo(
+    volume: &str,
     steps: &[Action],
     mut perform: impl FnMut(Action) -> anyhow::Result<()>,
 ) -> Result<(), RollbackError> {
@@ -300,7 +417,12 @@ pub fn run_or_undo(
                 undo.push((inverse, error));
             }
         }
-        return Err(RollbackError { cause, undo });
+        let volume = volume.to_string();
+        return Err(RollbackError {
+            cause,
+            undo,
+            volume,
+        });
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ddsnap::client::{ChannelState, Client, ClientError, Level};
+use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized};
 use ddsnap::units::SnapTag;
 
 use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
@@ -41,6 +41,37 @@ pub fn snapshots(server: &Path) -> Result<Vec<Stored>> {
     list.context("could not list the snapshots")
 }
 
+/// Gives snapshot `tag` a priority.
+pub fn set_priority(server: &Path, tag: u32, priority: i8) -> Result<()> {
+    let set =
+        connect(server, QUERY_DEADLINE).and_then(|mut c| c.set_priority(SnapTag(tag), priority));
+    set.map(|_| ())
+        .with_context(|| format!("could not change the priority of snapshot {tag}"))
+}
+
+/// The snapshot whose content the server is giving to the origin.
+pub fn reverting(server: &Path) -> Result<Option<u32>> {
+    let status = connect(server, QUERY_DEADLINE).and_then(|mut c| c.status());
+    let status = status.context("could not ask the snapshot server how it is")?;
+    Ok(status.reverting.map(|tag| tag.0))
+}
+
+/// Has the server give the origin the content of snapshot `tag`.
+pub fn revert(server: &Path, tag: u32, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+    let done = connect(server, QUERY_DEADLINE).and_then(|mut c| c.revert(SnapTag(tag), progress));
+    done.with_context(|| format!("could not revert to snapshot {tag}"))
+}
+
+/// Has the server use other sizes.
+pub fn resize(
+    server: &Path,
+    sizes: &NewSizes,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Resized> {
+    let done = connect(server, QUERY_DEADLINE).and_then(|mut c| c.resize(sizes, progress));
+    done.context("could not change the sizes")
+}
+
 /// What the server says of its store.
 pub fn store_state(server: &Path) -> Result<StoreState> {
     let asked = connect(server, STATE_DEADLINE).and_then(|mut c| Ok((c.status()?, c.list()?)));
@@ -48,6 +79,12 @@ pub fn store_state(server: &Path) -> Result<StoreState> {
     Ok(StoreState {
         channel_lost: status.channel == ChannelState::Lost,
         space: Level::of(&status).warning(&status),
+        origin_bytes: status.origin_sectors.saturating_mul(512),
+        data_bytes: status.data_chunks.saturating_mul(status.chunk.bytes()),
+        used_bytes: status
+            .data_chunks
+            .saturating_sub(status.free_chunks)
+            .saturating_mul(status.chunk.bytes()),
         fault: Some(status.fault).filter(|fault| !fault.is_empty()),
         snapshots,
     })

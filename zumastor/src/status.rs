@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What `zumastor status` prints.
+//! What `zumastor status` and `zumastor list` print: [`table`] for people, [`json`] for programs, and here
+//! what `--full` adds.
 //!
 //! The tree under `Configuration:` is the one the original's database had on disk, so that people
 //! and scripts find what they know; here it is made from the volume's document.
@@ -21,10 +22,41 @@ use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
 use crate::volume::{DefineVolume, Volume, doubtful_line, server_spec, squashed_line};
 
+pub mod json;
+pub mod table;
+
 /// Blanks per level of a tree.
 const INDENT: usize = 3;
 /// Longest file shown whole; what is in the runtime directory is a line or nothing.
 const CONTENTS_MAX_BYTES: usize = 4096;
+
+/// Sizes of a store, and which of its snapshots are not as they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreView {
+    /// Length of the origin.
+    pub origin_bytes: u64,
+    /// Room for snapshot data.
+    pub data_bytes: u64,
+    /// What of it is used.
+    pub used_bytes: u64,
+    /// Listed snapshots that are not as they should be.
+    pub unwell: Vec<(u32, SnapshotHealth)>,
+}
+
+/// How a listed snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotHealth {
+    /// As it should be.
+    Fine,
+    /// It lost its data to a full store.
+    Squashed,
+    /// It may show what was written behind the volume's back.
+    Doubtful,
+    /// The store does not have it.
+    Missing,
+}
 
 /// What is known of a volume without waiting for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +74,9 @@ pub struct View {
     /// What an administrator should know and need not worry about, a line each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What its server says of its store, if it answers.
+    #[serde(default)]
+    pub store: Option<StoreView>,
     /// Long work under way, and how the last of each name ended.
     #[serde(default)]
     pub jobs: Vec<JobView>,
@@ -59,6 +94,7 @@ impl View {
             failure: volume.failure.clone(),
             warnings: volume.warnings.clone(),
             notes: volume.notes.clone(),
+            store: None,
             jobs: Vec::new(),
             config: Some(volume.config.clone()),
         }
@@ -71,6 +107,7 @@ impl View {
             failure: None,
             warnings: Vec::new(),
             notes: Vec::new(),
+            store: None,
             jobs: Vec::new(),
             config: None,
         }
@@ -172,21 +209,35 @@ impl View {
                     .to_string(),
             );
         }
+        let mut unwell = Vec::new();
         let mut warnings: Vec<String> = state.space.iter().cloned().collect();
         for snapshot in self.config.iter().flat_map(|c| &c.snapshots.list) {
             let id = snapshot.id;
             match state.snapshots.iter().find(|s| s.tag.0 == id) {
-                None => warnings.push(format!(
-                    "the snapshot store no longer has snapshot {id}: `zumastor forget snapshot {name} {id}` \
-                     takes it out of the list"
-                )),
+                None => {
+                    unwell.push((id, SnapshotHealth::Missing));
+                    warnings.push(format!(
+                        "the snapshot store no longer has snapshot {id}: `zumastor forget snapshot {name} {id}` \
+                         takes it out of the list"
+                    ));
+                }
                 Some(s) if s.state == SnapshotState::Squashed => {
+                    unwell.push((id, SnapshotHealth::Squashed));
                     warnings.push(squashed_line(name, id));
                 }
-                Some(s) if s.doubtful => warnings.push(doubtful_line(id)),
+                Some(s) if s.doubtful => {
+                    unwell.push((id, SnapshotHealth::Doubtful));
+                    warnings.push(doubtful_line(id));
+                }
                 Some(_) => {}
             }
         }
+        self.store = Some(StoreView {
+            origin_bytes: state.origin_bytes,
+            data_bytes: state.data_bytes,
+            used_bytes: state.used_bytes,
+            unwell,
+        });
         warnings.retain(|line| !self.warnings.contains(line));
         self.warnings.extend(warnings);
     }
@@ -201,9 +252,45 @@ impl View {
         }
     }
 
-    /// Its part of the listing; `usage` is the table of its store, if asked for.
+    /// What it is in replication.
+    #[must_use]
+    pub fn role(&self) -> &'static str {
+        match &self.config {
+            Some(config) if config.master.is_some() => "master",
+            Some(config) if config.source.is_some() => "source",
+            Some(_) | None => "none",
+        }
+    }
+
+    /// How a listed snapshot is, if its server answers.
+    #[must_use]
+    pub fn health(&self, id: u32) -> Option<SnapshotHealth> {
+        let store = self.store.as_ref()?;
+        let found = store.unwell.iter().find(|u| u.0 == id);
+        Some(found.map_or(SnapshotHealth::Fine, |u| u.1))
+    }
+
+    /// Its part of the full listing: with [`head`](Self::head); `usage` is the table of its store, if asked for.
     #[must_use]
     pub fn render(&self, usage: Option<&str>) -> String {
+        let mut text = self.head();
+        text += usage.unwrap_or_default();
+        text += "Configuration:\n";
+        if let Some(config) = &self.config {
+            configuration(
+                &mut Tree {
+                    text: &mut text,
+                    level: 1,
+                },
+                config,
+            );
+        }
+        text
+    }
+
+    /// How it is: lines that scripts know.
+    #[must_use]
+    pub fn head(&self) -> String {
         let mut text = format!("VOLUME {}:\nStatus: {}\n", self.name, self.status());
         if let Some(failure) = &self.failure {
             text += &format!("Reason: {failure}\n");
@@ -216,17 +303,6 @@ impl View {
         }
         for job in &self.jobs {
             text += &job_line(job).map_or_else(String::new, |line| format!("{line}\n"));
-        }
-        text += usage.unwrap_or_default();
-        text += "Configuration:\n";
-        if let Some(config) = &self.config {
-            configuration(
-                &mut Tree {
-                    text: &mut text,
-                    level: 1,
-                },
-                config,
-            );
         }
         text
     }
@@ -414,6 +490,7 @@ mod tests {
             failure: None,
             warnings: Vec::new(),
             notes: Vec::new(),
+            store: None,
             jobs: Vec::new(),
             config: Some(VolumeConfig {
                 version: config::SCHEMA_VERSION,
@@ -560,5 +637,37 @@ snapshot/
 v-server.pid: 12
 ";
         assert_eq!(run_status(&layout), expected);
+    }
+
+    #[test]
+    fn the_table_has_problems_first_and_a_line_a_volume() {
+        let mut one = view();
+        one.store = Some(StoreView {
+            origin_bytes: 100 << 20,
+            data_bytes: 64 << 20,
+            used_bytes: 16 << 20,
+            unwell: vec![(2, SnapshotHealth::Squashed)],
+        });
+        let broken = View::broken("a", "device '/dev/x' does not exist");
+        let text = table::volumes(&[broken, one.clone()], 90);
+        let expected = "\
+a: FAILED: device '/dev/x' does not exist
+
+VOLUME    STATE    ROLE    ORIGIN     SNAPSHOTS  STORE USED       LAST SNAPSHOT   TARGETS
+a         failed   none    -          -          -                -               -
+zumatest  running  master  100.0 MiB  2          16.0 MiB (25 %)  1 min 30 s ago  -
+";
+        assert_eq!(text, expected);
+        let text = table::snapshots(&one, 90);
+        assert!(
+            text.contains("zumatest(2)  t2     1 min 30 s ago  manual     squashed"),
+            "{text}"
+        );
+        let json = json::document(&[one]);
+        let snapshots = &json["volumes"][0]["snapshots"];
+        assert_eq!(
+            (&snapshots[0]["state"], &snapshots[1]["state"]),
+            (&"ok".into(), &"squashed".into())
+        );
     }
 }

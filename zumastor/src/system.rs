@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::{self, Contents};
 use jiff::Zoned;
 
@@ -36,6 +37,9 @@ impl Host for System {
     }
     fn check_unused(&self, path: &Path) -> Result<()> {
         blockdev::check_unused(path)
+    }
+    fn size_bytes(&self, path: &Path) -> Result<u64> {
+        blockdev::size_of(path)
     }
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         blockdev::zero(path, progress)
@@ -100,6 +104,23 @@ impl Host for System {
     fn store_state(&self, server: &Path) -> Result<StoreState> {
         server::store_state(server)
     }
+    fn set_priority(&self, server: &Path, tag: u32, priority: i8) -> Result<()> {
+        server::set_priority(server, tag, priority)
+    }
+    fn reverting(&self, server: &Path) -> Result<Option<u32>> {
+        server::reverting(server)
+    }
+    fn revert(&self, server: &Path, tag: u32, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+        server::revert(server, tag, progress)
+    }
+    fn resize(
+        &self,
+        server: &Path,
+        sizes: &NewSizes,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Resized> {
+        server::resize(server, sizes, progress)
+    }
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
         server::size_sectors(server, tag)
     }
@@ -111,6 +132,9 @@ impl Host for System {
     }
     fn dm_create(&self, name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
         dm::create(name, uuid, table)
+    }
+    fn dm_reload(&self, name: &str, table: &TableLine) -> Result<()> {
+        dm::reload(name, table)
     }
     fn dm_remove(&self, name: &str) -> Result<()> {
         dm::remove(name)

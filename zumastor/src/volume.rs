@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::client::ClientError;
 use ddsnap::probe::contents::Contents;
 use ddsnap::stdio::complain;
 
@@ -26,6 +27,10 @@ mod define;
 mod doubt;
 mod forget;
 mod master;
+mod remount;
+mod resize;
+mod revert;
+mod rotate;
 mod snapshot;
 mod steps;
 
@@ -34,6 +39,7 @@ mod tests;
 
 pub use define::DefineVolume;
 pub use master::MasterFlags;
+pub use rotate::{BUDGET_MAX, WantedRotation};
 
 pub use crate::note::{Note, Out};
 
@@ -58,6 +64,8 @@ pub struct Volume {
     waiting: Waiting,
     /// Snapshots that hold nothing to mount. That does not change.
     plain: BTreeMap<u32, String>,
+    /// The server is giving the origin the content of this snapshot.
+    pub reverting: Option<u32>,
     /// An origin that was written without its server is accepted by what is being done now.
     accept_origin: bool,
     /// For formatting the store; the store itself knows it from then on.
@@ -127,6 +135,7 @@ impl Volume {
             layout: layout.clone(),
             waiting: Waiting::Nothing,
             plain: BTreeMap::new(),
+            reverting: None,
             accept_origin: false,
             chunksize: None,
             force: false,
@@ -263,6 +272,8 @@ impl Volume {
 
     /// Looks at the machine.
     fn observe(&self) -> Result<Observed> {
+        // Once for all devices, which differ in the snapshot alone.
+        let wanted = self.table(None, 0).ok();
         let mut observed = Observed {
             agent: self
                 .supervisor
@@ -281,10 +292,13 @@ impl Volume {
                 .uuid
                 .as_ref()
                 .is_some_and(|u| u.starts_with(&self.dm_uuid_prefix()));
-            let right = match (&device.table, self.table(which, 0)) {
-                (Some(found), Ok(wanted)) => found.same_mapping(&wanted),
+            let right = match (&device.table, &wanted) {
+                (Some(found), Some(wanted)) => found.same_mapping(&TableLine {
+                    id: which,
+                    ..wanted.clone()
+                }),
                 // The devices' paths are gone while the device lives on them: nothing to compare.
-                (Some(_), Err(_)) => ours,
+                (Some(_), None) => ours,
                 (None, _) => false,
             };
             if !right && !ours {
@@ -305,6 +319,9 @@ impl Volume {
     /// Brings the volume up to `level`, or as far as it goes. Failures of mounts and snapshots are
     /// in the report; the volume's own are an error.
     pub fn up(&mut self, level: Level, out: Out) -> Result<Report> {
+        if level > Level::Processes {
+            self.check_not_reverting()?;
+        }
         self.level = level;
         self.waiting = Waiting::Nothing;
         self.warnings.clear();
@@ -342,8 +359,15 @@ impl Volume {
         self.check_devices()?;
         self.host.ensure_dm_target()?;
         self.check_claims()?;
-        self.perform(Action::StartAgent, out)?;
-        self.perform(Action::StartServer, out)?;
+        for action in plan::FIRST {
+            self.perform(action, out)?;
+        }
+        let server = self.layout.server_socket(&self.name);
+        if let Some(tag) = self.patiently(|| self.host.reverting(&server))? {
+            self.reverting = Some(tag);
+            self.level = Level::Processes;
+            self.check_not_reverting()?;
+        }
         let stored = self.settle_snapshots()?;
         let observed = self.observe()?;
         let mut wanted = self.wanted(level);
@@ -438,9 +462,7 @@ impl Volume {
     /// Brings the volume down to `level`, or, if anything of it is in use, leaves all as it was.
     pub fn down(&mut self, level: Level, out: Out) -> Result<()> {
         let before = self.level;
-        let steps = plan::plan(&self.wanted(level), &self.observe()?);
-        // Going down only: nothing is started on the way.
-        let steps: Vec<Action> = steps.into_iter().filter(|a| a.goes_down()).collect();
+        let steps = plan::down(&self.wanted(level), &self.observe()?);
         self.check_unheld(&steps)?;
         for action in steps {
             let Err(error) = self.perform(action, out) else {
@@ -459,6 +481,8 @@ impl Volume {
         self.warnings.clear();
         self.notes.clear();
         self.waiting = Waiting::Nothing;
+        // The next server tells whether it goes on.
+        self.reverting.take_if(|_| level == Level::Down);
         Ok(())
     }
 
@@ -492,7 +516,7 @@ impl Volume {
     }
 
     /// Does what may be refused for a moment because somebody has just looked at a device.
-    fn patiently(&self, act: impl FnMut() -> Result<()>) -> Result<()> {
+    fn patiently<T>(&self, act: impl FnMut() -> Result<T>) -> Result<T> {
         retry(self.host.as_ref(), act)
     }
 
@@ -547,14 +571,19 @@ impl Volume {
     }
 }
 
-/// Tries again what was refused because somebody has a device open, as anybody may for a moment. Gives up
-/// at once where the holder is one that stays.
-fn retry(host: &dyn Host, mut act: impl FnMut() -> Result<()>) -> Result<()> {
+/// Whether what failed may succeed in some seconds: somebody has a device open and is none who stays, or the
+/// server is being started again.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let busy = error.downcast_ref::<Busy>().is_some_and(|b| !b.lasting);
+    let server = error.downcast_ref::<ClientError>();
+    busy || server.is_some_and(ClientError::is_connect)
+}
+
+/// Tries again what failed and [`may_pass`].
+fn retry<T>(host: &dyn Host, mut act: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
         match act() {
-            Err(error) if error.downcast_ref::<Busy>().is_some_and(|b| !b.lasting) => {
-                host.pause(TRY_PAUSE);
-            }
+            Err(error) if may_pass(&error) => host.pause(TRY_PAUSE),
             done => return done,
         }
     }

@@ -107,7 +107,7 @@ pub fn command() -> Command {
 }
 
 /// A size as ddsnap takes it: bytes with an optional k, m or g.
-fn parse_size(text: &str) -> Result<String, String> {
+pub fn parse_size(text: &str) -> Result<String, String> {
     let digits = text.trim_end_matches(['k', 'm', 'g', 'K', 'M', 'G']);
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     if plain && text.len() - digits.len() <= 1 {

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `zumastor status`.
+//! `zumastor status` and `zumastor list`.
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use jiff::Timestamp;
 
 use super::{Context, string, verb};
 use crate::config;
 use crate::control::{self, Event, Request};
 use crate::process;
-use crate::status::{View, run_status};
+use crate::status::{View, json, run_status, table};
 
 /// Longest wait for a server's table: tens of millions of chunks take a slow disk minutes to count. A
 /// server that is silent for a minute is given up earlier, by `ddsnap status` itself.
@@ -18,18 +19,17 @@ const TABLE_DEADLINE: Duration = Duration::from_secs(900);
 
 /// The arguments.
 pub fn command() -> Command {
-    let flag = |short: char, name: &'static str, help: &'static str| {
+    let flag = |name: &'static str, help: &'static str| {
         Arg::new(name)
-            .short(short)
             .long(name)
             .action(ArgAction::SetTrue)
             .help(help)
     };
-    verb("status", "Show volumes, their snapshots and what runs")
+    verb("status", "Show what is wrong, and how volumes are")
         .arg(
             Arg::new("volume")
                 .value_name("VOL")
-                .help("Only this volume"),
+                .help("Only this volume, with its snapshots"),
         )
         .arg(
             Arg::new("snap")
@@ -37,16 +37,38 @@ pub fn command() -> Command {
                 .value_parser(value_parser!(u32))
                 .help("Only this snapshot of it"),
         )
-        .arg(flag(
-            'u',
-            "usage",
-            "Add the table of snapshots and the space they use",
-        ))
-        .arg(flag(
-            'f',
-            "full",
-            "Add everything, also when a volume is named",
-        ))
+        .arg(flag("usage", "Add the table of snapshots and the space they use").short('u'))
+        .arg(
+            flag(
+                "full",
+                "Everything that is stored and runs, as the original showed it",
+            )
+            .short('f'),
+        )
+        .arg(flag("json", "For programs").conflicts_with_all(["full", "usage", "snap"]))
+}
+
+/// The arguments of `list`.
+pub fn list_command() -> Command {
+    verb("list", "List volumes, or the snapshots of a volume").arg(
+        Arg::new("volume")
+            .value_name("VOL")
+            .help("Its snapshots, oldest first"),
+    )
+}
+
+/// Runs `list`.
+pub fn list(matches: &ArgMatches, context: &mut Context) -> u8 {
+    let listed = views(context).and_then(|views| {
+        let now = Timestamp::now().as_second();
+        let text = match string(matches, "volume") {
+            None => table::volume_names(&views),
+            Some(name) => table::snapshots(&only(views, &name)?, now),
+        };
+        context.print(&text);
+        Ok(())
+    });
+    context.outcome(listed)
 }
 
 /// Runs the verb.
@@ -55,37 +77,56 @@ pub fn run(matches: &ArgMatches, context: &mut Context) -> u8 {
     context.outcome(result)
 }
 
+fn only(views: Vec<View>, name: &str) -> Result<View> {
+    let mut views = views.into_iter();
+    let found = views.find(|view| view.name == *name);
+    found.with_context(|| format!("'{name}' is not a managed volume"))
+}
+
 fn show(matches: &ArgMatches, context: &mut Context) -> Result<()> {
     let mut views = views(context)?;
     let volume = string(matches, "volume");
     if let Some(name) = &volume {
-        views.retain(|view| view.name == *name);
-        if views.is_empty() {
-            bail!("'{name}' is not a managed volume");
-        }
+        views = vec![only(views, name)?];
+    }
+    if matches.get_flag("json") {
+        context.print(&format!("{:#}\n", json::document(&views)));
+        return Ok(());
     }
     if let (Some(name), Some(snap)) = (&volume, matches.get_one::<u32>("snap")) {
-        let row = table(context, name, Some(*snap))?;
+        let row = usage(context, name, Some(*snap))?;
         context.print(&row);
         return Ok(());
     }
     let full = matches.get_flag("full");
+    let now = Timestamp::now().as_second();
+    if volume.is_none() && !full {
+        context.print(&table::volumes(&views, now));
+    }
     let mut failed = None;
     for view in &views {
-        let usage = matches.get_flag("usage") || full;
+        let wanted = matches.get_flag("usage") || full;
         // The rest of the status matters most when a server does not answer.
-        let usage = usage.then(|| table(context, &view.name, None)).transpose();
+        let usage = wanted.then(|| usage(context, &view.name, None)).transpose();
         let usage = usage.unwrap_or_else(|error| {
             let line = format!("{error:#}\n");
             failed.get_or_insert(error);
             Some(line)
         });
-        context.print(&view.render(usage.as_deref()));
-        if volume.is_none() {
+        match (&volume, usage) {
+            (_, usage) if full => context.print(&view.render(usage.as_deref())),
+            (Some(_), usage) => {
+                let usage = usage.unwrap_or_else(|| table::snapshots(view, now));
+                context.print(&format!("{}{}{usage}", view.head(), table::volume(view)));
+            }
+            (None, Some(usage)) => context.print(&format!("\nVOLUME {}:\n{usage}", view.name)),
+            (None, None) => {}
+        }
+        if volume.is_none() && full {
             context.print("\n");
         }
     }
-    if volume.is_none() || full {
+    if full {
         let run = run_status(&context.layout);
         context.print(&run);
     }
@@ -116,7 +157,7 @@ fn views(context: &mut Context) -> Result<Vec<View>> {
 }
 
 /// The table of a volume's store, as `ddsnap status` has it, or the row of one snapshot.
-fn table(context: &Context, volume: &str, snap: Option<u32>) -> Result<String> {
+fn usage(context: &Context, volume: &str, snap: Option<u32>) -> Result<String> {
     let mut argv = vec!["ddsnap".into(), "status".into()];
     argv.push(context.layout.server_socket(volume).into());
     argv.extend(snap.map(|s| s.to_string().into()));

@@ -128,7 +128,16 @@ fn the_order_of_the_checks() {
 #[test]
 fn stop_and_status_need_no_running_daemon_and_start_passes_the_lock() {
     let machine = Machine::new().with_database();
-    assert_eq!(machine.run(&["status"]), (0, "RUN STATUS:\n".to_string()));
+    let (code, text) = machine.run(&["status"]);
+    assert!(
+        code == 0 && text.starts_with("No volume is defined"),
+        "{text}"
+    );
+    let full = machine.run(&["status", "--full"]);
+    assert_eq!(full, (0, "RUN STATUS:\n".to_string()));
+    let (code, text) = machine.run(&["status", "--json"]);
+    let parsed: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, parsed["version"].as_u64()), (0, Some(1)));
     let (code, text) = machine.run(&["stop", "volume", "v"]);
     assert_eq!(code, 1);
     assert!(
@@ -158,6 +167,14 @@ fn usage_errors_are_2_and_say_what_is_wrong() {
         &["define", "volume", "v", "/dev/a", "/dev/b", "--wrong"],
         &["define", "volume", "v", "/dev/a", "/dev/b", "-k", "many"],
         &["define", "schedule", "v"],
+        &["define", "schedule", "v", "-h", "many"],
+        &["define", "schedule", "v", "-c", "x"],
+        &["revert", "v"],
+        &["resize", "v"],
+        &["resize", "v", "-o", "big"],
+        &["delete", "v", "all"],
+        &["remount", "v"],
+        &["status", "v", "--json", "--full"],
         &["forget", "volume"],
         &["start", "source", "v"],
         &["status", "v", "snap"],
@@ -210,4 +227,12 @@ fn an_unusable_document_shows_in_the_status() {
         (code, text.as_str()),
         (1, "zumastor: 'w' is not a managed volume\n")
     );
+    let (code, text) = machine.run(&["status"]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("v: FAILED: "), "{text}");
+    let (_, text) = machine.run(&["status", "--json"]);
+    let parsed: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(parsed["volumes"][0]["state"], "failed");
+    let (code, text) = machine.run(&["list"]);
+    assert!(code == 0 && text.contains("/dev/mapper/v"), "{text}");
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::client::NewSizes;
 use ddsnap::stdio::complain;
 
 use super::{Daemon, Handle, lock};
@@ -20,8 +21,10 @@ use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role};
 use crate::jobs::{Ending, Job, Jobs, Running};
 use crate::note::{Note, Out};
 use crate::plan::Level;
+use crate::refusal;
 use crate::status::View;
 use crate::volume::{DefineVolume, Volume, Volumes};
+use crate::work::{Resize, Revert, Tools};
 
 /// Most requests at a time. Each holds a thread or two; more than this is a script gone wild.
 const REQUESTS_MAX: usize = 256;
@@ -63,7 +66,8 @@ impl Daemon {
             }
             let Some(permit) = Permit::take(&requests) else {
                 let error = Some("too many requests at a time: try again later".to_string());
-                let _ = control::send(&stream, Event::Done { error });
+                let code = refusal::FAILED;
+                let _ = control::send(&stream, Event::Done { error, code });
                 continue;
             };
             let this = self.clone();
@@ -85,7 +89,8 @@ impl Daemon {
             Ok(None) => return Ok(()),
             Err(error) => {
                 let error = Some(format!("the daemon did not understand: {error:#}"));
-                return control::send(stream, Event::Done { error });
+                let code = refusal::FAILED;
+                return control::send(stream, Event::Done { error, code });
             }
         };
         let detached = matches!(request, Request::Snapshot { nowait: true, .. });
@@ -96,7 +101,8 @@ impl Daemon {
                 .map_or(Ok(()), |name| self.handle(name).map(|_| ()));
             let error = known.err().map(|e| format!("{e:#}"));
             let refused = error.is_some();
-            control::send(stream, Event::Done { error })?;
+            let code = u8::from(refused);
+            control::send(stream, Event::Done { error, code })?;
             if refused {
                 return Ok(());
             }
@@ -111,6 +117,7 @@ impl Daemon {
                 complain(format_args!("{name}: {error:#}"));
             }
             let _ = sender.send(Event::Done {
+                code: result.as_ref().err().map_or(0, refusal::code),
                 error: result.err().map(|e| format!("{e:#}")),
             });
         });
@@ -124,6 +131,7 @@ impl Daemon {
                 // Only a panic drops the sender without a Done.
                 Err(RecvTimeoutError::Disconnected) => Event::Done {
                     error: Some("an internal error; see the journal".to_string()),
+                    code: refusal::FAILED,
                 },
             };
             let last = matches!(event, Event::Done { .. });
@@ -165,19 +173,101 @@ impl Daemon {
             Request::DefineMaster { volume, flags } => {
                 self.with(volume, |v| v.define_master(*flags, &mut noting(on_event)))
             }
-            Request::Forget { volume } => self.forget(volume, &mut noting(on_event)),
-            Request::ForgetSnapshot { volume, snapshot } => self.with(volume, |v| {
-                v.forget_snapshot(*snapshot, &mut noting(on_event))
+            Request::Forget { volume, dry_run } => {
+                let out = &mut noting(on_event);
+                if *dry_run {
+                    self.with(volume, |v| v.would_forget(out))
+                } else {
+                    self.forget(volume, out)
+                }
+            }
+            Request::ForgetSnapshot {
+                volume,
+                snapshot,
+                dry_run,
+            } => self.with(volume, |v| {
+                let out = &mut noting(on_event);
+                if *dry_run {
+                    v.would_forget_snapshot(*snapshot, out)
+                } else {
+                    v.check_not_reverting()?;
+                    v.forget_snapshot(*snapshot, out)
+                }
             }),
+            Request::Protect {
+                volume,
+                snapshot,
+                protect,
+            } => self.with(volume, |v| {
+                v.protect(*snapshot, *protect, &mut noting(on_event))
+            }),
+            Request::DefineSchedule { volume, rotations } => self.with(volume, |v| {
+                v.define_schedule(rotations, &mut noting(on_event))
+            }),
+            Request::ForgetSchedule { volume, kind } => self.with(volume, |v| {
+                v.forget_schedule(kind.as_deref(), &mut noting(on_event))
+            }),
+            Request::Remount {
+                volume,
+                mountpoint,
+                mountopts,
+            } => self.with(volume, |v| {
+                let mountopts = mountopts
+                    .as_ref()
+                    .map(|o| Some(o.clone()).filter(|o| !o.is_empty()));
+                v.remount(mountpoint.clone(), mountopts, &mut noting(on_event))
+            }),
+            Request::Revert {
+                volume,
+                snapshot,
+                dry_run,
+            } => {
+                if *dry_run {
+                    return self.with(volume, |v| v.would_revert(*snapshot, &mut noting(on_event)));
+                }
+                self.handle(volume)?;
+                let job = Box::new(Revert {
+                    tools: self.tools(),
+                    volume: volume.clone(),
+                    snapshot: *snapshot,
+                    resumed: None,
+                });
+                follow(&*self.jobs.start(volume, job)?, on_event)
+            }
+            Request::Resize {
+                volume,
+                origin,
+                store,
+                meta,
+            } => {
+                self.handle(volume)?;
+                let job = Box::new(Resize {
+                    tools: self.tools(),
+                    volume: volume.clone(),
+                    sizes: NewSizes {
+                        origin: *origin,
+                        store: *store,
+                        meta: *meta,
+                    },
+                });
+                follow(&*self.jobs.start(volume, job)?, on_event)
+            }
             Request::Start {
                 role: Role::Volume,
                 volume,
                 accept_origin,
-            } => self.with(volume, |v| {
-                v.accepting(*accept_origin, |v| {
-                    v.start(v.full_level(), &mut noting(on_event))
-                })
-            }),
+            } => {
+                let mut reverting = None;
+                let started = self.with(volume, |v| {
+                    let started = v.accepting(*accept_origin, |v| {
+                        v.start(v.full_level(), &mut noting(on_event))
+                    });
+                    reverting = v.reverting.map(|id| (id, v.full_level()));
+                    started
+                });
+                self.resume_revert(volume, reverting);
+                started
+            }
             Request::Start {
                 role: Role::Master,
                 volume,
@@ -222,7 +312,11 @@ impl Daemon {
     }
 
     /// Runs `operation` on a volume and publishes what came of it.
-    fn with(&self, name: &str, operation: impl FnOnce(&mut Volume) -> Result<()>) -> Result<()> {
+    pub(super) fn with(
+        &self,
+        name: &str,
+        operation: impl FnOnce(&mut Volume) -> Result<()>,
+    ) -> Result<()> {
         let handle = self.handle(name)?;
         let mut slot = lock(&handle.volume);
         // Forgotten, or replaced by a new volume of the same name, while we waited?
@@ -239,7 +333,33 @@ impl Daemon {
         let volume = slot.as_mut().context("the volume was just loaded")?;
         let result = operation(volume);
         handle.publish(volume);
+        self.wake_clock();
         result
+    }
+
+    /// Takes up a revert that a server goes on with after its restart; the volume then comes up to the level.
+    pub(super) fn resume_revert(self: &Arc<Self>, name: &str, reverting: Option<(u32, Level)>) {
+        let Some((snapshot, level)) = reverting else {
+            return;
+        };
+        let job = Box::new(Revert {
+            tools: self.tools(),
+            volume: name.to_string(),
+            snapshot,
+            resumed: Some(level),
+        });
+        // Refused while it is under way: then there is nothing to take up.
+        if let Err(error) = self.jobs.start(name, job) {
+            complain(format_args!("{name}: {error:#}"));
+        }
+    }
+
+    fn tools(self: &Arc<Self>) -> Tools {
+        Tools {
+            volumes: self.clone(),
+            host: self.host.clone(),
+            layout: self.layout.clone(),
+        }
     }
 
     /// As [`with`](Self::with), after all jobs of the volume have been ended.

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::Contents;
 use ddsnap::units::{SnapSeq, SnapTag};
 use jiff::Zoned;
@@ -71,10 +73,23 @@ pub struct State {
     pub taken_frozen: BTreeSet<u32>,
     /// What a server says to a probe.
     pub probe: Option<Probe>,
+    /// Priorities of snapshots, if not 0.
+    pub priorities: BTreeMap<u32, i8>,
+    /// What the server is reverting to.
+    pub reverting: Option<u32>,
+    /// Length of the origin, if not [`ORIGIN_SECTORS`].
+    pub origin_sectors: Option<u64>,
+    /// So many times nobody listens at the server's socket.
+    pub absent_server: u32,
+    /// How often something was looked up.
+    pub lookups: u32,
     /// What the clock says, if not 2026-11-22 03:04:05.
     pub now: Option<Zoned>,
     next: u32,
 }
+
+/// Length of origin and snapshots.
+pub const ORIGIN_SECTORS: u64 = 204_800;
 
 /// A call that waits, and what it waits for.
 #[derive(Debug)]
@@ -122,6 +137,10 @@ impl Fake {
         self.state
             .lock()
             .expect("no test panics while it holds the state")
+    }
+
+    fn lookup(&self) {
+        self.state().lookups += 1;
     }
 
     /// Ends a process from outside.
@@ -195,6 +214,7 @@ impl Host for Fake {
     }
 
     fn block_device(&self, path: &Path) -> Result<Dev> {
+        self.lookup();
         let found = self.state().devices.get(path).copied();
         found.with_context(|| format!("device '{}' does not exist", path.display()))
     }
@@ -239,6 +259,10 @@ impl Host for Fake {
 
     fn sector_bytes(&self, path: &Path) -> Option<u32> {
         self.state().sectors.get(path).copied()
+    }
+
+    fn size_bytes(&self, path: &Path) -> Result<u64> {
+        self.block_device(path).map(|_| 1 << 30)
     }
 
     fn zero(&self, path: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
@@ -348,15 +372,21 @@ impl Host for Fake {
         Ok(())
     }
 
-    fn snapshots(&self, _server: &Path) -> Result<Vec<Stored>> {
-        let state = self.state();
+    fn snapshots(&self, server: &Path) -> Result<Vec<Stored>> {
+        self.lookup();
+        let mut state = self.state();
+        if state.absent_server > 0 {
+            state.absent_server -= 1;
+            let (socket, source) = (server.display().to_string(), io::ErrorKind::NotFound.into());
+            return Err(ddsnap::client::ClientError::Connect { socket, source }.into());
+        }
         let mut all: Vec<(u64, u32)> = state.snapshots.iter().map(|(t, s)| (*s, *t)).collect();
         all.sort_unstable();
         let stored = |(sequence, tag)| Stored {
             tag: SnapTag(tag),
             seq: SnapSeq(sequence),
             created: 0,
-            priority: 0,
+            priority: state.priorities.get(&tag).copied().unwrap_or(0),
             state: if state.squashed.contains(&tag) {
                 SnapshotState::Squashed
             } else {
@@ -377,11 +407,57 @@ impl Host for Fake {
         })
     }
 
-    fn size_sectors(&self, _server: &Path, _tag: Option<u32>) -> Result<u64> {
-        Ok(204_800)
+    fn set_priority(&self, _server: &Path, tag: u32, priority: i8) -> Result<()> {
+        let mut state = self.call(format!("priority {tag} {priority}"))?;
+        state.priorities.insert(tag, priority);
+        Ok(())
+    }
+
+    fn reverting(&self, _server: &Path) -> Result<Option<u32>> {
+        self.lookup();
+        Ok(self.state().reverting)
+    }
+
+    fn revert(&self, _server: &Path, tag: u32, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+        let state = self.call(format!("revert {tag}"))?;
+        assert!(
+            state.dm.is_empty(),
+            "the server refuses while there is a device"
+        );
+        drop(state);
+        progress(1, 2);
+        // Goes on in the server whether this is waited for or not.
+        self.state().reverting = None;
+        Ok(0)
+    }
+
+    fn resize(
+        &self,
+        _server: &Path,
+        sizes: &NewSizes,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Resized> {
+        progress(1, 2);
+        let mut state = self.call("resize".to_string())?;
+        if let Some(origin) = sizes.origin {
+            state.origin_sectors = Some(origin / 512);
+        }
+        Ok(Resized {
+            origin: state.origin_sectors.unwrap_or(ORIGIN_SECTORS) * 512,
+            store: sizes.store.unwrap_or(1 << 20),
+            meta: sizes.meta.unwrap_or(1 << 20),
+            refused: None,
+        })
+    }
+
+    fn size_sectors(&self, _server: &Path, tag: Option<u32>) -> Result<u64> {
+        self.lookup();
+        let origin = self.state().origin_sectors.filter(|_| tag.is_none());
+        Ok(origin.unwrap_or(ORIGIN_SECTORS))
     }
 
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
+        self.lookup();
         let found = self.state().dm.get(name).cloned();
         Ok(found.map(|(dev, uuid, table)| DmDevice {
             dev,
@@ -391,6 +467,7 @@ impl Host for Fake {
     }
 
     fn dm_names(&self) -> Result<Vec<String>> {
+        self.lookup();
         Ok(self.state().dm.keys().cloned().collect())
     }
 
@@ -406,6 +483,13 @@ impl Host for Fake {
             .insert(name.to_string(), (dev, uuid.to_string(), table.clone()));
         assert!(old.is_none(), "{name} existed already");
         Ok(dev)
+    }
+
+    fn dm_reload(&self, name: &str, table: &TableLine) -> Result<()> {
+        let mut state = self.call(format!("dm reload {name} {}", table.sectors))?;
+        let device = state.dm.get_mut(name).context("no such device")?;
+        device.2 = table.clone();
+        Ok(())
     }
 
     fn dm_remove(&self, name: &str) -> Result<()> {
@@ -426,6 +510,7 @@ impl Host for Fake {
     }
 
     fn mounts(&self) -> Result<Vec<Mount>> {
+        self.lookup();
         Ok(self.state().mounts.clone())
     }
 

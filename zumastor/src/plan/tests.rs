@@ -127,7 +127,7 @@ fn each_failing_step_is_taken_back_and_the_first_cause_kept() {
     ];
     for failing in 0..steps.len() {
         let mut state: Vec<Action> = Vec::new();
-        let result = run_or_undo(&steps, |action| {
+        let result = run_or_undo("v", &steps, |action| {
             if action == steps[failing] {
                 return Err(anyhow!("first cause"));
             }
@@ -144,12 +144,12 @@ fn each_failing_step_is_taken_back_and_the_first_cause_kept() {
 #[test]
 fn the_cause_survives_a_failing_undo() {
     let steps = [Action::StartAgent, Action::StartServer];
-    let result = run_or_undo(&steps, |action| match action {
+    let result = run_or_undo("v", &steps, |action| match action {
         Action::StartServer => Err(anyhow!("no store")),
         Action::StopAgent => Err(anyhow!("does not die")),
         _ => Ok(()),
     });
     let text = result.expect_err("the step fails").to_string();
-    let expected = "no store; then taking back the work failed (StopAgent: does not die)";
+    let expected = "no store; then taking back the work failed (stop the agent: does not die)";
     assert_eq!(text, expected);
 }

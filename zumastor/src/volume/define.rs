@@ -121,7 +121,7 @@ impl Volume {
             Action::StartServer,
             Action::CreateDevice(None),
         ]);
-        plan::run_or_undo(&steps, |action| volume.perform(action, out))?;
+        plan::run_or_undo(name, &steps, |action| volume.perform(action, out))?;
         volume.check = Arc::new(|| Ok(()));
         volume.level = Level::Devices;
         volume.log("defined");

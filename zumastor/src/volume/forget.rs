@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `forget volume` and `forget snapshot`: all of it goes, or, if it is in use, all of it stays.
+//! `forget volume`, `forget snapshot` and `protect`: all of it goes, or, if it is in use, all of it stays.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
+use super::snapshot::PROTECTED;
 use super::{Note, Out, Volume};
-use crate::boot;
-use crate::config::{self, Doomed};
-use crate::links;
-use crate::plan::{Action, Level};
+use crate::config::Doomed;
+use crate::human;
+use crate::plan::{self, Action, Level};
 
 impl Volume {
     /// Stops the volume and deletes what is known of it. The devices keep their contents.
     pub fn forget(&mut self, out: Out) -> Result<()> {
         self.down(Level::Down, out)?;
-        self.perform(Action::RemoveLinks, out)?;
-        // Only if empty: what somebody put below a mount point is his.
-        links::remove_empty_dir(&self.layout.mountpoint(&self.name))?;
-        // First: what has a record comes up at boot.
-        boot::forget(&self.layout, &self.name)?;
-        config::remove(&self.layout, &self.name)?;
+        for action in plan::forget() {
+            self.perform(action, out)?;
+        }
         self.announce();
         for file in [
             self.layout.agent_pid(&self.name),
@@ -33,32 +30,44 @@ impl Volume {
         Ok(())
     }
 
+    /// Says what [`forget`](Self::forget) would do, after its checks.
+    pub fn would_forget(&self, out: Out) -> Result<()> {
+        let mut steps = plan::down(&self.wanted(Level::Down), &self.observe()?);
+        self.check_unheld(&steps)?;
+        steps.extend(plan::forget());
+        self.tell_steps(&steps, out);
+        Ok(())
+    }
+
+    fn tell_steps(&self, steps: &[Action], out: Out) {
+        for step in steps {
+            out(Note::Line(format!("would {}", step.describe(&self.name))));
+        }
+    }
+
     /// Deletes one snapshot: its mount, its device, its entry, its data.
     ///
     /// What can be taken back comes first. The document then no longer lists the snapshot and says that
     /// its data is to go, and only when that is durable the data goes: so a document that cannot be
     /// written leaves all as it was, and whatever fails later is done by the next start.
     pub fn forget_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
-        if !self.snapshots().iter().any(|s| s.id == id) {
-            bail!("volume '{}' has no snapshot {id}", self.name);
-        }
-        if self.level == Level::Down {
-            bail!(
-                "volume '{0}' is stopped: run `zumastor start volume {0}`",
-                self.name
-            );
-        }
-        if let Err(error) = self.unlist_snapshot(id, out) {
-            if let Err(again) = self.up(self.level, out) {
-                let text = format!("and it could not be brought back: {again:#}");
-                out(Note::Warning(text));
+        self.check_deletable(id)?;
+        let mut unlisted = false;
+        for action in plan::delete(id) {
+            match self.perform(action, out) {
+                Ok(()) => unlisted |= action == Action::Unlist(id),
+                // The rest is in the status, and done by the next start.
+                Err(error) if unlisted => self.log(&format!("{error:#}")),
+                Err(error) => {
+                    if let Err(again) = self.up(self.level, out) {
+                        let text = format!("and it could not be brought back: {again:#}");
+                        out(Note::Warning(text));
+                    }
+                    return Err(error);
+                }
             }
-            return Err(error);
         }
-        self.plain.remove(&id);
         self.log(&format!("snapshot {id} forgotten"));
-        // Deletes the data; the links follow what is left; trouble with others is in the status.
-        self.up(self.level, out)?;
         let deleting = &self.config.snapshots.deleting;
         if deleting.iter().any(|d| d.id == id) {
             out(Note::Warning(format!(
@@ -70,10 +79,61 @@ impl Volume {
         Ok(())
     }
 
-    fn unlist_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
-        self.check_unheld(&[Action::RemoveDevice(Some(id))])?;
-        self.perform(Action::Unmount(Some(id)), out)?;
-        self.perform(Action::RemoveDevice(Some(id)), out)?;
+    /// Says what [`forget_snapshot`](Self::forget_snapshot) would do, after its checks.
+    pub fn would_forget_snapshot(&self, id: u32, out: Out) -> Result<()> {
+        self.check_deletable(id)?;
+        if let Some(snapshot) = self.config.snapshots.find(id) {
+            out(Note::Line(format!(
+                "snapshot {id}, {}, taken {}",
+                snapshot.kinds.join(" "),
+                human::utc(snapshot.created)
+            )));
+        }
+        self.tell_steps(&plan::delete(id), out);
+        Ok(())
+    }
+
+    fn check_deletable(&self, id: u32) -> Result<()> {
+        let found = self.config.snapshots.find(id);
+        let snapshot =
+            found.with_context(|| format!("volume '{}' has no snapshot {id}", self.name))?;
+        if self.level < Level::Devices {
+            bail!(
+                "volume '{0}' is stopped: run `zumastor start volume {0}`",
+                self.name
+            );
+        }
+        if snapshot.protected {
+            bail!(
+                "snapshot {id} is protected: run `zumastor unprotect {} {id}` first",
+                self.name
+            );
+        }
+        if let Some(holder) = self.held_by(id) {
+            bail!("snapshot {id} is held by the replication {holder}: the next increment needs it");
+        }
+        self.check_unheld(&[Action::RemoveDevice(Some(id))])
+    }
+
+    /// The replication that needs a snapshot.
+    pub(super) fn held_by(&self, id: u32) -> Option<String> {
+        let config = &self.config;
+        for (name, target) in &config.targets {
+            if [target.hold, target.sending]
+                .iter()
+                .flatten()
+                .any(|s| s.id == id)
+            {
+                return Some(format!("to {name}"));
+            }
+        }
+        let source = config.source.as_ref()?;
+        let is_it = source.hold.is_some_and(|hold| hold.id == id);
+        is_it.then(|| format!("from {}", source.host))
+    }
+
+    /// Takes a snapshot out of the document.
+    pub(super) fn unlist(&mut self, id: u32) -> Result<()> {
         let stored = self
             .host
             .snapshots(&self.layout.server_socket(&self.name))?;
@@ -88,6 +148,51 @@ impl Volume {
         self.save().map_err(|error| {
             self.config = before;
             error.context(format!("snapshot {id} is not deleted"))
-        })
+        })?;
+        self.plain.remove(&id);
+        let of_it = [format!("snapshot {id} "), format!("snapshot {id}:")];
+        self.warnings
+            .retain(|w| !of_it.iter().any(|start| w.starts_with(start)));
+        Ok(())
+    }
+
+    /// Keeps a snapshot from being deleted by rotations or given up by a full store, or no longer does.
+    pub fn protect(&mut self, id: u32, protect: bool, out: Out) -> Result<()> {
+        let found = self.config.snapshots.find(id).cloned();
+        let snapshot =
+            found.with_context(|| format!("volume '{}' has no snapshot {id}", self.name))?;
+        if self.level == Level::Down {
+            bail!(
+                "volume '{0}' is stopped: run `zumastor start volume {0}`",
+                self.name
+            );
+        }
+        let server = self.layout.server_socket(&self.name);
+        let priority = if protect { PROTECTED } else { 0 };
+        self.patiently(|| self.host.set_priority(&server, id, priority))?;
+        let before = self.config.clone();
+        for listed in &mut self.config.snapshots.list {
+            if listed.id == id {
+                listed.protected = protect;
+            }
+        }
+        if let Err(error) = self.save() {
+            self.config = before;
+            // What the document says counts, and the next start sees to that.
+            let old = if snapshot.protected { PROTECTED } else { 0 };
+            let _ = self.host.set_priority(&server, id, old);
+            return Err(error);
+        }
+        let line = if protect {
+            format!(
+                "snapshot {id} is protected: no rotation deletes it, and a full store fails writes to the origin \
+                 rather than giving it up"
+            )
+        } else {
+            format!("snapshot {id} is no longer protected")
+        };
+        self.log(&line);
+        out(Note::Line(line));
+        Ok(())
     }
 }

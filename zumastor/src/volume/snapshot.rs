@@ -16,17 +16,27 @@ use crate::config::{Doomed, MANUAL, Snapshot};
 use crate::freeze::{self, Frozen};
 use crate::machine::{Dev, Stored};
 use crate::names;
-use crate::plan::{Level, Scope};
+use crate::plan::{self, Level, Scope};
+use crate::schedule;
 
 impl Volume {
-    /// Takes a snapshot of `kind` ([`MANUAL`] if none is given) and mounts it.
+    /// Takes a snapshot for `kind` ([`MANUAL`] if none is given) and mounts it.
     pub fn snapshot(&mut self, kind: Option<&str>, out: Out) -> Result<u32> {
-        if let Some(kind) = kind.filter(|k| *k != MANUAL) {
+        let kind = kind.unwrap_or(MANUAL);
+        if kind != MANUAL && self.rotation(kind).is_none() {
             bail!(
-                "volume '{}' has no schedule for '{kind}' snapshots",
+                "volume '{0}' has no schedule for '{kind}' snapshots: run `zumastor define schedule {0}`",
                 self.name
             );
         }
+        self.take(&[kind.to_string()], out)
+    }
+
+    /// Takes a snapshot that belongs to all of `kinds`, mounts it, and deletes what leaves these rotations.
+    ///
+    /// What it costs does not grow with the number of snapshots, but for the links: the others are not looked at.
+    pub(super) fn take(&mut self, kinds: &[String], out: Out) -> Result<u32> {
+        self.check_not_reverting()?;
         if self.config.master.is_none() {
             bail!(
                 "volume '{0}' has no master: run `zumastor define master {0}`",
@@ -40,7 +50,7 @@ impl Volume {
             );
         }
         let stored = self.settle_snapshots()?;
-        let snapshot = self.begin_snapshot(kind.unwrap_or(MANUAL), &stored)?;
+        let snapshot = self.begin_snapshot(kinds, &stored)?;
         let id = snapshot.id;
         if let Err(error) = self.create_frozen(id).and_then(|()| self.record(snapshot)) {
             self.log(&format!("snapshot {id} failed: {error:#}"));
@@ -53,34 +63,36 @@ impl Volume {
                 Err(undo) => Err(error.context(format!("and it could not be undone: {undo:#}"))),
             };
         }
-        self.log(&format!("snapshot {id} created"));
-        let report = self.up(Level::Mounted, out)?;
-        match report
-            .failure(Scope::Snapshot(id))
-            .or(report.failure(Scope::Master))
-        {
-            Some(error) => {
-                bail!(
-                    "snapshot {id} exists, but {}",
-                    describe(Scope::Master, error)
-                )
-            }
-            None => {
-                let name = names::device_name(&self.name, Some(id));
-                let mounted = self.config.filesystem.mountsnap && !self.plain.contains_key(&id);
-                let place = if mounted {
-                    self.mountpoint(Some(id))
-                } else {
-                    std::path::Path::new("/dev/mapper").join(name)
-                };
-                out(Note::Line(format!("snapshot {id}: {}", place.display())));
-                Ok(id)
-            }
+        self.log(&format!("snapshot {id} created ({})", kinds.join(", ")));
+        let steps = plan::show(id, self.config.filesystem.mountsnap);
+        let mut report = plan::run_each(&steps, |action| self.perform(action, out));
+        self.rotate(kinds, out);
+        if !report.failures.is_empty() {
+            let error = report.failures.swap_remove(0).2;
+            let text = format!(
+                "snapshot {id} exists, but {}",
+                describe(Scope::Master, &error)
+            );
+            self.warnings.push(text.clone());
+            bail!("{text}");
         }
+        let name = names::device_name(&self.name, Some(id));
+        let mounted = self.config.filesystem.mountsnap && !self.plain.contains_key(&id);
+        let place = if mounted {
+            self.mountpoint(Some(id))
+        } else {
+            std::path::Path::new("/dev/mapper").join(name)
+        };
+        out(Note::Line(format!("snapshot {id}: {}", place.display())));
+        Ok(id)
     }
 
     /// Takes the next number that the store does not have, durably, before anything is created with it.
-    pub(super) fn begin_snapshot(&mut self, kind: &str, stored: &[Stored]) -> Result<Snapshot> {
+    pub(super) fn begin_snapshot(
+        &mut self,
+        kinds: &[String],
+        stored: &[Stored],
+    ) -> Result<Snapshot> {
         let now = self.host.now();
         let time = self.config.snapshots.unique_time(&names::local_time(&now));
         let before = self.config.clone();
@@ -97,7 +109,7 @@ impl Volume {
         let snapshot = Snapshot {
             id,
             uuid: uuid::Uuid::new_v4(),
-            kinds: vec![kind.to_string()],
+            kinds: kinds.to_vec(),
             time,
             created: now.timestamp().as_second(),
             protected: false,
@@ -142,6 +154,12 @@ impl Volume {
     /// Makes the snapshot one of the volume's, durably.
     fn record(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.config.clone();
+        let now = self.host.now();
+        for rotation in &mut self.config.schedule {
+            if snapshot.is_of(&rotation.kind) {
+                rotation.served = schedule::latest_slot(rotation.period(), &now);
+            }
+        }
         let snapshots = &mut self.config.snapshots;
         snapshots.pending = None;
         snapshots.list.push(snapshot);
@@ -156,7 +174,8 @@ impl Volume {
     /// now is written with the next change: what it says too much is found out again.
     pub(super) fn settle_snapshots(&mut self) -> Result<Vec<Stored>> {
         let server = self.layout.server_socket(&self.name);
-        let mut stored = self.host.snapshots(&server)?;
+        // One that is just being started again is waited for.
+        let mut stored = self.patiently(|| self.host.snapshots(&server))?;
         let snapshots = &mut self.config.snapshots;
         let before = snapshots.clone();
         if let Some(pending) = snapshots.pending.take() {
@@ -206,6 +225,20 @@ impl Volume {
             }
             there
         });
+        let wanted = |id| match snapshots.find(id) {
+            Some(snapshot) if snapshot.protected => PROTECTED,
+            _ => 0,
+        };
+        for found in &stored {
+            // Others than these two were set by hand.
+            let (id, is) = (found.tag.0, found.priority);
+            let differs = snapshots.find(id).is_some() && wanted(id) != is;
+            if differs && (is == PROTECTED || wanted(id) == PROTECTED) {
+                if let Err(error) = host.set_priority(&server, id, wanted(id)) {
+                    warnings.push(format!("{error:#}"));
+                }
+            }
+        }
         if *snapshots != before {
             if let Err(error) = self.save() {
                 warnings.push(format!("{error:#}"));
@@ -218,6 +251,9 @@ impl Volume {
         Ok(stored)
     }
 }
+
+/// The priority of a snapshot that a full store does not give up.
+pub const PROTECTED: i8 = 127;
 
 /// Whether a snapshot could not be created because there is one of that number.
 fn is_taken(error: &anyhow::Error) -> bool {

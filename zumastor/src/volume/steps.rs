@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! How each [`Action`] is carried out. All of them may be repeated.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -64,6 +65,12 @@ impl Volume {
             Action::RemoveDevice(which) => {
                 let name = names::device_name(&self.name, which);
                 self.patiently(|| self.host.dm_remove(&name))
+            }
+            Action::Unlist(id) => self.unlist(id),
+            Action::DeleteData => self.settle_snapshots().map(|_| ()),
+            // Only if empty: what somebody put below a mount point is his.
+            Action::RemoveMountPoint => {
+                links::remove_empty_dir(&self.layout.mountpoint(&self.name))
             }
             Action::StopServer => self.supervisor.stop(Kind::Server),
             Action::StopAgent => self.supervisor.stop(Kind::Agent),
@@ -223,21 +230,18 @@ impl Volume {
     fn write_links(&self) -> Result<()> {
         let origin = self.device_number(None)?;
         let table = self.host.mounts()?;
-        let mounted = |which: Device, dev: Option<Dev>| {
-            let dir = self.mountpoint(which);
-            table
-                .iter()
-                .any(|m| m.dir == dir && Some(m.dev) == dev)
-                .then_some(dir)
-        };
-        match mounted(None, Some(origin)) {
+        let table: BTreeMap<&Path, Dev> = table.iter().map(|m| (m.dir.as_path(), m.dev)).collect();
+        let dir = self.mountpoint(None);
+        let is_mounted = table.get(dir.as_path()) == Some(&origin);
+        match is_mounted.then_some(dir) {
             Some(dir) => links::set_link(&self.layout.mount_link(&self.name), &dir)?,
             None => links::remove_link(&self.layout.mount_link(&self.name))?,
         }
+        links::set_flag(&self.layout.cron(&self.name))?;
+        // Nobody else mounts there, so the devices need not be looked at one by one.
         let snapshot = |tag| {
-            let name = names::device_name(&self.name, Some(tag));
-            let dev = self.host.dm_find(&name).ok()?.map(|d| d.dev);
-            mounted(Some(tag), dev)
+            let dir = self.mountpoint(Some(tag));
+            table.contains_key(dir.as_path()).then_some(dir)
         };
         let links = links::snapshot_links(self.snapshots(), snapshot);
         let dir = self.links_dir();
@@ -254,6 +258,7 @@ impl Volume {
     /// Removes the standard paths, and of a directory the administrator named only our links.
     fn remove_links(&self) -> Result<()> {
         links::remove_link(&self.layout.mount_link(&self.name))?;
+        links::remove_flag(&self.layout.cron(&self.name))?;
         let dir = self.links_dir();
         if dir.is_dir() {
             links::sync_links(&dir, &Default::default())?;

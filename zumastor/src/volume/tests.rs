@@ -118,6 +118,7 @@ impl Bench {
             !self.layout.volume("v").exists(),
             "{context}: the database has it"
         );
+        assert!(!self.layout.cron("v").exists(), "{context}: cron left");
         assert!(
             !self.layout.mount_link("v").is_symlink(),
             "{context}: link left"
@@ -135,6 +136,7 @@ impl Bench {
 
 mod definition;
 mod holds;
+mod verbs;
 
 /// Nothing is to end early.
 fn never() -> Check {
@@ -209,7 +211,8 @@ fn a_failing_undo_keeps_the_first_cause() {
     bench.fake.state().fail = Some("start server".to_string());
     fs::create_dir_all(bench.layout.volume("v").join("foreign/file")).expect("made");
     let text = bench.refusal(&Bench::request());
-    let expected = "start server failed; then taking back the work failed (RemoveConfig: ";
+    let expected =
+        "start server failed; then taking back the work failed (delete the volume's document: ";
     assert!(text.starts_with(expected), "{text}");
 }
 
@@ -306,6 +309,7 @@ fn snapshots_are_frozen_numbered_even_mounted_and_linked() {
             .contains(&"mount v(2) ro,errors=continue".to_string())
     );
     drop(state);
+    assert!(bench.layout.cron("v").exists());
     let links = bench.layout.snapshot_links("v");
     let target = |name: &str| fs::read_link(links.join(name)).expect("a link");
     assert_eq!(target("manual.0"), Path::new("2026.11.22-03.04.05.1"));

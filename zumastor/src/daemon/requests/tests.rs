@@ -44,7 +44,7 @@ impl Bench {
             label: None,
             elsewhere: None,
         }));
-        let daemon = Daemon::new(fake.clone(), layout.clone());
+        let daemon = Daemon::new(fake.clone(), layout.clone()).expect("new");
         Bench {
             _root: root,
             layout,
@@ -189,7 +189,10 @@ fn a_volume_serves_one_change_at_a_time_and_status_never_waits() {
 fn who_waits_for_a_volume_that_is_forgotten_is_told() {
     let bench = Bench::with_master();
     let (reached, go) = bench.fake.stall("unmount v");
-    let forget = Request::Forget { volume: "v".into() };
+    let forget = Request::Forget {
+        volume: "v".into(),
+        dry_run: false,
+    };
     let forgotten = bench.begin(forget);
     reached.recv_timeout(LIMIT).expect("it goes");
     let late = bench.begin(Bench::snapshot("v", false));
@@ -226,7 +229,13 @@ fn a_request_keeps_its_place_until_the_operation_has_ended() {
     let (reached, go) = bench.fake.stall("create 0");
     let mut nowait = BufReader::new(connect(&bench, &count, &Bench::snapshot("v", true)));
     let answer: Option<Event> = control::receive(&mut nowait).expect("an answer");
-    assert_eq!(answer, Some(Event::Done { error: None }));
+    assert_eq!(
+        answer,
+        Some(Event::Done {
+            error: None,
+            code: 0
+        })
+    );
     drop(nowait);
     reached.recv_timeout(LIMIT).expect("it is being taken");
     let (second, third) = (Bench::snapshot("v", false), Bench::snapshot("v", true));
@@ -283,8 +292,175 @@ fn stopping_a_volume_interrupts_its_jobs_and_forgetting_cancels_them() {
     };
     assert_eq!(run(stop), JobState::Interrupted);
     assert_eq!(
-        run(Request::Forget { volume: volume() }),
+        run(Request::Forget {
+            volume: volume(),
+            dry_run: false
+        }),
         JobState::Cancelled
     );
     assert!(bench.daemon.jobs.views("v").is_empty());
+}
+
+fn stop_master() -> Request {
+    Request::Stop {
+        role: Role::Master,
+        volume: "v".into(),
+    }
+}
+
+fn revert(dry_run: bool) -> Request {
+    Request::Revert {
+        volume: "v".into(),
+        snapshot: 0,
+        dry_run,
+    }
+}
+
+#[test]
+fn a_revert_is_a_job_and_needs_an_unmounted_origin() {
+    let bench = Bench::with_master();
+    bench.run(&Bench::snapshot("v", false)).expect("taken");
+    let error = bench.run(&revert(false)).expect_err("mounted").to_string();
+    assert!(error.contains("`zumastor stop master v`"), "{error}");
+    bench.run(&stop_master()).expect("unmounted");
+    bench.fake.state().log.clear();
+    bench.run(&revert(true)).expect("possible");
+    assert!(bench.fake.state().log.is_empty(), "only said");
+    let (reached, go) = bench.fake.stall("revert 0");
+    let reverted = bench.begin(revert(false));
+    reached.recv_timeout(LIMIT).expect("it reverts");
+    // The volume is free meanwhile, and says what goes on.
+    let refused = bench
+        .run(&Bench::snapshot("v", false))
+        .expect_err("refused");
+    assert!(
+        refused
+            .to_string()
+            .contains("is being reverted to snapshot 0"),
+        "{refused}"
+    );
+    assert_eq!(
+        bench
+            .view("v")
+            .expect("known")
+            .jobs
+            .last()
+            .map(|j| j.name.clone()),
+        Some("revert".into())
+    );
+    drop(go);
+    reverted
+        .recv_timeout(LIMIT)
+        .expect("an end")
+        .expect("reverted");
+    let devices: Vec<String> = bench.fake.state().dm.keys().cloned().collect();
+    assert_eq!(devices, ["v", "v(0)"], "the devices are back");
+    let start = Request::Start {
+        role: Role::Master,
+        volume: "v".into(),
+        accept_origin: false,
+    };
+    bench.run(&start).expect("mounted again");
+}
+
+#[test]
+fn a_revert_that_a_server_goes_on_with_is_taken_up() {
+    let bench = Bench::with_master();
+    bench.run(&Bench::snapshot("v", false)).expect("taken");
+    bench.run(&stop_master()).expect("unmounted");
+    let (reached, go) = bench.fake.stall("revert 0");
+    let reverted = bench.begin(revert(false));
+    reached.recv_timeout(LIMIT).expect("it reverts");
+    bench.fake.state().reverting = Some(0);
+    let stop = Request::Stop {
+        role: Role::Volume,
+        volume: "v".into(),
+    };
+    bench.run(&stop).expect("stopped in the middle");
+    let error = reverted
+        .recv_timeout(LIMIT)
+        .expect("an end")
+        .expect_err("interrupted");
+    assert!(error.to_string().starts_with("interrupted"), "{error}");
+    // The old call ends with its server; the new server has the revert to do.
+    drop(go);
+    until("the old call has ended", || {
+        bench.fake.state().reverting.is_none()
+    });
+    bench.fake.state().reverting = Some(0);
+    let start = Request::Start {
+        role: Role::Volume,
+        volume: "v".into(),
+        accept_origin: false,
+    };
+    let error = bench.run(&start).expect_err("not yet").to_string();
+    assert!(error.contains("is being reverted"), "{error}");
+    let up = || bench.view("v").is_some_and(|v| v.up && v.failure.is_none());
+    until("the volume comes up when it is done", || {
+        up() && bench.fake.state().mounts.len() == 2
+    });
+}
+
+#[test]
+fn a_resize_fits_the_device_in_use() {
+    let bench = Bench::with_master();
+    let resize = |origin| Request::Resize {
+        volume: "v".into(),
+        origin: Some(origin),
+        store: None,
+        meta: None,
+    };
+    bench.run(&resize(200 << 20)).expect("resized");
+    let log = bench.fake.state().log.clone();
+    assert_eq!(log[log.len() - 2..], ["resize", "dm reload v 409600"]);
+    assert_eq!(bench.fake.state().mounts.len(), 1, "it stays mounted");
+    let error = bench
+        .run(&resize(2 << 30))
+        .expect_err("the disk is smaller");
+    assert!(
+        error.to_string().contains("make the device larger first"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_clock_takes_what_is_due_and_tries_again_later() {
+    let bench = Bench::with_master();
+    let set = |text: &str| {
+        let now: jiff::Zoned = text.parse().expect("a time");
+        bench.fake.state().now = Some(now);
+    };
+    set("2026-06-01T10:20[UTC]");
+    let rotations = vec![crate::volume::WantedRotation {
+        kind: "hourly".into(),
+        keep: 2,
+        custom: None,
+    }];
+    let volume = "v".to_string();
+    let define = Request::DefineSchedule { volume, rotations };
+    bench.run(&define).expect("defined");
+    let eleven: jiff::Zoned = "2026-06-01T11:00[UTC]".parse().expect("a time");
+    assert_eq!(bench.daemon.tick(), Some(eleven.timestamp().as_second()));
+    set("2026-06-01T11:00[UTC]");
+    bench.fake.state().fail = Some("create 0".into());
+    let idle = || {
+        !bench
+            .daemon
+            .handle("v")
+            .expect("known")
+            .taking
+            .load(Ordering::SeqCst)
+    };
+    bench.daemon.tick();
+    until("it has been tried", idle);
+    assert!(bench.fake.state().snapshots.is_empty());
+    bench.daemon.tick();
+    assert!(idle(), "not again at once");
+    *lock(&bench.daemon.handle("v").expect("known").retry_at) = Some(Instant::now());
+    bench.daemon.tick();
+    until("it has been taken", || {
+        idle() && bench.fake.state().snapshots.len() == 1
+    });
+    bench.daemon.tick();
+    assert!(idle(), "nothing is due any more");
 }

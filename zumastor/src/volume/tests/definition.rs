@@ -175,7 +175,9 @@ fn numbers_that_somebody_else_has_used_are_passed_over_and_kept() {
     assert_eq!(bench.fake.state().snapshots.len(), 3);
     // One that came after the look and before the creation is somebody else's as well.
     let stored = volume.settle_snapshots().expect("settled");
-    volume.begin_snapshot(MANUAL, &stored).expect("begun");
+    volume
+        .begin_snapshot(&[MANUAL.to_string()], &stored)
+        .expect("begun");
     bench.fake.state().snapshots.insert(6, 1);
     volume.settle_snapshots().expect("settled");
     assert!(bench.fake.state().snapshots.contains_key(&6));

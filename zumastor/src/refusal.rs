@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Failures that scripts tell apart by their exit code.
+
+use thiserror::Error;
+
+/// Any other failure.
+pub const FAILED: u8 = 1;
+/// The number of snapshots would be too high: of `define schedule`.
+pub const BUDGET: u8 = 3;
+
+/// A failure with an exit code of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// The exit code.
+    pub code: u8,
+    /// Why, in a sentence.
+    pub text: String,
+}
+
+/// The exit code of a failure.
+#[must_use]
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<Refusal>().map_or(FAILED, |r| r.code)
+}
