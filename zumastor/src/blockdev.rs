@@ -22,8 +22,10 @@ use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc;
 
+use crate::device_number::from_raw;
+pub use crate::device_number::number;
 use crate::machine::{Dev, Users};
-use crate::{mounts, process};
+use crate::{mount_table, process};
 
 nix::ioctl_read!(
     /// BLKGETSIZE64: a block device's size in bytes.
@@ -45,28 +47,6 @@ const ZERO_STEP_BYTES: u64 = 64 << 20;
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Links followed before a path is called a loop.
 const LINKS_MAX: usize = 16;
-
-/// The number of the block device at `path`.
-pub fn number(path: &Path) -> Result<Dev> {
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            bail!("device '{}' does not exist", path.display())
-        }
-        Err(e) => return Err(e).with_context(|| format!("could not look at '{}'", path.display())),
-    };
-    if !meta.file_type().is_block_device() {
-        bail!("'{}' is not a block device", path.display());
-    }
-    Ok(from_raw(meta.rdev()))
-}
-
-fn from_raw(dev: u64) -> Dev {
-    Dev {
-        major: libc::major(dev),
-        minor: libc::minor(dev),
-    }
-}
 
 /// A path for the device at `path` that is still right after a reboot; see the module's comment.
 pub fn stable_path(path: &Path) -> Result<PathBuf> {
@@ -246,7 +226,7 @@ fn in_use(base: Base) -> bool {
 
 /// The mounts of these devices, described.
 fn mounted(devices: &BTreeSet<Base>) -> Vec<String> {
-    let table = mounts::table().unwrap_or_default();
+    let table = mount_table::table().unwrap_or_default();
     let ours = table.iter().filter(|m| devices.contains(&base(m.dev)));
     ours.map(|m| format!("a mount on {}", m.dir.display()))
         .collect()

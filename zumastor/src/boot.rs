@@ -13,7 +13,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
@@ -26,18 +25,16 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::config::{self, Devices, Filesystem, VolumeConfig};
-use crate::daemon::uevents;
+use crate::boot_record;
+use crate::config::{self, Devices, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
-use crate::names;
 use crate::plan::Level;
+use crate::uevents;
 use crate::volume::Volume;
 
 /// How long [`activate`] waits for the other devices of a volume: as long as systemd for one in fstab.
 const DEVICES_DEADLINE: Duration = Duration::from_secs(90);
-/// The ending of a record's name.
-const ENDING: &str = ".yaml";
 /// Parts of links that say what is on a device. The others say which device it is.
 const BY_CONTENTS: [&str; 5] = [
     "/by-uuid/",
@@ -48,82 +45,6 @@ const BY_CONTENTS: [&str; 5] = [
 ];
 /// Longest value that udev takes for links, in bytes, with room for the terminating zero.
 const LINKS_MAX_BYTES: usize = 1000;
-
-/// Makes the boot record of `volume` what `config` asks for, durably. Writes only if that is a change, and
-/// says whether it was one.
-///
-/// # Errors
-/// The record cannot be written; an earlier one stays.
-pub fn record(layout: &Layout, volume: &str, config: &VolumeConfig) -> Result<bool> {
-    let wanted = VolumeConfig {
-        filesystem: Filesystem::default(),
-        master: None,
-        source: None,
-        targets: Default::default(),
-        schedule: Vec::new(),
-        snapshots: config::Snapshots::default(),
-        ..config.clone()
-    };
-    let path = layout.boot_record(volume);
-    let heading = "# Written by zumastor: what brings the volume up before /var is mounted.\n";
-    let text = format!("{heading}{}", serde_yaml::to_string(&wanted)?);
-    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
-        return Ok(false);
-    }
-    let failed = || format!("could not write {}", path.display());
-    config::make_private_dir(&layout.boot_records())?;
-    let temporary = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(layout.boot_records())?.sync_all()
-    };
-    write().with_context(failed)?;
-    Ok(true)
-}
-
-/// Deletes the boot record of `volume`, durably. Succeeds if there is none.
-///
-/// # Errors
-/// It is still there.
-pub fn forget(layout: &Layout, volume: &str) -> Result<()> {
-    let path = layout.boot_record(volume);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result
-            .and_then(|()| fs::File::open(layout.boot_records())?.sync_all())
-            .with_context(|| format!("could not remove {}", path.display())),
-    }
-}
-
-/// Reads all boot records. One that cannot be used is passed over: it must not keep the others down.
-fn records(layout: &Layout) -> Vec<(String, VolumeConfig)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(layout.boot_records())
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let name = entry.file_name();
-        let Some(volume) = name.to_str().and_then(|n| n.strip_suffix(ENDING)) else {
-            continue;
-        };
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        let config = config::parse(&entry.path(), &text);
-        if let (Ok(()), Ok(config)) = (names::check_volume_name(volume), config) {
-            found.push((volume.to_string(), config));
-        }
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found
-}
 
 /// The instance of `zumastor-volume@.service` for a volume: its name, or its UUID where systemd does not
 /// take the name as it is.
@@ -146,7 +67,7 @@ fn instance(volume: &str, config: &VolumeConfig) -> String {
 #[must_use]
 pub fn member(layout: &Layout, own: &[String], whole: &[String]) -> Vec<String> {
     let named = |path: &Path, names: &[String]| names.iter().any(|n| Path::new(n) == path);
-    for (volume, config) in records(layout) {
+    for (volume, config) in boot_record::records(layout) {
         let Devices {
             origin,
             snapstore,
@@ -229,7 +150,7 @@ pub fn first_start(layout: &Layout, volume: &str) -> Result<Flock<fs::File>> {
 /// # Errors
 /// A device did not appear in 90 s, or the volume could not be brought up.
 pub fn activate(host: Arc<dyn Host>, layout: &Layout, instance: &str) -> Result<()> {
-    let known = records(layout);
+    let known = boot_record::records(layout);
     let found = known
         .into_iter()
         .find(|(volume, config)| self::instance(volume, config) == instance);
@@ -350,6 +271,8 @@ fn disk_names(layout: &Layout, path: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot_record::{forget, record};
+    use crate::config::Filesystem;
     use crate::host::fake::Fake;
 
     fn config(origin: &str, store: &str) -> VolumeConfig {
@@ -418,7 +341,7 @@ mod tests {
         forget(&layout, "v").expect("nothing there");
         record(&layout, "v+1", &config("/dev/a", "/dev/b")).expect("written");
         fs::write(layout.boot_record("broken"), "version: 99").expect("written");
-        let found = records(&layout);
+        let found = boot_record::records(&layout);
         let [(name, config)] = &found[..] else {
             panic!("{found:?}")
         };
@@ -430,7 +353,7 @@ mod tests {
         // systemd has no '+' in names of units.
         assert_eq!(instance(name, config), "00000000000000000000000000000007");
         forget(&layout, "v+1").expect("removed");
-        assert!(records(&layout).is_empty());
+        assert!(boot_record::records(&layout).is_empty());
     }
 
     #[test]

@@ -34,9 +34,6 @@ mod status;
 mod thaw_guard;
 mod udev_name;
 
-#[cfg(test)]
-mod tests;
-
 /// The usage of the tool as a whole.
 const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|delete|protect|unprotect|remount|resize|revert|list|cancel|status} \
      [<subarguments>...]";
@@ -383,3 +380,6 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         _ => USAGE_ERROR,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,12 +37,12 @@ use crate::layout::Layout;
 use crate::shutdown;
 use crate::status::View;
 use crate::supervise::Supervisor;
+use crate::uevents;
 use crate::volume::{self, Volume};
 
 mod clock;
 mod notify;
 mod requests;
-pub(crate) mod uevents;
 
 /// Time given to volumes to come up or go down before systemd hears that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -304,7 +304,8 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         .name("accept".into())
         .spawn(move || server.serve(&listener))?;
     // Before the volumes are tried: a device that appears meanwhile must not be missed.
-    uevents::watch(daemon.clone())?;
+    let watching = daemon.clone();
+    uevents::watch(move || watching.retry())?;
     daemon.start_all()?;
     clock::watch(&daemon)?;
     remove(&layout.locking());

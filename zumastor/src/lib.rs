@@ -7,10 +7,11 @@
 //!
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
 //! - [`status`]: what `zumastor status` prints.
-//! - [`boot`]: bringing volumes up before the daemon, and [`shutdown`], ending what is left after it.
+//! - [`boot`]: bringing volumes up before the daemon, by its [`boot_record`]s, and [`shutdown`], ending what
+//!   is left after it. [`uevents`]: what udev says.
 //! - [`work`]: long work on one machine, as [`jobs`], which hold up nobody.
-//! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`freeze`], [`thaw_guard`],
-//!   [`blockdev`], [`server`] and [`process`], one subject each.
+//! - [`system`]: the real machine, handed on to [`dm`], [`mounts`], [`mount_table`], [`freeze`], [`thaw_guard`],
+//!   [`blockdev`], [`device_number`], [`server`] and [`process`], one subject each.
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
 //!   its agent and server running.
 //! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
@@ -30,10 +31,12 @@
 
 pub mod blockdev;
 pub mod boot;
+pub mod boot_record;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod device_number;
 pub mod dm;
 pub mod freeze;
 pub mod host;
@@ -43,6 +46,7 @@ pub mod layout;
 pub mod links;
 pub mod machine;
 pub mod mount_options;
+pub mod mount_table;
 pub mod mounts;
 pub mod names;
 pub mod note;
@@ -57,5 +61,6 @@ pub mod status;
 pub mod supervise;
 pub mod system;
 pub mod thaw_guard;
+pub mod uevents;
 pub mod volume;
 pub mod work;

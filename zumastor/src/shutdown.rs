@@ -24,7 +24,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::layout::Layout;
 use crate::machine::{Dev, DmDevice};
 use crate::process::{self, Found};
-use crate::{blockdev, dm, mounts};
+use crate::{blockdev, dm, mount_table};
 
 /// How long a process that uses a volume may take to end when it is asked to.
 const POLITE: Duration = Duration::from_secs(3);
@@ -131,7 +131,7 @@ fn release(layout: &Layout, dev: Dev) {
             complain(format_args!("{error:#}"));
         }
     }
-    let mounted = mounts::table().unwrap_or_default();
+    let mounted = mount_table::table().unwrap_or_default();
     // The newest first: it may lie below an older one.
     for mount in mounted.iter().rev().filter(|m| m.dev == dev) {
         if umount2(&mount.dir, MntFlags::UMOUNT_NOFOLLOW).is_err() {

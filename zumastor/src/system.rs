@@ -13,7 +13,7 @@ use jiff::Zoned;
 use crate::config::Devices;
 use crate::host::{FreezeGuard, Host, Probe};
 use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
-use crate::{blockdev, dm, freeze, mounts, process, server, thaw_guard};
+use crate::{blockdev, dm, freeze, mount_table, mounts, process, server, thaw_guard};
 
 /// The real machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -143,7 +143,7 @@ impl Host for System {
         dm::node(name, dev)
     }
     fn mounts(&self) -> Result<Vec<Mount>> {
-        mounts::table()
+        mount_table::table()
     }
     fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()> {
         mounts::mount(node, dir, fstype, options)

@@ -14,7 +14,7 @@ use ddsnap::client::ClientError;
 use ddsnap::probe::contents::Contents;
 use ddsnap::stdio::complain;
 
-use crate::boot;
+use crate::boot_record;
 use crate::config::{self, Snapshot, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
@@ -33,9 +33,6 @@ mod revert;
 mod rotate;
 mod snapshot;
 mod steps;
-
-#[cfg(test)]
-mod tests;
 
 pub use define::DefineVolume;
 pub use master::MasterFlags;
@@ -171,7 +168,7 @@ impl Volume {
     /// Sees to it that the next boot finds the volume. A read-only /etc is no reason to fail: then the volume
     /// comes up with the daemon, later. Says whether the record is new.
     fn record_for_boot(&self) -> bool {
-        let written = boot::record(&self.layout, &self.name, &self.config);
+        let written = boot_record::record(&self.layout, &self.name, &self.config);
         if let Err(error) = &written {
             self.log(&format!(
                 "WARNING: it will not be up before the daemon at boot: {error:#}"
@@ -678,3 +675,6 @@ pub fn load(host: Arc<dyn Host>, layout: &Layout, name: &str) -> Result<Volume> 
         config::load(layout, name)?.with_context(|| format!("'{name}' is not a managed volume"))?;
     Volume::new(host, layout, name, config)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use ddsnap::probe::contents::Contents;
 
 use super::doubt::sync_doubts;
 use super::{Note, Out, Volume, Waiting, agent_spec};
-use crate::boot;
+use crate::boot_record;
 use crate::config;
 use crate::links;
 use crate::machine::{Dev, Kind};
@@ -45,7 +45,7 @@ impl Volume {
                 self.save()
             }
             Action::RemoveConfig => {
-                boot::forget(&self.layout, &self.name)?;
+                boot_record::forget(&self.layout, &self.name)?;
                 Ok(config::remove(&self.layout, &self.name)?)
             }
             Action::StartAgent => self.start_process(Kind::Agent, out),

@@ -6,7 +6,6 @@
 //! the moment to look again.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -15,8 +14,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
-
-use super::Daemon;
 
 /// The multicast group of udev's own messages (1 is the kernel's).
 const UDEV_GROUP: u32 = 2;
@@ -47,23 +44,23 @@ pub fn drain(fd: &OwnedFd) {
     ) {}
 }
 
-/// Starts a thread that has `daemon` retry when something happens to a block device.
-pub fn watch(daemon: Arc<Daemon>) -> Result<()> {
+/// Starts a thread that calls `happened` when something happens to a block device.
+pub fn watch(happened: impl Fn() + Send + 'static) -> Result<()> {
     let fd = subscribe()?;
     thread::Builder::new()
         .name("uevents".into())
-        .spawn(move || listen(&fd, &daemon))?;
+        .spawn(move || listen(&fd, happened))?;
     Ok(())
 }
 
-fn listen(fd: &OwnedFd, daemon: &Arc<Daemon>) {
+fn listen(fd: &OwnedFd, happened: impl Fn()) {
     let mut message = vec![0; MESSAGE_BYTES];
     loop {
         match recv(fd.as_raw_fd(), &mut message, MsgFlags::empty()) {
-            Ok(length) if is_block(&message[..length]) => daemon.retry(),
+            Ok(length) if is_block(&message[..length]) => happened(),
             Ok(_) | Err(Errno::EINTR) => {}
             // The queue ran over: something was missed, so look.
-            Err(Errno::ENOBUFS) => daemon.retry(),
+            Err(Errno::ENOBUFS) => happened(),
             Err(error) => {
                 complain(format_args!("no longer listening for devices: {error}"));
                 return;
