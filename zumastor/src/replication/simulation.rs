@@ -115,7 +115,7 @@ fn history(seed: u64, tally: &Tally) {
     for _ in 0..2 + random.below(12) {
         if random.one_in(8) && down.has_received() {
             // The old master's later changes are kept; then it follows the new one.
-            down.fail_over();
+            down.fail_over(random);
             reigns += 1;
             if random.one_in(2) {
                 let outcomes = cycle(&up, &down, [Fault::None; 2], Wishes::default(), random);

@@ -288,7 +288,9 @@ impl Shared {
         node.standing.hold.is_some() && node.standing.partial.is_none() && !node.standing.written
     }
 
-    pub(super) fn fail_over(&self) {
+    /// What the new master starts from is a snapshot at once: else the newest might be an older one.
+    pub(super) fn fail_over(&self, random: &mut Random) {
+        self.snapshot(random);
         let mut node = self.node();
         let number = node.standing.epoch.number + 1;
         let owner = node.standing.volume;
@@ -450,7 +452,8 @@ impl Downstream for Shared {
 
     fn safety_snapshot(&mut self) -> Result<()> {
         let node = &mut *self.node();
-        let id = Uuid::from_u128(0xabcd_0000_0000 | u128::from(node.next_number) << 64);
+        let volume = node.standing.volume.as_u128();
+        let id = Uuid::from_u128((volume << 96) | (u128::from(node.next_number) << 64) | 1);
         let length = node.standing.length;
         node.take(id, length);
         Ok(())
