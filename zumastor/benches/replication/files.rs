@@ -146,10 +146,10 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 impl Upstream for Files {
-    fn open(&mut self, _: &Begin) -> Result<Option<Sectors>> {
+    fn open(&mut self, _: &Begin) -> Result<bool> {
         let bytes = fs::read(self.dir.join("list"))?;
         self.list = bytes.chunks_exact(8).rev().map(number).collect();
-        Ok(Some(self.length))
+        Ok(true)
     }
 
     fn next_run(&mut self) -> Result<Option<ChunkRun>> {
@@ -213,8 +213,8 @@ impl Downstream for Files {
         Ok(())
     }
 
-    fn open(&mut self, _: &Begin) -> Result<Option<Sectors>> {
-        Ok(Some(self.length))
+    fn open(&mut self, _: &Begin, _: ChunkShift) -> Result<()> {
+        Ok(())
     }
 
     fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 
+use ddsnap::units::Sectors;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -191,6 +192,7 @@ pub fn decide(up: &Hello, down: &Hello) -> Result<Plan, Refusal> {
             nonce,
             snapshot,
             base: base.map(|base| base.id),
+            base_length: base.map_or(Sectors(0), |base| base.length),
             position,
             plain: plain || base.is_some_and(|base| !base.data),
         }))

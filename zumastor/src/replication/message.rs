@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the two sides say to each other, but for extents, which have a module of their own.
 
+use ddsnap::units::Sectors;
 use uuid::Uuid;
 
 use super::frame::Kind;
-use super::standing::{Held, Standing, decode_held};
+use super::standing::{Held, Standing, decode_held, take_length};
 use super::sums::Root;
 use super::wire::{Put, Take, WireError};
 
@@ -58,6 +59,8 @@ pub struct Begin {
     pub snapshot: Held,
     /// What it is made from; none: a full copy.
     pub base: Option<Uuid>,
+    /// Length of the base on the sending side; it may be longer on the other.
+    pub base_length: Sectors,
     /// Where to go on; 0 for a copy that begins.
     pub position: u64,
     /// Whole chunks only: the sender has no data of the base, or the receiver doubts its own.
@@ -159,7 +162,8 @@ impl Message {
                 let held = &begin.snapshot;
                 put.uuid(Some(held.id)).u32(held.number).u64(held.taken);
                 put.u64(held.length.0).u8(held.data.into());
-                put.uuid(begin.base).u64(begin.position);
+                put.uuid(begin.base).u64(begin.base_length.0);
+                put.u64(begin.position);
                 put.u8(begin.plain.into());
             }
             Message::Ready { nonce, position } => {
@@ -208,6 +212,7 @@ impl Message {
                 nonce: take.array()?,
                 snapshot: decode_held(&mut take)?,
                 base: take.uuid()?,
+                base_length: take_length(&mut take)?,
                 position: take.u64()?,
                 plain: take.flag("the mark of whole chunks")?,
             }),

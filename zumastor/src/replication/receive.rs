@@ -5,7 +5,7 @@
 //! certain that the sender sent it.
 
 use anyhow::{Context, Result, anyhow, bail};
-use ddsnap::units::{Chunk, ChunkRun, Sectors};
+use ddsnap::units::{Chunk, ChunkRun};
 
 use super::extent::{Coding, Digests, EXTENT_BYTES, Extent, ExtentError, Shape};
 use super::link::{Incoming, Line, Link, LinkError, Timing};
@@ -191,7 +191,7 @@ impl End<'_> {
 
     fn open(&mut self, begin: Begin) -> Result<()> {
         let chunk = self.chunk.context("nobody greeted")?;
-        let base_length = self.volume.open(&begin)?;
+        self.volume.open(&begin, chunk)?;
         let known = |sums: &Sums| sums.chunk() == chunk;
         let sums = if begin.position > 0 {
             let progress = self.volume.progress()?;
@@ -214,9 +214,9 @@ impl End<'_> {
             shape: Shape {
                 chunk,
                 length: begin.snapshot.length,
-                base_length: base_length.unwrap_or(Sectors(0)),
+                base_length: begin.base_length,
             },
-            based: base_length.is_some(),
+            based: begin.base.is_some(),
             position: begin.position,
             sums,
             done: 0,

@@ -184,7 +184,11 @@ impl Receiver {
             return refused(refusal.code(), refusal.to_string());
         }
         let own = &self.own.standing;
-        let moved = own.hold.is_some() && peer.standing.hold == own.hold;
+        // And only if it is a base: after a failback the hold may be a bookmark here.
+        let moved = own.hold.is_some_and(|hold| {
+            let theirs = &peer.standing;
+            theirs.hold == Some(hold) && theirs.find(hold).is_some() && own.has_data(hold)
+        });
         let mut actions = Vec::new();
         let same = own.lineage.is_some() && own.lineage == peer.standing.lineage;
         if same && peer.standing.epoch > own.epoch {

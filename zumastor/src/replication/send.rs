@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use ddsnap::units::{Chunk, ChunkRun, Sectors};
+use ddsnap::units::{Chunk, ChunkRun};
 
 use super::extent::{Digests, EXTENT_BYTES, Encoder, MAX_RUNS, Shape, ZERO_BYTES, zeros};
 use super::frame::Kind;
@@ -62,7 +62,6 @@ pub fn send(
         line,
         options,
         watch,
-        standing_base: own.standing.held.iter().map(|h| (h.id, h.length)).collect(),
         chunk: own.standing.chunk,
         copy: None,
         root: None,
@@ -79,7 +78,6 @@ struct End<'a> {
     line: Line,
     options: &'a Options,
     watch: &'a dyn Watch,
-    standing_base: Vec<(uuid::Uuid, Sectors)>,
     chunk: ddsnap::units::ChunkShift,
     copy: Option<Copy>,
     /// What the end said.
@@ -127,11 +125,11 @@ impl End<'_> {
                 match self.carry_out(action) {
                     Ok(None) => {}
                     Ok(Some(Step::Event(event))) => {
-                        // What came meanwhile is older news than the batch.
+                        // Before what came: its acknowledgement may be there already.
+                        events.push_back(event);
                         if let Err(outcome) = self.collect(&mut events) {
                             return outcome;
                         }
-                        events.push_back(event);
                     }
                     Ok(Some(Step::Stop(outcome))) => return outcome,
                     Err(error) => return self.failed(&error),
@@ -237,12 +235,7 @@ impl End<'_> {
     }
 
     fn open(&mut self, begin: Begin) -> Result<()> {
-        let based = self.volume.open(&begin)?.is_some();
-        let length_of = |id| self.standing_base.iter().find(|(held, _)| *held == id);
-        let base_length = begin
-            .base
-            .and_then(length_of)
-            .map_or(Sectors(0), |(_, l)| *l);
+        let based = self.volume.open(&begin)?;
         let known = |sums: &Sums| sums.chunk() == self.chunk;
         let mut sums = match begin.base {
             None => Some(Sums::new(self.chunk)),
@@ -268,7 +261,7 @@ impl End<'_> {
             shape: Shape {
                 chunk: self.chunk,
                 length: begin.snapshot.length,
-                base_length,
+                base_length: begin.base_length,
             },
             based,
             rest: None,

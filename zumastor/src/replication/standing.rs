@@ -172,7 +172,7 @@ impl Standing {
             found: shift.into(),
         })?;
         let written = take.flag("the mark of foreign writes")?;
-        let length = length(take)?;
+        let length = take_length(take)?;
         let (hold, old_hold, origin) = (take.uuid()?, take.uuid()?, take.uuid()?);
         let partial = match take.flag("the mark of a copy under way")? {
             false => None,
@@ -217,12 +217,13 @@ pub(super) fn decode_held(take: &mut Take<'_>) -> Result<Held, WireError> {
         id: take.some_uuid("a snapshot's UUID")?,
         number: take.u32()?,
         taken: take.u64()?,
-        length: length(take)?,
+        length: take_length(take)?,
         data: take.flag("the mark of data")?,
     })
 }
 
-fn length(take: &mut Take<'_>) -> Result<Sectors, WireError> {
+/// Reads a length that a device may have.
+pub(super) fn take_length(take: &mut Take<'_>) -> Result<Sectors, WireError> {
     let found = take.u64()?;
     if found > Sectors::MAX.0 {
         let what = "a length";

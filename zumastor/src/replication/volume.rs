@@ -2,7 +2,7 @@
 //! What the two ends of a stream need of their volumes, and of whoever looks on.
 
 use anyhow::Result;
-use ddsnap::units::{ChunkRun, Sectors};
+use ddsnap::units::{ChunkRun, ChunkShift};
 use uuid::Uuid;
 
 use super::message::Begin;
@@ -12,12 +12,11 @@ use super::sums::Sums;
 
 /// The volume that is sent from. Reads give what there is: fewer bytes at the end, none behind it.
 pub trait Upstream {
-    /// Gets ready to list and read what changed; gives the length of the base, or none if it has no data
-    /// here.
+    /// Gets ready to list and read what changed; says whether the base has data here.
     ///
     /// # Errors
     /// The snapshot or the base is gone, or cannot be read.
-    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>>;
+    fn open(&mut self, begin: &Begin) -> Result<bool>;
     /// The next chunks that changed, ascending; none at the end. Of a full copy: all chunks, or those that
     /// may be other than zero.
     ///
@@ -96,11 +95,12 @@ pub trait Downstream {
     /// # Errors
     /// It cannot be written.
     fn start_partial(&mut self, partial: Partial, lineage: Uuid, epoch: Epoch) -> Result<()>;
-    /// Gets ready to read the base and write the origin; gives the length of the base, if there is one.
+    /// Gets ready to read the base, as far as the sender has it, and write the origin, in the sender's
+    /// chunks.
     ///
     /// # Errors
     /// One of them cannot be opened.
-    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>>;
+    fn open(&mut self, begin: &Begin, chunk: ChunkShift) -> Result<()>;
     /// What the base has of `run`.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ fn messages() -> Vec<Message> {
             nonce: [8; 16],
             snapshot: held(4),
             base: Some(Uuid::from_u128(2)),
+            base_length: Sectors(2047),
             position: 1,
             plain: false,
         }),
@@ -89,9 +90,9 @@ fn the_bytes_of_messages_are_pinned() {
     for message in messages() {
         all.update(&message.encode());
     }
-    assert_eq!(&all.finalize().to_hex()[..16], "3e1690627380647f");
+    assert_eq!(&all.finalize().to_hex()[..16], "331756e91846b551");
     let begin = messages()[2].encode();
-    assert_eq!(begin.len(), 16 + 37 + 16 + 8 + 1);
+    assert_eq!(begin.len(), 16 + 37 + 16 + 8 + 8 + 1);
     assert_eq!(begin[16..32], *Uuid::from_u128(4).as_bytes());
     assert_eq!(begin[32..36], 4u32.to_le_bytes());
 }

@@ -377,14 +377,13 @@ impl Shared {
 }
 
 impl Upstream for Shared {
-    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>> {
+    fn open(&mut self, begin: &Begin) -> Result<bool> {
         let node = &mut *self.node();
         node.runs = node.list(begin.base, begin.snapshot.id);
         node.runs.reverse();
         (node.base, node.snapshot) = (begin.base, Some(begin.snapshot.id));
         node.resumed += u64::from(begin.position > 0);
-        let base = begin.base.and_then(|base| node.standing.find(base));
-        Ok(base.filter(|base| base.data).map(|base| base.length))
+        Ok(begin.base.is_some_and(|base| node.standing.has_data(base)))
     }
 
     fn next_run(&mut self) -> Result<Option<ChunkRun>> {
@@ -489,12 +488,11 @@ impl Downstream for Shared {
         Ok(())
     }
 
-    fn open(&mut self, begin: &Begin) -> Result<Option<Sectors>> {
+    fn open(&mut self, begin: &Begin, _: ChunkShift) -> Result<()> {
         let node = &mut *self.node();
         node.base = begin.base;
         node.resumed += u64::from(begin.position > 0);
-        let base = begin.base.and_then(|base| node.standing.find(base));
-        Ok(base.map(|base| base.length))
+        Ok(())
     }
 
     fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
