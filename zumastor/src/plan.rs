@@ -353,24 +353,17 @@ impl Report {
     }
 }
 
-/// Carries out `steps`; a failure ends its own scope, one of the whole volume ends everything.
-///
-/// So one snapshot that cannot be mounted does not keep the others away.
-pub fn run_each(steps: &[Action], mut perform: impl FnMut(Action) -> anyhow::Result<()>) -> Report {
-    let mut report = Report::default();
-    for &action in steps {
-        let scope = action.scope();
-        if report.failures.iter().any(|f| f.0 == scope) {
-            continue;
-        }
-        if let Err(error) = perform(action) {
-            report.failures.push((scope, action, error));
-            if scope == Scope::Volume {
-                break;
-            }
-        }
-    }
-    report
+/// `steps` in parts: those of one kind in a row, of different snapshots, do not depend on each other and are one
+/// part; each other step is a part of its own.
+pub fn parts(steps: &[Action]) -> impl Iterator<Item = &[Action]> {
+    let together = |a: &Action, b: &Action| match (a, b) {
+        (Action::CreateDevice(Some(_)), Action::CreateDevice(Some(_)))
+        | (Action::Mount(Some(_)), Action::Mount(Some(_)))
+        | (Action::Unmount(Some(_)), Action::Unmount(Some(_)))
+        | (Action::RemoveDevice(Some(_)), Action::RemoveDevice(Some(_))) => true,
+        (_, _) => false,
+    };
+    steps.chunk_by(together)
 }
 
 /// A failed operation: why, and what of it could not be taken back.

@@ -26,6 +26,7 @@ use crate::supervise::Supervisor;
 mod define;
 mod doubt;
 mod forget;
+mod many;
 mod master;
 mod remount;
 mod resize;
@@ -370,7 +371,7 @@ impl Volume {
         let mut wanted = self.wanted(level);
         self.leave_out(&mut wanted, &observed, &stored);
         let steps = plan::plan(&wanted, &observed);
-        let mut report = plan::run_each(&steps, |action| self.perform(action, out));
+        let mut report = self.carry_out(&steps, out);
         let volume = report.failures.iter().position(|f| f.0 == Scope::Volume);
         match volume {
             Some(index) => Err(report.failures.swap_remove(index).2),
@@ -461,8 +462,8 @@ impl Volume {
         let before = self.level;
         let steps = plan::down(&self.wanted(level), &self.observe()?);
         self.check_unheld(&steps)?;
-        for action in steps {
-            let Err(error) = self.perform(action, out) else {
+        for part in plan::parts(&steps) {
+            let Some((_, _, error)) = self.carry_out_part(part, out).into_iter().next() else {
                 continue;
             };
             self.log(&format!("not all is down: {error:#}"));

@@ -65,7 +65,7 @@ impl Volume {
         }
         self.log(&format!("snapshot {id} created ({})", kinds.join(", ")));
         let steps = plan::show(id, self.config.filesystem.mountsnap);
-        let mut report = plan::run_each(&steps, |action| self.perform(action, out));
+        let mut report = self.carry_out(&steps, out);
         self.rotate(kinds, out);
         if !report.failures.is_empty() {
             let error = report.failures.swap_remove(0).2;

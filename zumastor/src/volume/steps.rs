@@ -14,7 +14,7 @@ use super::{Note, Out, Volume, Waiting, agent_spec};
 use crate::boot_record;
 use crate::config;
 use crate::links;
-use crate::machine::{Dev, Kind};
+use crate::machine::{Dev, Kind, Mount};
 use crate::mount_options::{self, Complaint};
 use crate::names;
 use crate::plan::{Action, Device};
@@ -23,10 +23,24 @@ use crate::process::ACCEPT_ORIGIN;
 /// Chunk size of a store that is formatted without being asked about it.
 pub(super) const DEFAULT_CHUNK: &str = "16k";
 
+/// What came of mounting a device.
+pub(super) enum Mounted {
+    /// It was mounted already.
+    Before,
+    /// It holds no file system but this.
+    Nothing(Contents),
+    /// It is mounted.
+    Now {
+        /// The type of its file system.
+        kind: String,
+        /// Options that this does not know.
+        dropped: Vec<String>,
+    },
+}
+
 impl Volume {
     /// Carries out one step.
     pub(super) fn perform(&mut self, action: Action, out: Out) -> Result<()> {
-        let server = self.layout.server_socket(&self.name);
         match action {
             Action::ZeroOrigin => {
                 let check = self.check.clone();
@@ -50,22 +64,16 @@ impl Volume {
             }
             Action::StartAgent => self.start_process(Kind::Agent, out),
             Action::StartServer => self.start_process(Kind::Server, out),
-            Action::CreateDevice(which) => {
-                let sectors = self.host.size_sectors(&server, which)?;
-                let name = names::device_name(&self.name, which);
-                let table = self.table(which, sectors)?;
-                self.host
-                    .dm_create(&name, &self.dm_uuid(which), &table)
-                    .map(|_| ())
+            Action::CreateDevice(which) => self.create_device(which),
+            Action::Mount(which) => {
+                let mounted = self.mount_device(which, &self.host.mounts()?)?;
+                self.note_mounted(which, mounted, out);
+                Ok(())
             }
-            Action::Mount(which) => self.mount(which, out),
             Action::WriteLinks => self.write_links(),
             Action::RemoveLinks => self.remove_links(),
-            Action::Unmount(which) => self.unmount(which),
-            Action::RemoveDevice(which) => {
-                let name = names::device_name(&self.name, which);
-                self.patiently(|| self.host.dm_remove(&name))
-            }
+            Action::Unmount(which) => self.unmount_device(which, &self.host.mounts()?),
+            Action::RemoveDevice(which) => self.remove_device(which),
             Action::Unlist(id) => self.unlist(id),
             Action::DeleteData => self.settle_snapshots().map(|_| ()),
             // Only if empty: what somebody put below a mount point is his.
@@ -103,16 +111,29 @@ impl Volume {
             .dev)
     }
 
-    /// Mounts a device, if it holds a file system; what else it may hold is no failure.
-    fn mount(&mut self, which: Device, out: Out) -> Result<()> {
+    pub(super) fn create_device(&self, which: Device) -> Result<()> {
+        let server = self.layout.server_socket(&self.name);
+        let sectors = self.host.size_sectors(&server, which)?;
+        let name = names::device_name(&self.name, which);
+        let table = self.table(which, sectors)?;
+        let made = self.host.dm_create(&name, &self.dm_uuid(which), &table);
+        made.map(|_| ())
+    }
+
+    pub(super) fn remove_device(&self, which: Device) -> Result<()> {
+        let name = names::device_name(&self.name, which);
+        self.patiently(|| self.host.dm_remove(&name))
+    }
+
+    /// Mounts a device, if it holds a file system; what else it may hold is no failure. `mounts` is the mount table.
+    pub(super) fn mount_device(&self, which: Device, mounts: &[Mount]) -> Result<Mounted> {
         let name = names::device_name(&self.name, which);
         let dev = self.device_number(which)?;
         let node = self.host.dm_node(&name, dev);
         let dir = self.mountpoint(which);
-        let mounts = self.host.mounts()?;
         if let Some(other) = mounts.iter().rev().find(|m| m.dir == dir) {
             if other.dev == dev {
-                return Ok(());
+                return Ok(Mounted::Before);
             }
             bail!(
                 "{} is mounted on {} already",
@@ -122,8 +143,7 @@ impl Volume {
         }
         let contents = self.host.contents(&node)?;
         let Some(found) = contents.filesystem() else {
-            self.nothing_to_mount(which, contents);
-            return Ok(());
+            return Ok(Mounted::Nothing(contents));
         };
         if let Some(reason) = mount_options::refusal(found).filter(|_| which.is_some()) {
             let kind = &found.kind;
@@ -133,16 +153,28 @@ impl Volume {
         let stored = self.config.filesystem.mountopts.as_deref();
         let options = mount_options::options(stored, found, which.is_some());
         let dropped = self.mount_with(&node, &dir, &found.kind, options)?;
-        if !dropped.is_empty() {
-            let options = dropped.join(",");
-            let warning = format!(
-                "/dev/mapper/{name} is mounted without the options {options}, which {} does not know",
-                found.kind
-            );
-            out(Note::Warning(warning.clone()));
-            self.warnings.push(warning);
+        Ok(Mounted::Now {
+            kind: found.kind.clone(),
+            dropped,
+        })
+    }
+
+    /// Keeps in mind, and tells, what came of mounting a device.
+    pub(super) fn note_mounted(&mut self, which: Device, mounted: Mounted, out: Out) {
+        match mounted {
+            Mounted::Before => {}
+            Mounted::Nothing(contents) => self.nothing_to_mount(which, contents),
+            Mounted::Now { dropped, .. } if dropped.is_empty() => {}
+            Mounted::Now { kind, dropped } => {
+                let name = names::device_name(&self.name, which);
+                let options = dropped.join(",");
+                let warning = format!(
+                    "/dev/mapper/{name} is mounted without the options {options}, which {kind} does not know"
+                );
+                out(Note::Warning(warning.clone()));
+                self.warnings.push(warning);
+            }
         }
-        Ok(())
     }
 
     fn nothing_to_mount(&mut self, which: Device, contents: Contents) {
@@ -214,9 +246,9 @@ impl Volume {
         Ok(dropped)
     }
 
-    fn unmount(&self, which: Device) -> Result<()> {
+    pub(super) fn unmount_device(&self, which: Device, mounts: &[Mount]) -> Result<()> {
         let dir = self.mountpoint(which);
-        if self.host.mounts()?.iter().any(|m| m.dir == dir) {
+        if mounts.iter().any(|m| m.dir == dir) {
             self.patiently(|| self.host.unmount(&dir))?;
         }
         // A mount point the administrator named is his; ours go with the mount of a snapshot.

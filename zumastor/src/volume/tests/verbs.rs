@@ -356,3 +356,50 @@ fn remount_changes_place_and_options_or_nothing() {
         .expect("noted");
     assert!(bench.mounted().is_empty());
 }
+
+/// `zumastor start` took a minute and more with 300 snapshots, one after the other.
+#[test]
+fn many_snapshots_come_and_go_several_at_a_time() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    for _ in 0..30 {
+        take(&mut volume);
+    }
+    let up = (bench.devices(), bench.mounted().len());
+    assert_eq!(up, (up.0.clone(), 31));
+    bench.fake.reboot();
+    let mut volume = bench.reload();
+    let (reached, go) = bench.fake.stall("dm create v(0)");
+    let started = std::thread::spawn(move || {
+        let result = volume.up(Level::Mounted, &mut |_| ());
+        (volume, result.expect("up").is_clean())
+    });
+    let limit = std::time::Duration::from_secs(30);
+    reached.recv_timeout(limit).expect("it creates devices");
+    let end = std::time::Instant::now() + limit;
+    while bench.devices().len() < 30 {
+        assert!(std::time::Instant::now() < end, "the others wait for v(0)");
+        std::thread::yield_now();
+    }
+    drop(go);
+    let (mut volume, clean) = started.join().expect("no panic");
+    assert!(clean && (bench.devices(), bench.mounted().len()) == up);
+    // One in use: it stays, and all others come back.
+    let dir = volume.mountpoint(Some(20));
+    bench.fake.state().busy.insert(dir);
+    volume.down(Level::Down, &mut |_| ()).expect_err("in use");
+    assert_eq!((bench.devices(), bench.mounted().len()), up);
+    bench.fake.state().busy.clear();
+    volume.down(Level::Down, &mut |_| ()).expect("down");
+    assert!(bench.devices().is_empty() && bench.mounted().is_empty());
+    // One that cannot be had does not keep the others away.
+    bench.fake.state().fail = Some("dm create v(8)".into());
+    let report = volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(report.failures.len(), 1);
+    assert_eq!(bench.mounted().len(), 30);
+    assert!(
+        volume.warnings[0].starts_with("snapshot 8: "),
+        "{:?}",
+        volume.warnings
+    );
+}
