@@ -51,11 +51,14 @@ pub fn build() -> Result<Vec<PathBuf>> {
         .finish();
     let cache_dir = paths::cache()?.join("deb");
     paths::make_dir(&cache_dir)?;
-    let _lock = lock::take(&cache_dir.join("lock"))?;
     let cached = cache_dir.join(&key);
+    // What is there is whole, and need not wait for somebody who builds other sources.
     if !cached.is_dir() {
-        cache::prune(&cache_dir, "", KEPT)?;
-        make(&root, &sources, &cached)?;
+        let _lock = lock::take(&cache_dir.join("lock"))?;
+        if !cached.is_dir() {
+            cache::prune(&cache_dir, "", KEPT)?;
+            make(&root, &sources, &cached)?;
+        }
     }
     cache::touch(&cached)?;
     publish(&cached)
