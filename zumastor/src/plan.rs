@@ -377,6 +377,18 @@ pub struct RollbackError {
     pub volume: String,
 }
 
+impl RollbackError {
+    /// The cause as it is if all could be taken back, else all of this.
+    #[must_use]
+    pub fn into_error(self) -> anyhow::Error {
+        if self.undo.is_empty() {
+            self.cause
+        } else {
+            self.into()
+        }
+    }
+}
+
 impl fmt::Display for RollbackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.cause)?;

@@ -670,4 +670,50 @@ zumatest  running  master  100.0 MiB  2          16.0 MiB (25 %)  1 min 30 s ago
             (&"ok".into(), &"squashed".into())
         );
     }
+
+    /// The example of JSON.md is what is printed, to the letter.
+    #[test]
+    fn the_document_of_the_json_is_true() {
+        let mut view = view();
+        view.store = Some(StoreView {
+            origin_bytes: 100 << 20,
+            data_bytes: 64 << 20,
+            used_bytes: 16 << 20,
+            unwell: vec![(2, SnapshotHealth::Squashed)],
+        });
+        view.warnings.push("snapshot 2 is squashed".into());
+        let config = view.config.as_mut().expect("a document");
+        config.schedule.push(config::Rotation {
+            kind: "quarter".into(),
+            keep: 4,
+            every: Some(900),
+            served: Some(1_767_323_700),
+        });
+        view.jobs.push(JobView {
+            id: 7,
+            volume: "zumatest".into(),
+            name: "resize".into(),
+            state: JobState::Running,
+            progress: crate::note::Progress {
+                subject: "changing the sizes".into(),
+                done: 1 << 20,
+                total: 3 << 20,
+            },
+            rate: Some(1 << 20),
+            started: 1_767_323_705,
+            ended: None,
+            result: None,
+        });
+        let printed = format!("{:#}", json::document(&[view]));
+        let document = include_str!("../JSON.md");
+        let example = document
+            .split("```json\n")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next());
+        assert_eq!(
+            example.map(str::trim_end),
+            Some(printed.as_str()),
+            "{printed}"
+        );
+    }
 }

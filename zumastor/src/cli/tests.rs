@@ -137,7 +137,10 @@ fn stop_and_status_need_no_running_daemon_and_start_passes_the_lock() {
     assert_eq!(full, (0, "RUN STATUS:\n".to_string()));
     let (code, text) = machine.run(&["status", "--json"]);
     let parsed: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!((code, parsed["version"].as_u64()), (0, Some(1)));
+    assert_eq!(
+        (code, parsed["schema"].as_str()),
+        (0, Some("zumastor-status-1"))
+    );
     let (code, text) = machine.run(&["stop", "volume", "v"]);
     assert_eq!(code, 1);
     assert!(

@@ -93,7 +93,10 @@ impl Daemon {
         let mut next: Option<i64> = None;
         for (name, handle) in self.handles() {
             let view = handle.view();
-            let Some(config) = view.config.filter(|c| c.master.is_some() && view.up) else {
+            let Some(config) = view
+                .config
+                .filter(|c| view.up && (c.master.is_some() || c.source.is_some()))
+            else {
                 continue;
             };
             let slot = schedule::next_wake(&config.schedule, &now);

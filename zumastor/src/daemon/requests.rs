@@ -18,7 +18,7 @@ use ddsnap::stdio::complain;
 use super::{Daemon, Handle, lock};
 use crate::config::{self, VolumeConfig};
 use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role};
-use crate::jobs::{Ending, Job, Jobs, Running};
+use crate::jobs::{Ended, Ending, Job, Jobs, Running};
 use crate::note::{Note, Out};
 use crate::plan::Level;
 use crate::refusal;
@@ -457,7 +457,12 @@ impl Job for Definition {
     }
 
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {
-        self.daemon.define(&self.request, running)
+        let made = self.daemon.define(&self.request, running);
+        // All was taken back: there is nothing to take up again.
+        made.map_err(|error| match error.downcast_ref::<Ended>() {
+            Some(_) => Ended(Ending::Cancelled).into(),
+            None => error,
+        })
     }
 }
 

@@ -1,34 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `zumastor status --json`: for programs. Fields are added without a new [`VERSION`]; what changes or goes
-//! makes one.
-//!
-//! An object with `version` and `volumes`, a list of objects:
-//!
-//! - `name`, `uuid`; `state`: `running`, `failed` or `not running`; `reason` of a failure; `warnings`, `notes`:
-//!   lists of sentences;
-//! - `role`: `master`, `source` or `none`; `targets`: names; `lineage` (`uuid`, `epoch`);
-//! - `devices`: paths `origin`, `snapstore`, `meta`; `mountpoint`;
-//! - `store`, null if the server does not answer: `origin_bytes`, `data_bytes`, `used_bytes`;
-//! - `schedule`: `kind`, `keep`, `every` (seconds), `served` (seconds since 1970-01-01 UTC);
-//! - `snapshots`: `id`, `uuid`, `kinds`, `time` (local), `created` (seconds since 1970-01-01 UTC), `protected`,
-//!   `state` (`ok`, `squashed`, `doubtful`, `missing`, or null if it is not known);
-//! - `jobs`: `id`, `name`, `state`, `progress` (`subject`, `done`, `total` in bytes), `rate` (bytes a second),
-//!   `seconds_left`, `started`, `ended`, `result`.
-//!
-//! What is not known or not there is null.
+//! What `zumastor status --json` prints. JSON.md documents it and is tested against it; a change that a reader
+//! could stumble over makes a new schema.
 
 use serde_json::{Value, json};
 
 use super::{SnapshotHealth, View};
+use crate::human;
 
-/// The version of this form.
-pub const VERSION: u32 = 1;
+/// The name of this form.
+pub const SCHEMA: &str = "zumastor-status-1";
+
+/// A moment in seconds since 1970-01-01 UTC.
+fn time(unix: i64) -> Value {
+    json!({ "unix": unix, "rfc3339": human::utc(unix) })
+}
 
 /// All of `views`.
 #[must_use]
 pub fn document(views: &[View]) -> Value {
     let volumes: Vec<Value> = views.iter().map(volume).collect();
-    json!({ "version": VERSION, "volumes": volumes })
+    json!({ "schema": SCHEMA, "volumes": volumes })
 }
 
 fn volume(view: &View) -> Value {
@@ -47,7 +38,7 @@ fn volume(view: &View) -> Value {
             "uuid": s.uuid,
             "kinds": s.kinds,
             "time": s.time,
-            "created": s.created,
+            "created": time(s.created),
             "protected": s.protected,
             "state": state(s.id),
         })
@@ -55,7 +46,7 @@ fn volume(view: &View) -> Value {
     let schedule = config
         .iter()
         .flat_map(|c| &c.schedule)
-        .map(|r| json!({ "kind": r.kind, "keep": r.keep, "every": r.every, "served": r.served }));
+        .map(|r| json!({ "kind": r.kind, "keep": r.keep, "every": r.every, "served": r.served.map(time) }));
     let jobs = view.jobs.iter().map(|j| {
         json!({
             "id": j.id,
@@ -64,8 +55,8 @@ fn volume(view: &View) -> Value {
             "progress": j.progress,
             "rate": j.rate,
             "seconds_left": j.seconds_left(),
-            "started": j.started,
-            "ended": j.ended,
+            "started": time(j.started),
+            "ended": j.ended.map(time),
             "result": j.result,
         })
     });

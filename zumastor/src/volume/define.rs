@@ -18,7 +18,7 @@ use crate::human;
 use crate::layout::Layout;
 use crate::machine::Dev;
 use crate::names;
-use crate::plan::{self, Action, Level};
+use crate::plan::{self, Action, Level, RollbackError};
 
 /// The arguments of `define volume`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,8 @@ impl Volume {
             Action::StartServer,
             Action::CreateDevice(None),
         ]);
-        plan::run_or_undo(name, &steps, |action| volume.perform(action, out))?;
+        plan::run_or_undo(name, &steps, |action| volume.perform(action, out))
+            .map_err(RollbackError::into_error)?;
         volume.check = Arc::new(|| Ok(()));
         volume.level = Level::Devices;
         volume.log("defined");

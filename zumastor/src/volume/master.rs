@@ -68,9 +68,18 @@ impl Volume {
         filesystem.dotsnapshot = flags.dotsnapshot && !flags.no_snapmount;
         filesystem.samba = flags.samba && !flags.no_snapmount;
         self.config.master.get_or_insert_default();
+        let source = self.config.source.take();
         if let Err(error) = self.save() {
             self.config = before;
             return Err(error);
+        }
+        if let Some(source) = source {
+            out(Note::Warning(format!(
+                "volume '{}' is no longer a replica of '{}' on {}",
+                self.name,
+                source.name.as_deref().unwrap_or(&self.name),
+                source.host
+            )));
         }
         if listed > 0 {
             let line = format!("{listed} snapshots that the store had are listed and kept");

@@ -139,10 +139,12 @@ impl Volume {
         Ok(())
     }
 
-    /// Takes one snapshot for all rotations that are due at `now`, if any is. Gives back its number.
+    /// Takes one snapshot for all rotations that are due at `now`, if any is, and gives back its number. Those of a
+    /// replica get the next snapshot that arrives.
     pub fn take_due(&mut self, now: &Zoned, out: Out) -> Result<Option<u32>> {
-        if self.config.master.is_none() || self.level != Level::Mounted || self.reverting.is_some()
-        {
+        let is_replica = self.config.source.is_some();
+        let takes = self.config.master.is_some() && self.level == Level::Mounted;
+        if self.reverting.is_some() || !(takes || is_replica) {
             return Ok(None);
         }
         let mut due = Vec::new();
@@ -154,8 +156,17 @@ impl Volume {
                     rotation.served = Some(slot);
                     rebased = true;
                 }
-                Verdict::Due(_) => due.push(rotation.kind.clone()),
+                Verdict::Due(slot) => {
+                    due.push(rotation.kind.clone());
+                    if is_replica {
+                        rotation.served = Some(slot);
+                    }
+                }
             }
+        }
+        if is_replica && !due.is_empty() {
+            self.await_arrival(&due)?;
+            return Ok(None);
         }
         if rebased {
             self.save()?;
@@ -173,6 +184,19 @@ impl Volume {
                 Err(error.context(format!("{what} could not be taken")))
             }
         }
+    }
+
+    /// Has the next snapshot that arrives from upstream belong to these rotations.
+    pub(super) fn await_arrival(&mut self, kinds: &[String]) -> Result<()> {
+        let before = self.config.clone();
+        if let Some(source) = &mut self.config.source {
+            for kind in kinds {
+                if !source.pending.contains(kind) {
+                    source.pending.push(kind.clone());
+                }
+            }
+        }
+        self.save().inspect_err(|_| self.config = before)
     }
 
     /// Deletes what leaves rotations now that a snapshot was taken for them. What cannot go is tried again with

@@ -21,7 +21,8 @@ use crate::schedule;
 
 impl Volume {
     /// Takes a snapshot for `kind` ([`MANUAL`] if none is given) and mounts it.
-    pub fn snapshot(&mut self, kind: Option<&str>, out: Out) -> Result<u32> {
+    /// Gives back its number. On a replica the next snapshot that arrives is of that kind, and has no number yet.
+    pub fn snapshot(&mut self, kind: Option<&str>, out: Out) -> Result<Option<u32>> {
         let kind = kind.unwrap_or(MANUAL);
         if kind != MANUAL && self.rotation(kind).is_none() {
             bail!(
@@ -29,7 +30,15 @@ impl Volume {
                 self.name
             );
         }
-        self.take(&[kind.to_string()], out)
+        let kinds = [kind.to_string()];
+        if kind != MANUAL && self.config.source.is_some() {
+            self.await_arrival(&kinds)?;
+            out(Note::Line(format!(
+                "the next snapshot that arrives is '{kind}'"
+            )));
+            return Ok(None);
+        }
+        self.take(&kinds, out).map(Some)
     }
 
     /// Takes a snapshot that belongs to all of `kinds`, mounts it, and deletes what leaves these rotations.

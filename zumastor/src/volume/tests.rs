@@ -144,7 +144,8 @@ fn never() -> Check {
 }
 
 fn take(volume: &mut Volume) -> u32 {
-    volume.snapshot(None, &mut |_| ()).expect("a snapshot")
+    let taken = volume.snapshot(None, &mut |_| ()).expect("a snapshot");
+    taken.expect("a master takes it at once")
 }
 
 #[test]

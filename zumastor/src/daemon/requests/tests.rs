@@ -156,6 +156,10 @@ fn a_definition_under_way_is_seen_and_can_be_cancelled() {
         .expect("an end")
         .expect_err("cancelled");
     assert_eq!(error.to_string(), "cancelled");
+    let [job] = &bench.daemon.jobs.views("v")[..] else {
+        panic!("one job");
+    };
+    assert_eq!(job.state, JobState::Cancelled);
     assert!(bench.view("v").is_none(), "nothing is left");
     assert!(!bench.layout.volume("v").exists());
     bench.run(&Bench::define("v")).expect("defined at last");

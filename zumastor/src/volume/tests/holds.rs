@@ -35,7 +35,7 @@ fn a_volume_without_a_file_system_is_a_volume() {
         assert_eq!(lines, [Note::Line(note.clone())]);
         let mut lines = Vec::new();
         let taken = volume.snapshot(None, &mut |note| lines.push(note));
-        assert_eq!(taken.expect("a snapshot"), 0);
+        assert_eq!(taken.expect("a snapshot"), Some(0));
         assert_eq!(lines, [Note::Line("snapshot 0: /dev/mapper/v(0)".into())]);
         assert_eq!(bench.devices(), ["v", "v(0)"]);
         assert!(bench.mounted().is_empty());

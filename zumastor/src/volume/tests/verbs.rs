@@ -4,7 +4,7 @@
 use jiff::{Span, Zoned};
 
 use super::*;
-use crate::config::{Snapref, Target};
+use crate::config::{Snapref, Source, Target};
 use crate::refusal::{self, BUDGET};
 
 fn rotation(kind: &str, keep: u32) -> WantedRotation {
@@ -84,6 +84,51 @@ fn a_stopped_master_catches_up_once_when_it_is_started() {
     assert_eq!(volume.take_due(&now, &mut |_| ()).expect("once"), None);
 }
 
+/// What is due on a replica has to wait for what arrives from upstream.
+#[test]
+fn rotations_of_a_replica_wait_for_the_next_arrival() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.config.master = None;
+    volume.config.source = Some(Source {
+        host: "alpha".into(),
+        name: None,
+        port: None,
+        ssh_command: None,
+        period: None,
+        mount: false,
+        stopped: false,
+        hold: None,
+        incoming: None,
+        pending: Vec::new(),
+    });
+    set_clock(&bench, "2026-06-01T10:20[UTC]");
+    schedule(&mut volume, &[rotation("hourly", 2), custom("x", 2, None)]);
+    let now = set_clock(&bench, "2026-06-01T11:20[UTC]");
+    for _ in 0..2 {
+        assert_eq!(volume.take_due(&now, &mut |_| ()).expect("noted"), None);
+    }
+    let taken = volume.snapshot(Some("x"), &mut |_| ()).expect("noted");
+    assert_eq!(taken, None);
+    let source = bench.reload().config.source.expect("a source");
+    assert_eq!(source.pending, ["hourly", "x"]);
+    assert!(bench.fake.state().snapshots.is_empty());
+    // It becomes a master, and says what it no longer is.
+    let mut warnings = Vec::new();
+    let flags = MasterFlags::default();
+    let made = volume.define_master(flags, &mut |note| {
+        if let Note::Warning(text) = note {
+            warnings.push(text);
+        }
+    });
+    made.expect("a master");
+    assert_eq!(
+        warnings,
+        ["volume 'v' is no longer a replica of 'v' on alpha"]
+    );
+    assert_eq!(bench.reload().config.source, None);
+}
+
 #[test]
 fn what_cannot_be_taken_stays_due_and_is_told() {
     let bench = Bench::new();
@@ -109,7 +154,9 @@ fn a_snapshot_in_use_leaves_its_rotation_later() {
     let bench = Bench::new();
     let mut volume = bench.master();
     schedule(&mut volume, &[custom("x", 1, None)]);
-    let take = |volume: &mut Volume| volume.snapshot(Some("x"), &mut |_| ()).expect("taken");
+    let take = |volume: &mut Volume| {
+        volume.snapshot(Some("x"), &mut |_| ()).expect("taken");
+    };
     take(&mut volume);
     let dir = volume.mountpoint(Some(0));
     bench.fake.state().busy.insert(dir);
