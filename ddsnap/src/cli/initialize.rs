@@ -111,6 +111,11 @@ impl Initialize {
             uuid: uuid::Uuid::new_v4().into_bytes(),
         };
         Store::check_layout(&devices, &options)?;
+        let store = Base::of(&self.snapstore);
+        let physical = store.and_then(|base| stack::physical_bytes(Path::new(SYSFS), base));
+        if let Some(warning) = shares_sectors(&self.snapstore, chunk, physical) {
+            complain(format_args!("ddsnap: {warning}"));
+        }
         if self.dry_run {
             return Ok(0);
         }
@@ -214,6 +219,18 @@ fn same_sectors(snapstore: &Path, origin: &Path) -> Result<()> {
     }
 }
 
+/// What to know before chunks get shorter than what the store's disk writes as one.
+fn shares_sectors(snapstore: &Path, chunk: ChunkShift, physical: Option<u32>) -> Option<String> {
+    let physical = physical.filter(|&physical| u64::from(physical) > chunk.bytes())?;
+    Some(format!(
+        "warning: {} has physical sectors of {physical} bytes, and chunks are to have {}: a power cut while \
+         one is written can damage its neighbours in the same sector, which their checksums will tell; chunks \
+         of {physical} bytes or more do not share sectors",
+        snapstore.display(),
+        chunk.bytes()
+    ))
+}
+
 fn ask(path: &Path) -> Result<bool> {
     print(&format!(
         "{} holds a snapshot store; overwrite it? (y/N) ",
@@ -258,6 +275,22 @@ mod tests {
 
     fn bytes_of(chunk: Option<u64>, block: Option<u64>, meta: bool) -> Option<u64> {
         chunk_size(chunk, block, meta).ok().map(ChunkShift::bytes)
+    }
+
+    /// Nothing said that a torn write can take a saved chunk of other snapshots along.
+    #[test]
+    fn chunks_shorter_than_a_physical_sector_are_warned_of() {
+        let warning = |chunk, physical| {
+            let chunk = ChunkShift::from_bytes(chunk).unwrap();
+            shares_sectors(Path::new("/dev/x"), chunk, physical)
+        };
+        assert_eq!(warning(4096, Some(4096)), None);
+        assert_eq!(warning(4096, Some(512)), None);
+        assert_eq!(warning(512, None), None);
+        let text = warning(512, Some(4096)).unwrap();
+        assert!(text.starts_with(
+            "warning: /dev/x has physical sectors of 4096 bytes, and chunks are to have 512:"
+        ));
     }
 
     #[test]

@@ -119,13 +119,24 @@ pub fn overlap(sysfs: &Path, a: Base, b: Base) -> bool {
 /// The device's logical sector size in bytes; none if it is no block device.
 #[must_use]
 pub fn sector_bytes(sysfs: &Path, base: Base) -> Option<u32> {
+    queue_bytes(sysfs, base, "logical_block_size")
+}
+
+/// Size in bytes of what the device writes as one, so that a torn write may take all of it along; none if it is
+/// no block device.
+#[must_use]
+pub fn physical_bytes(sysfs: &Path, base: Base) -> Option<u32> {
+    queue_bytes(sysfs, base, "physical_block_size")
+}
+
+fn queue_bytes(sysfs: &Path, base: Base, attribute: &str) -> Option<u32> {
     let dir = base.dir(sysfs)?;
     let disk = if dir.join("partition").exists() {
         dir.parent()?
     } else {
         &dir
     };
-    let text = fs::read_to_string(disk.join("queue/logical_block_size")).ok()?;
+    let text = fs::read_to_string(disk.join("queue").join(attribute)).ok()?;
     text.trim_end().parse().ok()
 }
 
@@ -192,6 +203,7 @@ mod tests {
         make("devices/sda", "8:0", "sda");
         fs::create_dir_all(at("devices/sda/queue")).unwrap();
         fs::write(at("devices/sda/queue/logical_block_size"), "4096\n").unwrap();
+        fs::write(at("devices/sda/queue/physical_block_size"), "16384\n").unwrap();
         for (number, part) in ["sda1", "sda2"].iter().enumerate() {
             let dir = format!("devices/sda/{part}");
             make(&dir, &format!("8:{}", number + 1), "");
@@ -279,5 +291,7 @@ mod tests {
         assert_eq!(name(root.path(), SDA2).as_deref(), Some("/dev/sda2"));
         assert_eq!(sector_bytes(root.path(), SDA1), Some(4096));
         assert_eq!(sector_bytes(root.path(), image), None);
+        assert_eq!(physical_bytes(root.path(), SDA1), Some(16384));
+        assert_eq!(physical_bytes(root.path(), image), None);
     }
 }
