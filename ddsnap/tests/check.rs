@@ -368,7 +368,7 @@ fn each_copy_of_the_superblock_is_proven() {
 }
 
 #[test]
-fn a_damaged_journal_record_may_have_hurt_every_snapshot() {
+fn a_damaged_journal_record_may_have_hurt_every_snapshot_of_its_time() {
     let mut volume = Volume::new(SHAPE);
     (0..4).for_each(|tag| volume.apply(&Step::Create(tag)));
     // The journal begins at 128 KiB, a block for each record: damage the third of four.

@@ -191,6 +191,60 @@ fn an_unreadable_sector_without_entries_costs_nothing() {
     }
 }
 
+/// The flush of a group failed that took the last free chunk. The next server had no room to write that copy
+/// again elsewhere, took a flush that did nothing for proof of it, and after a power cut the snapshot read what
+/// had been there before.
+#[test]
+fn a_copy_that_a_failed_flush_lost_is_written_again_on_a_full_store() {
+    let mut volume = history();
+    let free = volume.store.status().free_chunks;
+    for tag in 5.. {
+        if volume.store.status().free_chunks == 0 {
+            break;
+        }
+        volume.store.create(SnapTag(tag), 1).unwrap().unwrap();
+        volume
+            .store
+            .set_priority(SnapTag(tag), 127)
+            .unwrap()
+            .unwrap();
+        let left = volume.store.status().free_chunks.min(40);
+        let last = left < 40;
+        for chunk in 0..left {
+            fill(&volume.machine, chunk, 100 + tag as u8);
+        }
+        (0..left - u64::from(last)).for_each(|chunk| commit(&mut volume.store, chunk));
+        if last {
+            break;
+        }
+    }
+    let tag = volume.store.snapshots().last().unwrap().tag;
+    let left = volume.store.status().free_chunks;
+    assert_eq!(left, 1, "of {free}");
+    let chunk = 47;
+    fill(&volume.machine, chunk, 77);
+    volume.store.create(SnapTag(99), 1).unwrap().unwrap();
+    let mut moment = volume.machine.moment();
+    volume.machine.record();
+    commit(&mut volume.store, chunk);
+    let recorded = volume.machine.recorded();
+    let upto = before_the_flush(&recorded);
+    recorded[..upto]
+        .iter()
+        .for_each(|event| moment.advance(event));
+    let machine = moment.cut(Survival::FlushFailed, &mut Rng::new(1));
+    let (mut store, _) = SHAPE.open(&machine).unwrap();
+    assert_eq!(store.status().free_chunks, 0);
+    // Another record, so that the copy is not compared with the origin any more.
+    store.set_priority(tag, 126).unwrap().unwrap();
+    commit(&mut store, chunk);
+    fill(&machine, chunk, 78);
+    let machine = machine.moment().cut(Survival::None, &mut Rng::new(1));
+    let (mut store, _) = SHAPE.open(&machine).unwrap();
+    assert_reads(&machine, &mut store, 99, chunk, 77);
+    store.audit(true).unwrap();
+}
+
 /// Never guess: a record that was acknowledged cannot be read, or more than one may be gone.
 #[test]
 fn unreadable_blocks_that_may_hide_acknowledged_records_are_refused() {

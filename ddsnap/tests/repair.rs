@@ -374,30 +374,122 @@ fn a_bad_copy_of_the_superblock_is_durable_before_the_good_one_is_touched() {
     }
 }
 
+/// The journal begins at 128 KiB, a block for each record here.
+fn damage_record(volume: &Volume, record: u64) {
+    let mut rng = Rng::new(seed());
+    damage(&volume.machine, 256 + (record - 1) * 8, &mut rng);
+}
+
+/// Asks for the first `chunks` chunks and writes them.
+fn write(volume: &mut Volume, chunks: u64) {
+    let ops = (0..chunks).map(|chunk| Op::OriginWrite(Chunk(chunk)));
+    let ops = ops.collect();
+    volume.apply(&Step::Group { ops, write: true });
+}
+
+/// Live snapshots, each of which reads what the model says.
+fn living(volume: &Volume) -> Vec<u32> {
+    let states = compare(&SHAPE, &copy_of(&volume.machine), &volume.model, "after");
+    let live = states
+        .into_iter()
+        .filter(|(_, state)| *state == SnapState::Live);
+    live.map(|(tag, _)| tag).collect()
+}
+
+/// A record that is lost cost every snapshot and all that was recorded behind it, though it can be read: of
+/// what was lost only those snapshots can need anything that were there.
 #[test]
-fn a_gap_in_the_journal_costs_the_snapshots_and_no_more() {
+fn a_gap_in_the_journal_costs_the_snapshots_it_may_have_served() {
     let mut volume = Volume::new(SHAPE);
     (0..4).for_each(|tag| volume.apply(&Step::Create(tag)));
-    let ops = vec![Op::OriginWrite(Chunk(5))];
-    volume.apply(&Step::Group { ops, write: true });
-    // The journal begins at 128 KiB, a block for each record: damage the third.
-    let mut rng = Rng::new(seed());
-    damage(&volume.machine, 256 + 2 * 8, &mut rng);
+    write(&mut volume, 6);
+    volume.apply(&Step::Delete(0));
+    damage_record(&volume, 3);
     let (_, repaired, squashed) = mend(&SHAPE, &volume.machine).expect("repair");
     assert_eq!(repaired, Repaired::WithLoss);
-    assert_eq!(squashed, [0, 1].into());
+    assert_eq!(squashed, [1].into());
     assert_sound(&SHAPE, &volume.machine);
+    assert_eq!(living(&volume), [3]);
     let (mut store, opened) = SHAPE.open(&volume.machine).expect("open");
     assert!(opened.clean);
-    let states: Vec<_> = store.snapshots().iter().map(|info| info.state).collect();
-    assert_eq!(states, [SnapState::Squashed; 2]);
+    let states: Vec<_> = store
+        .snapshots()
+        .iter()
+        .map(|s| (s.tag.0, s.state))
+        .collect();
+    assert_eq!(states, [(1, SnapState::Squashed), (3, SnapState::Live)]);
     // It is a store like any other: new snapshots, and room again.
     while store.background_step(100).expect("sweep") {}
-    assert_eq!(store.status().free_chunks, store.status().data_chunks);
+    assert_eq!(
+        store.status().free_chunks + 6,
+        store.status().data_chunks,
+        "what snapshot 3 has"
+    );
     store
         .create(ddsnap::units::SnapTag(9), 5)
         .expect("create")
         .expect("a free tag");
+}
+
+/// The lost record freed chunks that a later copy-out took again. In the index two entries led to each, which
+/// cost the snapshot that has them now.
+#[test]
+fn chunks_that_a_lost_record_freed_belong_to_who_took_them() {
+    let mut volume = Volume::new(SHAPE);
+    for tag in 1..=3 {
+        volume.apply(&Step::Create(tag));
+        write(&mut volume, 48);
+    }
+    volume.apply(&Step::Delete(1));
+    // The sweep removes 48 entries by record 8, and forgets the snapshot by record 9.
+    while volume.store.background_step(256).expect("sweep") {}
+    volume.apply(&Step::Create(4));
+    write(&mut volume, 48);
+    assert!(!volume.store.is_checkpoint_under_way());
+    let places = |volume: &mut Volume| {
+        let dumped = volume.store.dump_step(DumpPlace::START, 0..=u64::MAX, 1000);
+        let places = dumped
+            .expect("dump")
+            .0
+            .into_iter()
+            .map(|entry| match entry {
+                DumpEntry::Exception { place, .. } => place.0,
+                other => panic!("{other:?}"),
+            });
+        places.collect::<BTreeSet<_>>()
+    };
+    assert_eq!(places(&mut volume).len(), 3 * 48);
+    damage_record(&volume, 8);
+    let (_, repaired, squashed) = mend(&SHAPE, &volume.machine).expect("repair");
+    assert_eq!((repaired, squashed), (Repaired::WithLoss, [2, 3].into()));
+    assert_sound(&SHAPE, &volume.machine);
+    assert_eq!(living(&volume), [4]);
+}
+
+/// The record that made a snapshot is lost, or the one that deleted it, and its tag was given anew.
+#[test]
+fn what_a_lost_record_made_or_deleted_does_not_confuse_what_follows() {
+    for lost in 2..=6 {
+        let mut volume = Volume::new(SHAPE);
+        volume.apply(&Step::Create(1)); // 1
+        write(&mut volume, 3); // 2
+        volume.apply(&Step::Create(2)); // 3
+        volume.apply(&Step::Group {
+            ops: vec![Op::SnapshotWrite(ddsnap::units::SnapTag(2), Chunk(7))],
+            write: true,
+        }); // 4
+        write(&mut volume, 5); // 5
+        volume.apply(&Step::Delete(2)); // 6
+        volume.apply(&Step::Create(2)); // 7
+        write(&mut volume, 9); // 8
+        volume.apply(&Step::Priority(2, 5)); // 9
+        damage_record(&volume, lost);
+        let (_, repaired, squashed) = mend(&SHAPE, &volume.machine).expect("repair");
+        assert_eq!(repaired, Repaired::WithLoss, "record {lost}");
+        assert_eq!(squashed, [1].into(), "record {lost}");
+        assert_sound(&SHAPE, &volume.machine);
+        assert_eq!(living(&volume), [2], "record {lost}");
+    }
 }
 
 #[test]

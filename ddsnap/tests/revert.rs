@@ -556,6 +556,42 @@ fn a_snapshot_of_another_length_than_the_origin() {
     );
 }
 
+/// Of the last chunk the snapshot has one sector. A torn write into it left the next sector of its own chunk
+/// unreadable (both lie in one physical sector): the revert was refused, and a scrub told of damage.
+#[test]
+fn what_lies_behind_a_snapshots_end_is_not_read() {
+    let shape = Shape {
+        lacking_sectors: 7,
+        ..quiet_shape()
+    };
+    let mut volume = Volume::new(shape);
+    write_chunks(&mut volume, 0..40);
+    volume.apply(&Step::Create(1));
+    volume.apply(&Step::Group {
+        ops: vec![Op::SnapshotWrite(SnapTag(1), Chunk(39))],
+        write: true,
+    });
+    write_chunks(&mut volume, 39..40);
+    let place = match volume.store.locate(SnapTag(1), Chunk(39)).expect("locate") {
+        Ok(Location::Store(place)) => place.to_offset(shape.shift()),
+        other => panic!("{other:?}"),
+    };
+    volume
+        .machine
+        .make_unreadable(DATA, place + 512..place + 4096);
+    let mut scrub = volume.store.scrub_begin();
+    while !scrub.is_finished() {
+        let found = volume.store.scrub_step(&mut scrub, 8).expect("scrub");
+        assert_eq!(found.bad, []);
+    }
+    assert_eq!(revert(&mut volume.store, 1), Ok(0));
+    let (mut found, mut wanted) = ([0; 512], [0; 512]);
+    let (machine, store) = (&volume.machine, &mut volume.store);
+    read_origin(&shape, machine, Chunk(39), &mut found);
+    read_snapshot(&shape, machine, store, 1, Chunk(39), &mut wanted).expect("read");
+    assert_eq!(found, wanted);
+}
+
 /// A store whose origin fails when it is told to.
 fn with_faults(volume: &Volume) -> (Store, Faults) {
     let faults = Faults::default();

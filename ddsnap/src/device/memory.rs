@@ -348,7 +348,7 @@ impl Moment {
             return Machine::from_disks(disks);
         }
         if survival == Survival::FlushFailed {
-            disks.iter_mut().for_each(|disk| disk.cached.clear());
+            disks.iter_mut().for_each(Disk::lose_unflushed);
             return Machine::from_disks(disks);
         }
         for disk in &mut disks {
@@ -713,6 +713,9 @@ mod tests {
         assert!(killed.holds(0, 512, &[2; 512]));
         killed.device(0).flush().unwrap();
         let cut = moment.cut(Survival::FlushFailed, &mut rng).moment();
+        assert!(cut.cut(Survival::All, &mut rng).holds(0, 512, &[1; 512]));
+        // The next flush of such a crash made durable what it had lost.
+        let cut = killed.moment();
         assert!(cut.cut(Survival::All, &mut rng).holds(0, 512, &[1; 512]));
     }
 }

@@ -248,7 +248,8 @@ impl Store {
                 Err(error) => {
                     let records = (self.hindered.1 * 2).clamp(FEWEST_HINDERED, MOST_HINDERED);
                     self.hindered = (records, records);
-                    self.troubles.push(text_of(&error));
+                    self.troubles
+                        .push(format!("a checkpoint waits: {}", error.with_cause()));
                     return Ok(());
                 }
             }
@@ -581,14 +582,6 @@ fn in_step<T>(
             written.iter().for_each(|&block| alloc.release(block));
             Err(error)
         }
-    }
-}
-
-/// An error and its cause, for the log.
-fn text_of(error: &StoreError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("a checkpoint waits: {error}: {source}"),
-        None => format!("a checkpoint waits: {error}"),
     }
 }
 

@@ -162,6 +162,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The error and its cause in one sentence, for the log.
+    pub(crate) fn with_cause(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 fn count(snapshots: usize) -> String {
     match snapshots {
         1 => "its snapshot".to_owned(),

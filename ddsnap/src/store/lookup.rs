@@ -4,9 +4,10 @@
 use super::Store;
 use super::api::{Location, OpError};
 use super::error::StoreError;
+use super::media::Source;
 use crate::format::node::Value;
 use crate::format::snaptable::{Snapshot, State};
-use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
+use crate::units::{Chunk, ChunkShift, Sectors, SnapSeq, SnapTag, StoreChunk};
 
 /// What a snapshot's chunk is, with all that the index knows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,17 @@ pub(crate) enum Found {
     Exception(StoreChunk, u32),
     /// The snapshot's own.
     Overlay(StoreChunk),
+}
+
+impl Found {
+    /// Where to read this chunk of a snapshot that has `length`.
+    pub fn source(self, chunk: Chunk, length: Sectors, shift: ChunkShift) -> Source {
+        match self {
+            Found::Origin => Source::Origin(chunk),
+            Found::Exception(place, _) => Source::Store(place),
+            Found::Overlay(place) => Source::Own(place, length.in_chunk(chunk, shift)),
+        }
+    }
 }
 
 impl Store {

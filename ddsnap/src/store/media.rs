@@ -29,6 +29,8 @@ pub struct Devices {
 pub(crate) enum Source {
     Origin(Chunk),
     Store(StoreChunk),
+    /// A snapshot's own chunk, of which it has so much.
+    Own(StoreChunk, Sectors),
 }
 
 pub(crate) struct Media {
@@ -365,9 +367,10 @@ impl Media {
     }
 
     /// Reads chunks into consecutive parts of `into`, in one batch for each device. Of the origin's last
-    /// chunk what lies behind the end reads as zeros: it is saved like any other, with one checksum.
+    /// chunk what lies behind the end reads as zeros: it is saved like any other, with one checksum. Of a snapshot's own
+    /// chunk no more is read than the snapshot has: behind that a torn write may have left what cannot be read.
     pub fn read_chunks(&mut self, sources: &[Source], into: &mut [u8]) -> Result<(), StoreError> {
-        let shift = self.chunk;
+        let (shift, alignment) = (self.chunk, self.data.alignment());
         let (mut origin, mut store) = (Vec::new(), Vec::new());
         for (source, into) in sources
             .iter()
@@ -387,6 +390,15 @@ impl Media {
                     offset: chunk.to_offset(shift),
                     into,
                 }),
+                Source::Own(chunk, length) => {
+                    let there = (length.to_bytes() as usize).next_multiple_of(alignment);
+                    let (into, behind) = into.split_at_mut(there.min(into.len()));
+                    behind.fill(0);
+                    if !into.is_empty() {
+                        let offset = chunk.to_offset(shift);
+                        store.push(Read { offset, into });
+                    }
+                }
             }
         }
         read_batch(&mut *self.origin, &mut origin)?;

@@ -7,6 +7,7 @@
 
 mod alloc;
 pub mod api;
+mod behind;
 mod cache;
 pub mod check;
 mod checkpoint;

@@ -9,7 +9,8 @@
 //!    after blocks that the older one needs were used again;
 //! 2. the last record is written again, behind itself, with what counts of it and with its copies in other
 //!    places: of a server that was killed, what recovery has read may still sit in a cache, and a cache may
-//!    show what a failed flush has lost. It takes back what recovery left out, too.
+//!    show what a failed flush has lost. It takes back what recovery left out, too. Without room for that, copies are
+//!    written again where they are, if the origin still has the same.
 //!
 //! One of an older version, or whose origin has another length than it had, begins a new epoch after a crash
 //! too: no ring holds two units, and recovery knows how much of the origin's last chunk was copied.
@@ -190,7 +191,7 @@ impl Store {
             .collect();
         let mut places = self.state.space.find_free(&mut self.media, copies.len())?;
         if places.len() < copies.len() {
-            // No room: they stay where they are.
+            // No room: they stay where they are, and are written there again.
             places.clear();
         }
         let mut buffer = AlignedBuf::zeroed(places.len() << self.superblock.chunk.get());
@@ -214,9 +215,11 @@ impl Store {
         }));
         let fits = record.len() <= MAX_RECORD_ENTRIES;
         let placed = fits.then(|| self.ring.place(&record)).flatten();
+        if placed.is_none() || places.len() < copies.len() {
+            self.write_in_place(last)?;
+        }
         let Some(placed) = placed else {
-            // No room: the old ring is not needed any more after a checkpoint under a new epoch. The copies are
-            // durable since the flush that opening began with, after which no data was written.
+            // No room: the old ring is not needed any more after a checkpoint under a new epoch.
             return self.begin_epoch();
         };
         let (shift, chunk_bytes) = (self.superblock.chunk, self.superblock.chunk.bytes());
@@ -253,6 +256,40 @@ impl Store {
         Ok(())
     }
 
+    /// Makes those copies of the last record durable, where they are, that may have been lost by a flush that
+    /// failed: then nobody was answered, and the origin still has what they hold. Of the others the
+    /// flush has succeeded; to write them again would put them at risk.
+    fn write_in_place(&mut self, last: &Last) -> Result<(), StoreError> {
+        let mut places = Vec::new();
+        for entry in &last.entries {
+            if let &Entry::Exception { place, .. } = entry {
+                let unanswered = recover::ask_origin(&mut self.media, entry).is_ok();
+                places.extend(unanswered.then_some(place));
+            }
+        }
+        if places.is_empty() {
+            return Ok(());
+        }
+        let shift = self.superblock.chunk;
+        let sources: Vec<_> = places.iter().map(|&place| Source::Store(place)).collect();
+        let mut buffer = AlignedBuf::zeroed(places.len() << shift.get());
+        self.media.read_chunks(&sources, &mut buffer)?;
+        let parts = buffer.chunks_exact(shift.bytes() as usize);
+        let writes = places.iter().zip(parts).map(|(place, from)| Write {
+            offset: place.to_offset(shift),
+            from,
+        });
+        let writes: Vec<_> = writes.collect();
+        if kept!(
+            "copies-again-in-place",
+            "a copy that a failed flush had lost is read from a cache, and gone when the power is"
+        ) {
+            self.media.write_data(&writes)?;
+            self.media.flush_data()?;
+        }
+        Ok(())
+    }
+
     /// The store as superblock, trees and journal say it is, in memory: everything that opening does
     /// before it writes. Nothing may be changed before the rest was done (see the module).
     ///
@@ -284,7 +321,7 @@ impl Store {
                 &superblock,
                 &mut state,
                 &mut opened,
-                recover::Unreadable::Refuse,
+                &mut recover::Damage::Refuse,
                 unwritten,
             )?;
             (ring, last, unreadable) = (replayed.ring, replayed.last, replayed.unreadable);

@@ -20,6 +20,7 @@
 use std::collections::BTreeSet;
 
 use super::Opened;
+use super::behind::Behind;
 use super::error::StoreError;
 use super::journal::Ring;
 use super::media::{Media, Source};
@@ -214,6 +215,26 @@ impl RingReader {
         }))
     }
 
+    /// The first whole record behind `sequence`.
+    fn resume(
+        &mut self,
+        media: &mut Media,
+        epoch: u64,
+        mut sequence: u64,
+    ) -> Result<Option<Found>, StoreError> {
+        while let Some((position, behind)) = self.behind(media, epoch, sequence)? {
+            if let Some(entries) = self.record(media, position, epoch, behind)? {
+                return Ok(Some(Found {
+                    position,
+                    sequence: behind,
+                    entries,
+                }));
+            }
+            sequence = behind;
+        }
+        Ok(None)
+    }
+
     /// Where in the ring the first record behind `sequence` begins, and its sequence.
     fn behind(
         &mut self,
@@ -307,13 +328,12 @@ fn has_copies(media: &mut Media, state: &State, entries: &[Entry]) -> bool {
 /// Decides about an exception of the last record whose copy does not have its checksum: `Ok`, it goes.
 pub(crate) type Unwritten<'u> = dyn FnMut(&mut Media, &Entry) -> Result<(), StoreError> + 'u;
 
-/// What becomes of an entry when what it changes cannot be read to compare it with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unreadable {
+/// What becomes of a journal that is damaged, or whose entries change what cannot be read.
+pub(crate) enum Damage<'d> {
     /// The replay ends.
     Refuse,
-    /// It is applied: who asks looks for damage himself.
-    Apply,
+    /// All that can be read is applied: who asks looks for damage himself.
+    GoOn(&'d mut Behind),
 }
 
 /// What replaying found besides the state.
@@ -335,20 +355,37 @@ pub(crate) struct Last {
 }
 
 /// Applies all whole records of the superblock's epoch to `state`. After an error it is what the records
-/// before the damage say.
+/// before the damage say; who goes on gets those behind it too.
 pub(crate) fn replay(
     media: &mut Media,
     superblock: &Superblock,
     state: &mut State,
     opened: &mut Opened,
-    unreadable: Unreadable,
+    damage: &mut Damage<'_>,
     unwritten: &mut Unwritten<'_>,
 ) -> Result<Replayed, StoreError> {
     let mut ring = Ring::new(superblock);
     let mut last = None;
     let mut reader = RingReader::new(superblock);
     let mut next = reader.next(media, state, &ring, false)?;
-    while let Next::Record(found) = next {
+    loop {
+        if let (Next::Gap(_), Damage::GoOn(behind)) = (&next, &mut *damage) {
+            if let Some(found) = reader.resume(media, ring.epoch, ring.sequence)? {
+                let lacks = found.stands_for() > ring.sequence;
+                if let (Next::Gap(what), true) =
+                    (std::mem::replace(&mut next, Next::Record(found)), lacks)
+                {
+                    behind.note(what, state);
+                }
+            }
+        }
+        let found = match next {
+            Next::Record(found) => found,
+            end => {
+                next = end;
+                break;
+            }
+        };
         let first = found.stands_for();
         let (sequence, mut entries) = (found.sequence, found.entries);
         ring.pass(found.position, sequence, entries.len());
@@ -363,10 +400,16 @@ pub(crate) fn replay(
             opened.dropped_records += u64::from(entries.len() < whole);
         }
         for entry in &entries {
-            match state.check(media, entry) {
-                Err(StoreError::Damaged { .. } | StoreError::Read { .. })
-                    if unreadable == Unreadable::Apply => {}
-                checked => checked?,
+            let checked = match damage {
+                Damage::GoOn(behind) if !behind.is_empty() => {
+                    behind.apply(media, state, entry)?;
+                    continue;
+                }
+                _ => state.check(media, entry),
+            };
+            match (checked, &damage) {
+                (Err(StoreError::Damaged { .. } | StoreError::Read { .. }), Damage::GoOn(_)) => {}
+                (checked, _) => checked?,
             }
             state.apply(entry);
         }

@@ -28,7 +28,6 @@ use super::api::{Done, Op, OpError, RevertError, Reverting};
 use super::error::StoreError;
 use super::index::changed::{self, Wanted};
 use super::lookup::Found;
-use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
@@ -247,7 +246,7 @@ impl Store {
         };
         if check.next < snapshot.length.to_chunks(self.superblock.chunk) {
             let (batch, next) = self.differing(&snapshot, check.next, chunks)?;
-            let (_, problems) = self.read_snapshot(&batch)?;
+            let (_, problems) = self.read_snapshot(&batch, snapshot.length)?;
             for ((chunk, _), problem) in batch.into_iter().zip(problems) {
                 if let Some(problem) = problem {
                     return Ok(Err(RevertError::Damaged {
@@ -377,17 +376,17 @@ impl Store {
         Ok((batch, behind))
     }
 
-    /// Reads the snapshot's data of a batch; for each chunk what is wrong with it, if anything is.
+    /// Reads the data of a batch of a snapshot that has `length`; for each chunk what is wrong with it, if
+    /// anything is.
     fn read_snapshot(
         &mut self,
         batch: &[(Chunk, Found)],
+        length: Sectors,
     ) -> Result<(AlignedBuf, Vec<Option<String>>), StoreError> {
         let chunk_bytes = self.superblock.chunk.bytes() as usize;
         let mut buffer = AlignedBuf::zeroed(batch.len() * chunk_bytes);
-        let source = |&(chunk, found): &(Chunk, Found)| match found {
-            Found::Origin => Source::Origin(chunk),
-            Found::Exception(place, _) | Found::Overlay(place) => Source::Store(place),
-        };
+        let shift = self.superblock.chunk;
+        let source = |&(chunk, found): &(Chunk, Found)| found.source(chunk, length, shift);
         let sources: Vec<_> = batch.iter().map(source).collect();
         let whole = self.media.read_chunks(&sources, &mut buffer);
         let mut problems = Vec::with_capacity(batch.len());
@@ -405,7 +404,7 @@ impl Store {
                 Found::Exception(place, crc) => self.media.prove(chunk, place, crc, data),
                 Found::Origin | Found::Overlay(_) => Ok(()),
             });
-            problems.push(proven.err().map(|error| text_of(&error)));
+            problems.push(proven.err().map(|error| error.with_cause()));
         }
         Ok((buffer, problems))
     }
@@ -438,7 +437,7 @@ impl Store {
                     match self.commit(std::slice::from_ref(op)) {
                         Ok(one) => answers.extend(one.into_iter().map(Some)),
                         Err(error @ StoreError::Read { .. }) => {
-                            self.skip(chunk, text_of(&error));
+                            self.skip(chunk, error.with_cause());
                             answers.push(None);
                         }
                         Err(error) => return Err(error),
@@ -473,7 +472,7 @@ impl Store {
         batch: &[(Chunk, Found)],
         length: Sectors,
     ) -> Result<(), StoreError> {
-        let (buffer, problems) = self.read_snapshot(batch)?;
+        let (buffer, problems) = self.read_snapshot(batch, length)?;
         let shift = self.superblock.chunk;
         let mut writes = Vec::with_capacity(batch.len());
         for ((&(chunk, _), problem), from) in batch
@@ -527,12 +526,5 @@ impl Store {
     fn skip(&mut self, chunk: Chunk, problem: String) {
         self.revert.skipped += 1;
         self.revert.untold.push((chunk, problem));
-    }
-}
-
-fn text_of(error: &StoreError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }

@@ -195,7 +195,7 @@ impl Store {
             let problem = format!("store chunk {} lies outside the data region", outside.place);
             return Err(self.media.inconsistent(problem));
         }
-        let sources: Vec<_> = entries.iter().map(|e| Source::Store(e.place)).collect();
+        let sources: Vec<_> = entries.iter().map(|entry| self.source(entry)).collect();
         let whole = self.media.read_chunks(&sources, &mut buffer);
         let mut bad = Vec::new();
         for ((entry, source), data) in entries
@@ -221,6 +221,17 @@ impl Store {
             });
         }
         Ok(bad)
+    }
+
+    fn source(&self, entry: &Entry) -> Source {
+        let owner = match entry.saved {
+            None => self.state.snapshots.get(entry.owner),
+            Some(_) => None,
+        };
+        let shift = self.superblock.chunk;
+        owner.map_or(Source::Store(entry.place), |owner| {
+            Source::Own(entry.place, owner.length.in_chunk(entry.chunk, shift))
+        })
     }
 
     /// The snapshots that read this entry's chunk.

@@ -5,10 +5,18 @@
 //! a restart a new pass begins, which finds nothing at what the last one had freed. A snapshot that
 //! was deleted before the pass began is forgotten when the pass ends; one that died meanwhile waits
 //! for the next pass. Of what it leaves it notes who needs it, for the day the store is full ([`Survey`]).
+//!
+//! A node of the index that cannot be read is tried twice and then passed by: the sweep goes on behind it, and
+//! comes back at the end of the pass, again and again. The pass is not at its end before all was read, so
+//! no deleted entry is forgotten that such a node may still lead to, and no snapshot is given up
+//! for room that it may hold. When another snapshot dies meanwhile a new pass begins.
+
+use std::collections::VecDeque;
 
 use super::Store;
 use super::error::StoreError;
 use super::full::Need;
+use super::index::tree::end_of_unreadable;
 use super::victims::Survey;
 use crate::format::journal::Entry;
 use crate::format::node::Key;
@@ -21,6 +29,8 @@ const SCARCE_CHUNKS: u64 = 1 << 15;
 const SCARCE_PART: u64 = 8;
 /// New exceptions whose users are looked up in a step.
 const NEW_IN_STEP: usize = 16;
+/// Parts of the index that are passed by at most: with more it is not a sector that fails, but the disk.
+const MOST_SKIPPED: usize = 64;
 
 /// How far the sweep is.
 #[derive(Debug, Default)]
@@ -39,6 +49,10 @@ struct Pass {
     deleted: Vec<SnapSeq>,
     place: Place,
     survey: Survey,
+    /// The last step failed to read what lies at `place`.
+    failed: bool,
+    /// What could not be read.
+    skipped: VecDeque<Skipped>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +61,77 @@ enum Place {
     Overlays(Key),
     /// The first exception not looked at, and the one before it.
     Exceptions(Key, Option<Key>),
+    /// What was passed by.
+    Skipped,
     Finished,
+}
+
+/// A part of an index that was passed by.
+#[derive(Clone, Copy, Debug)]
+struct Skipped {
+    place: Place,
+    /// The first key behind it, if any can be.
+    end: Option<Key>,
+}
+
+impl Pass {
+    fn new(deleted: Vec<SnapSeq>) -> Pass {
+        Pass {
+            deleted,
+            place: Place::Overlays((0, 0)),
+            survey: Survey::default(),
+            failed: false,
+            skipped: VecDeque::new(),
+        }
+    }
+
+    /// Only what cannot be read is left.
+    fn is_hindered(&self) -> bool {
+        matches!(self.place, Place::Skipped) && !self.skipped.is_empty()
+    }
+
+    /// Where to go on, and the end of that part.
+    fn at(&self) -> (Place, Option<Key>) {
+        match (self.place, self.skipped.front()) {
+            (Place::Skipped, Some(part)) => (part.place, part.end),
+            (Place::Skipped, None) => (Place::Finished, None),
+            (place, _) => (place, None),
+        }
+    }
+
+    /// A step has come to `next`, or to the end of its part.
+    fn advance(&mut self, next: Option<Place>) {
+        self.failed = false;
+        match (self.place, next) {
+            (Place::Skipped, Some(next)) => {
+                if let Some(part) = self.skipped.front_mut() {
+                    part.place = next;
+                }
+            }
+            (Place::Skipped, None) => drop(self.skipped.pop_front()),
+            (_, Some(next)) => self.place = next,
+            (Place::Overlays(_), None) => self.place = Place::Exceptions((0, 0), None),
+            (_, None) => self.place = Place::Skipped,
+        }
+    }
+
+    /// What lies at the place cannot be read; passes by what ends at `end`.
+    fn skip(&mut self, end: Option<Key>) {
+        let (end, next) = match self.place {
+            // The first exception behind would lack the one before it: go on with the next chunk.
+            Place::Exceptions(..) => {
+                let end = end.and_then(|(chunk, seq)| match seq {
+                    0 => Some((chunk, 0)),
+                    _ => chunk.checked_add(1).map(|chunk| (chunk, 0)),
+                });
+                (end, end.map(|end| Place::Exceptions(end, None)))
+            }
+            _ => (end, end.map(Place::Overlays)),
+        };
+        let place = self.place;
+        self.skipped.push_back(Skipped { place, end });
+        self.advance(next);
+    }
 }
 
 impl Sweep {
@@ -96,36 +180,67 @@ impl Store {
     /// Looks at up to `budget` entries and frees the dead ones among them, in one journal record. If a
     /// checkpoint has to come first it does nothing and says so in `starved`.
     fn sweep_step(&mut self, budget: usize) -> Result<(), StoreError> {
-        let mut pass = match self.sweep.pass.take() {
+        let again = self.sweep.wanted;
+        let under_way = self.sweep.pass.take();
+        let mut pass = match under_way.filter(|pass| !(again && pass.is_hindered())) {
             Some(pass) => pass,
             None => {
                 self.sweep.wanted = false;
-                let deleted = self
-                    .state
-                    .snapshots
-                    .iter()
-                    .filter(|s| s.state == State::Deleted);
-                Pass {
-                    deleted: deleted.map(|s| s.seq).collect(),
-                    place: Place::Overlays((0, 0)),
-                    survey: Survey::default(),
-                }
+                let snapshots = self.state.snapshots.iter();
+                let deleted = snapshots.filter(|s| s.state == State::Deleted);
+                Pass::new(deleted.map(|s| s.seq).collect())
             }
         };
-        let swept = match pass.place {
-            Place::Overlays(from) => self.sweep_overlays(&mut pass.survey, from, budget),
+        let (place, end) = pass.at();
+        let swept = match place {
+            Place::Overlays(from) => self.sweep_overlays(&mut pass.survey, (from, end), budget),
             Place::Exceptions(from, last) => {
-                self.sweep_exceptions(&mut pass.survey, from, last, budget)
+                self.sweep_exceptions(&mut pass.survey, (from, end), last, budget)
             }
-            Place::Finished => {
+            Place::Skipped | Place::Finished => {
                 self.sweep.survey = Some(pass.survey);
                 return self.forget(&pass.deleted);
             }
         };
-        // What failed is tried again from the same place.
-        let result = swept.map(|place| pass.place = place);
+        let result = match swept {
+            Ok(next) => {
+                pass.advance(next);
+                Ok(())
+            }
+            Err(error) => self.pass_by(&mut pass, error),
+        };
         self.sweep.pass = Some(pass);
         result
+    }
+
+    /// A step failed: it is tried again from the same place, or what cannot be read is left for later.
+    fn pass_by(&mut self, pass: &mut Pass, error: StoreError) -> Result<(), StoreError> {
+        let unreadable = matches!(error, StoreError::Read { .. } | StoreError::Damaged { .. });
+        let (index, from) = match pass.place {
+            Place::Overlays(from) => (&self.state.overlays, from),
+            Place::Exceptions(from, _) => (&self.state.exceptions, from),
+            Place::Skipped | Place::Finished => {
+                // The others are tried before this one again.
+                pass.skipped
+                    .rotate_left(usize::from(pass.skipped.len() > 1));
+                return Err(error);
+            }
+        };
+        if !unreadable || !std::mem::replace(&mut pass.failed, true) {
+            return Err(error);
+        }
+        let end = end_of_unreadable(&mut self.media, index.kind, &index.root, from);
+        match end {
+            Some(end) if end.is_none_or(|end| end > from) && pass.skipped.len() < MOST_SKIPPED => {
+                pass.skip(end);
+                let text = error.with_cause();
+                self.troubles.push(format!(
+                    "a part of the index cannot be read, and what is dead there is not freed until it can: {text}"
+                ));
+                Ok(())
+            }
+            _ => Err(error),
+        }
     }
 
     fn forget(&mut self, deleted: &[SnapSeq]) -> Result<(), StoreError> {
@@ -134,21 +249,26 @@ impl Store {
         parts.try_for_each(|part| self.record(part))
     }
 
+    /// Sweeps a part of the overlays; gives where to go on in it.
     fn sweep_overlays(
         &mut self,
         survey: &mut Survey,
-        from: Key,
+        (from, end): (Key, Option<Key>),
         budget: usize,
-    ) -> Result<Place, StoreError> {
+    ) -> Result<Option<Place>, StoreError> {
         let most = self.removals_possible(budget)?;
         if most == 0 {
-            return Ok(Place::Overlays(from));
+            return Ok(Some(Place::Overlays(from)));
         }
         let living = self.living();
         let mut removals = Vec::new();
-        let scan = self.state.overlays.scan(&mut self.media, from, budget)?;
+        let overlays = &self.state.overlays;
+        let scan = overlays.scan_in_part(&mut self.media, from, budget)?;
         let mut next = scan.next;
         for ((seq, chunk), value) in scan.found {
+            if end.is_some_and(|end| end <= (seq, chunk)) {
+                break;
+            }
             if self.state.snapshots.needs_data(seq) {
                 survey.note_overlay(&living, seq);
                 // All its overlays stay: go on behind them.
@@ -167,29 +287,31 @@ impl Store {
             });
         }
         self.remove(&removals)?;
-        Ok(match next {
-            Some(next) => Place::Overlays(next),
-            None => Place::Exceptions((0, 0), None),
-        })
+        let next = next.filter(|&next| end.is_none_or(|end| next < end));
+        Ok(next.map(Place::Overlays))
     }
 
+    /// Sweeps a part of the exceptions; gives where to go on in it.
     fn sweep_exceptions(
         &mut self,
         survey: &mut Survey,
-        from: Key,
+        (from, end): (Key, Option<Key>),
         mut last: Option<Key>,
         budget: usize,
-    ) -> Result<Place, StoreError> {
+    ) -> Result<Option<Place>, StoreError> {
         let most = self.removals_possible(budget)?;
         if most == 0 {
-            return Ok(Place::Exceptions(from, last));
+            return Ok(Some(Place::Exceptions(from, last)));
         }
         let living = self.living();
         let mut removals = Vec::new();
         let exceptions = &self.state.exceptions;
-        let scan = exceptions.scan(&mut self.media, from, budget)?;
+        let scan = exceptions.scan_in_part(&mut self.media, from, budget)?;
         let mut next = scan.next;
         for ((chunk, seq), value) in scan.found {
+            if end.is_some_and(|end| end <= (chunk, seq)) {
+                break;
+            }
             if removals.len() == most {
                 next = Some((chunk, seq));
                 break;
@@ -208,10 +330,8 @@ impl Store {
             last = Some((chunk, seq));
         }
         self.remove(&removals)?;
-        Ok(match next {
-            Some(next) => Place::Exceptions(next, last),
-            None => Place::Finished,
-        })
+        let next = next.filter(|&next| end.is_none_or(|end| next < end));
+        Ok(next.map(|next| Place::Exceptions(next, last)))
     }
 
     fn remove(&mut self, removals: &[Entry]) -> Result<(), StoreError> {
@@ -255,7 +375,9 @@ impl Store {
         if self.checkpoint_wanted() {
             self.checkpoint_step()?;
         } else if self.need == Some(Need::Search) {
-            if self.state.space.free() == 0 || self.state.space.seek_free(&mut self.media)? {
+            if self.state.space.free() == 0
+                || self.state.space.seek_free(&mut self.media)?
+            {
                 self.need = None;
             }
         } else if self.sweep.pending() {

@@ -11,13 +11,13 @@ use super::api::{Counts, OpError, SnapshotInfo, StoreStatus};
 use super::dump::{DumpEntry, DumpPlace};
 use super::error::StoreError;
 use super::lookup::Found;
-use super::media::{Devices, Source};
+use super::media::Devices;
 use super::no_origin::NoOrigin;
 use super::open::Recovered;
 use super::{OpenOptions, Opened, Store, recover};
 use crate::device::BlockDevice;
 use crate::format::superblock::Superblock;
-use crate::units::{Chunk, SnapTag};
+use crate::units::{Chunk, Sectors, SnapTag};
 
 /// See the module.
 pub struct View(Store);
@@ -136,12 +136,11 @@ impl View {
                 Err(refused) => return Ok(Err(refused)),
             }
         }
+        let length = self.0.snapshot(tag).map_or(Sectors(0), |s| s.length);
+        let shift = self.0.superblock.chunk;
         let sources: Vec<_> = found
             .iter()
-            .map(|&(chunk, place)| match place {
-                Found::Origin => Source::Origin(chunk),
-                Found::Exception(place, _) | Found::Overlay(place) => Source::Store(place),
-            })
+            .map(|&(chunk, place)| place.source(chunk, length, shift))
             .collect();
         self.0.media.read_chunks(&sources, into)?;
         for (&(chunk, place), data) in found.iter().zip(into.chunks_exact(chunk_bytes)) {

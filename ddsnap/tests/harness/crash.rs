@@ -193,6 +193,7 @@ impl CrashRun {
         let mut cut = moment.cut(survival, &mut self.rng);
         // What the origin lost although a flush of it was done: that may look like a foreign write.
         self.lied = survival == Survival::FlushFailed;
+        let mut crashes = vec![survival];
         let mut depth = 0;
         while self.totals.points < self.wanted {
             self.totals.points += 1;
@@ -210,7 +211,7 @@ impl CrashRun {
             };
             let store = reopened.map_err(|problem| match depth {
                 0 => problem,
-                _ => format!("after {depth} crashes: {problem}"),
+                _ => format!("after {crashes:?}: {problem}"),
             })?;
             if let Some(mut store) = store {
                 // A change that changes nothing, so that a record follows.
@@ -237,6 +238,7 @@ impl CrashRun {
                 .iter()
                 .for_each(|event| moment.advance(event));
             let survival = self::survival(&shape, &mut self.rng);
+            crashes.push(survival);
             if survival == Survival::ProcessKilled {
                 moment.land(&events[upto..], &mut self.rng);
             }

@@ -17,6 +17,7 @@ pub use problem::{Place, Problem, Severity};
 pub use prove::Event;
 pub use repair::{Repaired, repair};
 
+use super::behind::{Behind, Gap};
 use super::error::StoreError;
 use super::media::{Devices, Media};
 use super::no_origin::NoOrigin;
@@ -28,8 +29,8 @@ use crate::format::FormatError;
 use crate::format::journal::Entry;
 use crate::format::snaptable::State as SnapshotState;
 use crate::format::superblock::Superblock;
-use crate::units::{MetaBlock, SnapSeq, SnapTag};
-use prove::{Proof, Report, mendable, previous, prove, served, tags};
+use crate::units::{MetaBlock, SnapSeq, SnapTag, StoreChunk};
+use prove::{Proof, Report, each_entry, mendable, previous, prove, served, tags};
 use walk::sentence;
 
 /// The devices of a store that is to be checked.
@@ -233,6 +234,29 @@ fn compare_copies(
     report(mendable(device.to_owned(), Place::Superblock(copy), what))
 }
 
+/// Takes out of the index what was removed by records that are lost: others own those chunks now.
+fn drop_old_owners(
+    media: &mut Media,
+    superblock: &Superblock,
+    state: &mut State,
+    behind: &Behind,
+) -> Result<(), StoreError> {
+    if !behind.claims_any() {
+        return Ok(());
+    }
+    for index in [&mut state.exceptions, &mut state.overlays] {
+        let (kind, mut gone) = (index.kind, Vec::new());
+        each_entry(media, superblock, index, &mut |_, key, value| {
+            if !behind.owns(kind, key, StoreChunk(value.place)) {
+                gone.push(key);
+            }
+            Ok(())
+        })?;
+        gone.into_iter().for_each(|key| index.remove(key));
+    }
+    Ok(())
+}
+
 /// Replays the journal as far as it can be read.
 fn replay(
     media: &mut Media,
@@ -249,19 +273,32 @@ fn replay(
         foreign: None,
     };
     let mut unwritten = Vec::new();
+    let mut behind = Behind::default();
     let replayed = recover::replay(
         media,
         superblock,
         state,
         &mut opened,
-        recover::Unreadable::Apply,
+        &mut recover::Damage::GoOn(&mut behind),
         &mut |media, entry| {
             let gone = asked && recover::ask_origin(media, entry).is_ok();
             unwritten.extend((!gone).then_some(*entry));
             Ok(())
         },
     );
+    drop_old_owners(media, superblock, state, &behind)?;
     let all: Vec<u64> = state.snapshots.live().keys().copied().collect();
+    for Gap { what, live } in &behind.gaps {
+        let lives = |seq: &u64| state.snapshots.live().contains_key(seq);
+        let hurt: Vec<u64> = live.iter().copied().filter(lives).collect();
+        report(Event::Problem(Problem {
+            device: media.meta_name(),
+            place: Place::Journal,
+            what: format!("{}; what was recorded between is lost", sentence(what)),
+            severity: Severity::Loss,
+            snapshots: tags(&state.snapshots, &hurt),
+        }))?;
+    }
     let broken = match replayed {
         Err(error) => Some(format!(
             "{}; what was recorded after that is lost",

@@ -173,6 +173,32 @@ impl Index {
         Ok(Scan { found, next })
     }
 
+    /// As [`scan`](Self::scan), as far as the index can be read: an error is that of what lies at `from`.
+    pub fn scan_in_part(
+        &self,
+        media: &mut Media,
+        from: Key,
+        limit: usize,
+    ) -> Result<Scan, StoreError> {
+        let mut entries = self.entries(media, from, LAST)?;
+        let (mut found, mut next) = (Vec::new(), Some(from));
+        for looked_at in 0..limit {
+            match entries.step(media) {
+                Ok(Some((key, value))) => {
+                    found.extend(value.map(|value| (key, value)));
+                    next = after(key);
+                }
+                Ok(None) => {
+                    next = None;
+                    break;
+                }
+                Err(error) if looked_at == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(Scan { found, next })
+    }
+
     /// Walks the entries from `from` to `last`, in order.
     pub fn entries(
         &self,

@@ -210,3 +210,49 @@ pub(crate) fn end_of_branch(
     }
     Ok(end)
 }
+
+/// The first key behind the first node that cannot be read among those that cover the keys from `from` on,
+/// in the leaf that covers `from` and in the one behind it. None if they can be read; none inside if nothing
+/// lies behind the node.
+pub(crate) fn end_of_unreadable(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    from: Key,
+) -> Option<Option<Key>> {
+    let (root, levels, _) = root.root?;
+    let mut at = from;
+    for _ in 0..2 {
+        let (mut pointer, mut level, mut end) = (root, levels, None);
+        loop {
+            let Ok(block) = media.block(pointer, kind, level) else {
+                return Some(end);
+            };
+            if level == 0 {
+                let mut leaf = LeafReader::new(block).ok();
+                let whole = loop {
+                    match leaf.as_mut().map(LeafReader::next_entry) {
+                        Some(Ok(Some(_))) => {}
+                        Some(Ok(None)) => break true,
+                        Some(Err(_)) | None => break false,
+                    }
+                };
+                if !whole {
+                    return Some(end);
+                }
+                break;
+            }
+            let Ok(node) = Interior::new(block) else {
+                return Some(end);
+            };
+            let index = node.find(at);
+            if index + 1 < node.len() {
+                end = Some(node.child(index + 1).key);
+            }
+            pointer = node.child(index).pointer;
+            level -= 1;
+        }
+        at = end?;
+    }
+    None
+}
