@@ -550,3 +550,47 @@ fn a_combined_store_grows_its_metadata_and_gives_it_back() {
     run.load(60);
     run.volume.store.audit(true).expect("sound");
 }
+
+/// A chunk was taken behind the store's new end after that had been looked at: it would have been cut off.
+#[test]
+fn what_is_taken_behind_the_new_end_meanwhile_is_not_cut_off() {
+    let (mut cut, mut refused) = (0, 0);
+    for slack in 0..24 {
+        let mut volume = Volume::new(quiet_shape());
+        volume.store.create(SnapTag(1), 1).unwrap().unwrap();
+        let status = volume.store.status();
+        let metadata = volume.shape.data_bytes - status.data_chunks * 4096;
+        volume
+            .store
+            .resize_begin(&store_to(metadata + slack * 4096 + 4096))
+            .unwrap()
+            .unwrap();
+        let mut next = 0;
+        loop {
+            match volume.store.resize_step().unwrap() {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    cut += 1;
+                    break;
+                }
+                Err(ResizeError::ChunksInUse { count, .. }) => {
+                    assert!(count > 0);
+                    refused += 1;
+                    break;
+                }
+                Err(other) => panic!("{other}"),
+            }
+            let ops = [
+                Op::OriginWrite(Chunk(next)),
+                Op::OriginWrite(Chunk(next + 1)),
+            ];
+            assert!(volume.store.commit(&ops).unwrap().iter().all(Result::is_ok));
+            next += 2;
+        }
+        volume
+            .store
+            .audit(true)
+            .unwrap_or_else(|error| panic!("{slack}: {error}"));
+    }
+    assert!(cut > 3 && refused > 3, "{cut} cut, {refused} refused");
+}

@@ -130,8 +130,10 @@ impl Server {
                 faults: Faults::default(),
                 on_hangup: Box::new(|| {}),
             };
-            let (engine, origin, _, fault) =
-                Ring::new(StoreEngine(store), parts).unwrap().run().unwrap();
+            let (engine, origin, _, fault) = Ring::new(StoreEngine::new(store), parts)
+                .unwrap()
+                .run()
+                .unwrap();
             assert_eq!(fault, None);
             engine.close(origin).unwrap();
         });

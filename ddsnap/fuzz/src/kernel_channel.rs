@@ -21,7 +21,7 @@ pub fn run(data: &[u8]) {
     let mut input = Input(data);
     with_base(input.u8(), |base| {
         let volume = base.volume();
-        let mut core = Core::new(StoreEngine(volume.open().unwrap()));
+        let mut core = Core::new(StoreEngine::new(volume.open().unwrap()));
         let mut seconds = 0;
         for _ in 0..200 {
             if input.is_empty() {
@@ -36,7 +36,8 @@ pub fn run(data: &[u8]) {
                 let _ = reply.to_frame();
             }
         }
-        let (StoreEngine(mut store), fault) = core.into_engine();
+        let (engine, fault) = core.into_engine();
+        let mut store = engine.into_store();
         assert_eq!(fault, None, "no device failed");
         store.audit(true).expect("what was served is sound");
         store.close().expect("no device failed");

@@ -105,7 +105,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
         return Err(anyhow!("DDSNAP_ACTION closed the connection to the agent").into());
     }
     let store = open_store(config)?;
-    let engine = StoreEngine(store);
+    let engine = StoreEngine::new(store);
     let prepared = prepare(config, engine.status().chunk, agent, log, &faults);
     let (parts, pidfile, _socket_file) = match prepared {
         Ok(prepared) => prepared,

@@ -10,8 +10,9 @@ use super::engine::{Answer, Engine, EngineError};
 use super::surroundings::unix_now;
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError, ResizeRequest,
-    RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, Store, StoreError, StoreStatus,
+    Budget, Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError,
+    ResizeRequest, RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, Store, StoreError,
+    StoreStatus,
 };
 use crate::units::{Chunk, ChunkRun, SnapTag};
 
@@ -23,23 +24,52 @@ const COUNT_BUDGET: usize = 512;
 /// How long a step of counting takes, and about the longest that it holds up a request.
 const COUNT_TIME: Duration = Duration::from_millis(4);
 
-/// A store that logs what it gave up.
-pub struct StoreEngine(pub Store);
+/// The longest that work for others is to hold up a request, but for a step that has begun.
+const HOLD_UP: Duration = Duration::from_millis(60);
+
+/// A store that logs what it gave up, and does as much at a time as its device is fast.
+pub struct StoreEngine {
+    store: Store,
+    /// How long an operation of the metadata's device takes in background steps, averaged.
+    each: Duration,
+}
 
 impl StoreEngine {
+    /// Serves a store.
+    #[must_use]
+    pub fn new(store: Store) -> StoreEngine {
+        let each = Duration::ZERO;
+        StoreEngine { store, each }
+    }
+
+    /// Gives the store back.
+    #[must_use]
+    pub fn into_store(self) -> Store {
+        self.store
+    }
+
+    /// A step began then, at so many operations: fits the budget to how long they took.
+    fn measure(&mut self, started: Instant, operations: u64) {
+        let done = self.store.operations() - operations;
+        if let Some(done) = u32::try_from(done).ok().filter(|&done| done > 0) {
+            self.each = (self.each * 7 + started.elapsed() / done) / 8;
+            self.store.set_budget(Budget::within(HOLD_UP, self.each));
+        }
+    }
+
     fn answer<T>(&mut self, result: Result<T, StoreError>) -> Result<T, EngineError> {
-        for (tag, squashed) in self.0.take_given_up() {
+        for (tag, squashed) in self.store.take_given_up() {
             let what = if squashed { "squashed" } else { "deleted" };
             warn!("the snapshot store is full: snapshot {tag} was {what} to make room");
         }
-        for trouble in self.0.take_troubles() {
+        for trouble in self.store.take_troubles() {
             error!("{trouble}");
         }
-        for (chunk, problem) in self.0.take_revert_skipped() {
+        for (chunk, problem) in self.store.take_revert_skipped() {
             error!("chunk {chunk} of the origin is not reverted: {problem}");
         }
         result.map_err(|error| EngineError {
-            latched: self.0.failure().is_some(),
+            latched: self.store.failure().is_some(),
             message: format!("{:#}", anyhow::Error::from(error)),
         })
     }
@@ -47,71 +77,71 @@ impl StoreEngine {
 
 impl Engine for StoreEngine {
     fn commit(&mut self, group: &[Op]) -> Result<Vec<Result<Done, OpError>>, EngineError> {
-        let result = self.0.commit(group);
+        let result = self.store.commit(group);
         self.answer(result)
     }
 
     fn locate(&mut self, tag: SnapTag, chunk: Chunk) -> Answer<Location> {
-        let result = self.0.locate(tag, chunk);
+        let result = self.store.locate(tag, chunk);
         self.answer(result)
     }
 
     fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
-        let result = self.0.create(tag, now);
+        let result = self.store.create(tag, now);
         self.answer(result)
     }
 
     fn delete(&mut self, tag: SnapTag) -> Answer<()> {
-        let result = self.0.delete(tag);
+        let result = self.store.delete(tag);
         self.answer(result)
     }
 
     fn set_priority(&mut self, tag: SnapTag, priority: i8) -> Answer<()> {
-        let result = self.0.set_priority(tag, priority);
+        let result = self.store.set_priority(tag, priority);
         self.answer(result)
     }
 
     fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Answer<u16> {
-        let result = self.0.adjust_usecount(tag, delta);
+        let result = self.store.adjust_usecount(tag, delta);
         self.answer(result)
     }
 
     fn set_in_use(&mut self, tag: SnapTag, in_use: bool) {
-        self.0.set_in_use(tag, in_use);
+        self.store.set_in_use(tag, in_use);
     }
 
     fn draining(&self) -> Vec<SnapTag> {
-        self.0.draining()
+        self.store.draining()
     }
 
     fn is_making_room(&self) -> bool {
-        self.0.is_making_room()
+        self.store.is_making_room()
     }
 
     fn set_quiet(&mut self, tag: SnapTag) {
-        self.0.set_quiet(tag);
+        self.store.set_quiet(tag);
     }
 
     fn origin_is_unique(&self) -> bool {
-        self.0.origin_is_unique()
+        self.store.origin_is_unique()
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {
-        self.0.snapshots()
+        self.store.snapshots()
     }
 
     fn snapshot(&self, tag: SnapTag) -> Option<SnapshotInfo> {
-        self.0.snapshot(tag)
+        self.store.snapshot(tag)
     }
 
     fn status(&self) -> StoreStatus {
-        self.0.status()
+        self.store.status()
     }
 
     fn count_step(&mut self, counting: &mut Counting) -> Result<bool, EngineError> {
         let end = Instant::now() + COUNT_TIME;
         let result = loop {
-            match self.0.count_step(counting, COUNT_BUDGET) {
+            match self.store.count_step(counting, COUNT_BUDGET) {
                 Ok(true) if Instant::now() < end => {}
                 other => break other,
             }
@@ -120,15 +150,15 @@ impl Engine for StoreEngine {
     }
 
     fn entries_to_count(&self) -> u64 {
-        self.0.entries_to_count()
+        self.store.entries_to_count()
     }
 
     fn counted(&self, counting: &Counting) -> Counts {
-        self.0.counted(counting)
+        self.store.counted(counting)
     }
 
     fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
-        self.0.changes(from, to)
+        self.store.changes(from, to)
     }
 
     fn changes_step(
@@ -137,7 +167,7 @@ impl Engine for StoreEngine {
         runs: &mut Vec<ChunkRun>,
         most: usize,
     ) -> Answer<bool> {
-        let result = self.0.changes_step(changes, runs, most);
+        let result = self.store.changes_step(changes, runs, most);
         self.answer(result)
     }
 
@@ -147,7 +177,7 @@ impl Engine for StoreEngine {
         chunks: RangeInclusive<u64>,
         limit: usize,
     ) -> Result<(Vec<DumpEntry>, Option<DumpPlace>), EngineError> {
-        let result = self.0.dump_step(place, chunks, limit);
+        let result = self.store.dump_step(place, chunks, limit);
         self.answer(result)
     }
 
@@ -155,25 +185,25 @@ impl Engine for StoreEngine {
         &mut self,
         request: &ResizeRequest,
     ) -> Result<Result<(), ResizeError>, EngineError> {
-        let result = self.0.resize_begin(request);
+        let result = self.store.resize_begin(request);
         self.answer(result)
     }
 
     fn resize_step(&mut self) -> Result<Result<Option<Sizes>, ResizeError>, EngineError> {
-        let result = self.0.resize_step();
+        let result = self.store.resize_step();
         self.answer(result)
     }
 
     fn resize_progress(&self) -> (u64, u64) {
-        self.0.resize_progress()
+        self.store.resize_progress()
     }
 
     fn sizes(&self) -> Sizes {
-        self.0.sizes()
+        self.store.sizes()
     }
 
     fn revert_begin(&mut self, tag: SnapTag) -> Result<Result<(), RevertError>, EngineError> {
-        let result = self.0.revert_begin(tag);
+        let result = self.store.revert_begin(tag);
         self.answer(result)
     }
 
@@ -181,43 +211,45 @@ impl Engine for StoreEngine {
         &mut self,
         chunks: usize,
     ) -> Result<Result<Reverting, RevertError>, EngineError> {
-        let result = self.0.revert_step(chunks);
+        let result = self.store.revert_step(chunks);
         self.answer(result)
     }
 
     fn revert_start(&mut self) -> Result<Result<(), RevertError>, EngineError> {
-        let result = self.0.revert_start();
+        let result = self.store.revert_start();
         self.answer(result)
     }
 
     fn revert_cancel(&mut self) {
-        self.0.revert_cancel();
+        self.store.revert_cancel();
     }
 
     fn reverting(&self) -> Option<SnapTag> {
-        self.0.reverting()
+        self.store.reverting()
     }
 
     fn revert_progress(&self) -> (u64, u64) {
-        self.0.revert_progress()
+        self.store.revert_progress()
     }
 
     fn scrub_begin(&self) -> Scrub {
-        self.0.scrub_begin()
+        self.store.scrub_begin()
     }
 
     fn scrub_step(&mut self, scrub: &mut Scrub, chunks: usize) -> Result<Scrubbed, EngineError> {
-        let result = self.0.scrub_step(scrub, chunks);
+        let result = self.store.scrub_step(scrub, chunks);
         self.answer(result)
     }
 
     fn background_step(&mut self) -> Result<bool, EngineError> {
-        let result = self.0.background_step(BACKGROUND_BUDGET);
+        let (started, operations) = (Instant::now(), self.store.operations());
+        let result = self.store.background_step(BACKGROUND_BUDGET);
+        self.measure(started, operations);
         self.answer(result)
     }
 
     fn close(self, origin: OriginUse) -> Result<(), EngineError> {
-        self.0
+        self.store
             .close_with(origin, unix_now())
             .map_err(|error| EngineError {
                 latched: true,

@@ -5,9 +5,10 @@
 //! chunks, the older of which the checkpoint under way writes; they are rebuilt from the journal
 //! after a crash, so memory follows the changes and not the size of the volume.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::budget::Budget;
 use super::error::StoreError;
 use super::index::merge::{Change, Writer, merge};
 use super::index::tree::Cursor;
@@ -17,9 +18,6 @@ use crate::format::block::{Kind, Pointer};
 use crate::format::node::Value;
 use crate::format::superblock::TreeRoot;
 use crate::units::{MetaBlock, StoreChunk};
-
-/// Bitmaps without a free chunk that one search looks at: each is a read.
-const FULL_BITMAPS: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -37,6 +35,8 @@ pub(crate) struct Space {
     current: Option<(u64, Bitmap)>,
     /// Where the search for a free chunk begins.
     cursor: u64,
+    /// The chunk behind the last that was taken since somebody began to watch.
+    taken_end: u64,
     /// Chunks looked at since one was found free.
     barren: u64,
     /// A bit for each bitmap that was looked at from end to end and had no free chunk, and has got none
@@ -59,6 +59,7 @@ impl Space {
             recent: BTreeMap::new(),
             current: None,
             cursor: first,
+            taken_end: 0,
             barren: 0,
             full: Vec::new(),
             holes: Vec::new(),
@@ -98,34 +99,54 @@ impl Space {
             && !self.holes.iter().any(|hole| hole.contains(&chunk.0))
     }
 
-    /// How many chunks from `from` on are in use, and the last of them.
-    pub fn used_from(
+    /// How many chunks from `from` on are in use, as far as the budget's number of bitmaps say; the last of them, and where to
+    /// look on.
+    pub fn used_step(
         &mut self,
         media: &mut Media,
         from: StoreChunk,
-    ) -> Result<(u64, Option<StoreChunk>), StoreError> {
-        let mut indexes: BTreeSet<u64> = self
-            .recent
-            .range(from.0..)
-            .map(|(&chunk, _)| chunk / BITS)
-            .collect();
-        let frozen = self.frozen.partition_point(|&(chunk, _)| chunk < from.0);
-        indexes.extend(self.frozen[frozen..].iter().map(|(chunk, _)| chunk / BITS));
-        let mut cursor = Cursor::seek(media, Kind::Space, &self.root, (from.0 / BITS, 0))?;
-        while let Some((key, _)) = cursor.next(media)? {
-            indexes.insert(key.0);
-        }
-        let (mut count, mut last) = (0, None);
-        for index in indexes {
-            for chunk in (index * BITS).max(from.0)..((index + 1) * BITS).min(self.end) {
-                let chunk = StoreChunk(chunk);
+        budget: Budget,
+    ) -> Result<(u64, Option<StoreChunk>, Option<StoreChunk>), StoreError> {
+        let (mut count, mut last, mut at) = (0, None, from.0);
+        for _ in 0..budget.operations() {
+            let Some(index) = self.bitmap_from(media, at)? else {
+                return Ok((count, last, None));
+            };
+            let end = ((index + 1) * BITS).min(self.end);
+            for chunk in ((index * BITS).max(at)..end).map(StoreChunk) {
                 if self.contains(chunk) && self.is_used(media, chunk)? {
                     count += 1;
                     last = Some(chunk);
                 }
             }
+            at = (index + 1) * BITS;
         }
-        Ok((count, last))
+        Ok((count, last, Some(StoreChunk(at))))
+    }
+
+    /// The first bitmap that may have a used chunk at or behind `from`.
+    fn bitmap_from(&self, media: &mut Media, from: u64) -> Result<Option<u64>, StoreError> {
+        let recent = self.recent.range(from..).next();
+        let recent = recent.map(|(chunk, _)| chunk / BITS);
+        let frozen = self.frozen.partition_point(|&(chunk, _)| chunk < from);
+        let frozen = self.frozen.get(frozen).map(|(chunk, _)| chunk / BITS);
+        let stored = self.blocks(media, from / BITS, 1)?;
+        let stored = stored.first().map(|&(index, _)| index);
+        let first = [recent, frozen, stored].into_iter().flatten().min();
+        Ok(first.filter(|index| index * BITS < self.end))
+    }
+
+    /// Notes from now on whether a chunk at or behind `end` is taken, and looks for free ones before it first.
+    pub fn watch_from(&mut self, end: StoreChunk) {
+        self.taken_end = 0;
+        if self.cursor >= end.0 {
+            self.cursor = self.first;
+        }
+    }
+
+    /// Whether a chunk at or behind `end` was taken since [`watch_from`](Self::watch_from).
+    pub fn taken_behind(&self, end: StoreChunk) -> bool {
+        end.0 < self.end && self.taken_end > end.0
     }
 
     /// Has the next checkpoint write bitmap `index` anew, though nothing in it changed. No checkpoint
@@ -166,6 +187,7 @@ impl Space {
         self.recent.insert(chunk.0, used);
         if used {
             self.used += 1;
+            self.taken_end = self.taken_end.max(chunk.0 + 1);
         } else {
             self.used = self.used.saturating_sub(1);
         }
@@ -189,12 +211,13 @@ impl Space {
         &mut self,
         media: &mut Media,
         count: usize,
+        budget: Budget,
     ) -> Result<Vec<StoreChunk>, StoreError> {
         let mut found = Vec::with_capacity(count);
         let mut at = self.cursor;
         let mut left = self.end - self.first;
         // One bitmap for each chunk that is asked for, and some that have none.
-        let mut bitmaps = count + FULL_BITMAPS;
+        let mut bitmaps = count + budget.operations();
         while found.len() < count && left > 0 {
             let (index, bit) = place_of(StoreChunk(at));
             let whole = at == (index * BITS).max(self.first);
@@ -239,8 +262,8 @@ impl Space {
     }
 
     /// A bounded part of the way to the next free chunk; true if the search is there.
-    pub fn seek_free(&mut self, media: &mut Media) -> Result<bool, StoreError> {
-        let found = self.find_free(media, 1)?;
+    pub fn seek_free(&mut self, media: &mut Media, budget: Budget) -> Result<bool, StoreError> {
+        let found = self.find_free(media, 1, budget)?;
         if let Some(chunk) = found.first() {
             self.cursor = chunk.0;
         }

@@ -21,6 +21,7 @@ use std::collections::HashSet;
 
 use super::Store;
 use super::alloc::Space;
+use super::budget::Budget;
 use super::error::StoreError;
 use super::full::Need;
 use super::index::merge::{Writer, merge};
@@ -52,16 +53,10 @@ const MAX_SLICE_CHANGES: usize = 4096;
 const KEPT_FOR_RECOVERY: u64 = 8;
 /// And one in so many only by commands, which wait for nothing.
 const KEPT_FOR_COMMANDS: u64 = 64;
-/// Bitmaps of a step. Each is a read.
-const SLICE_BITMAPS: usize = 8;
-/// Nodes that a step reads ahead for a slice: on a disk that seeks, each is one.
-const NODES_IN_STEP: usize = 8;
 /// Steps that read ahead for one slice, at most: what they have read may be gone from the cache.
 const MOST_READING_STEPS: usize = 80;
-/// Of a checkpoint so much is done in passing, after a record, in reads, writes and flushes: some tens of
-/// milliseconds on a disk that seeks. One more step may have begun.
-const WORK_IN_PASSING: u64 = 8;
-/// And as much more for so many copies, each of which is a read and a write.
+/// Of a checkpoint the budget is done in passing, after a record, and one operation more for so many copies, each
+/// of which is a read and a write. One more step may have begun.
 const COPIES_FOR_WORK: u64 = 4;
 /// Records that pass by, at least and at most, until a checkpoint that failed in passing is tried again.
 const FEWEST_HINDERED: u32 = 8;
@@ -179,13 +174,6 @@ impl Store {
         self.seal_checkpoint(change)
     }
 
-    /// Finishes the checkpoint under way, if there is one.
-    pub(crate) fn settle_checkpoint(&mut self) -> Result<(), StoreError> {
-        self.check_latch()?;
-        let result = self.finish_checkpoint();
-        self.latch(result)
-    }
-
     fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
         while self.checkpoint.is_some() {
             self.try_step()?;
@@ -240,7 +228,8 @@ impl Store {
             self.hindered.0 -= 1;
             return Ok(());
         }
-        let end = self.media.work + WORK_IN_PASSING + copies as u64 / COPIES_FOR_WORK;
+        let end =
+            self.media.work + self.budget.operations() as u64 + copies as u64 / COPIES_FOR_WORK;
         while self.checkpoint_wanted() && self.is_behind() && self.media.work < end {
             match self.checkpoint_step() {
                 Ok(()) => self.hindered = (0, 0),
@@ -271,10 +260,15 @@ impl Store {
             return true;
         };
         let state = &self.state;
-        let mut steps = checkpoint.steps_left(&state.exceptions, &state.overlays, &state.space);
+        let mut steps = checkpoint.steps_left(
+            &state.exceptions,
+            &state.overlays,
+            &state.space,
+            self.budget,
+        );
         let nodes = state.exceptions.root.nodes + state.overlays.root.nodes;
         if nodes > self.media.cache_blocks() as u64 {
-            steps += checkpoint.reading_steps(&state.exceptions, &state.overlays);
+            steps += checkpoint.reading_steps(&state.exceptions, &state.overlays, self.budget);
         }
         // Each record takes a block at least; one that fills it has about 128 entries.
         let room = self.max_recent().saturating_sub(self.most_recent()) / 128;
@@ -301,7 +295,13 @@ impl Store {
         }
     }
 
-    fn is_merged(&self) -> bool {
+    /// The generation of the superblock that the checkpoint under way will write.
+    pub(super) fn checkpoint_generation(&self) -> Option<u64> {
+        let checkpoint = self.checkpoint.as_ref();
+        checkpoint.map(|checkpoint| checkpoint.next.generation)
+    }
+
+    pub(super) fn is_merged(&self) -> bool {
         let stage = self.checkpoint.as_ref().map(|checkpoint| checkpoint.stage);
         stage == Some(Stage::Complete)
     }
@@ -365,6 +365,7 @@ impl Store {
             return Ok(());
         };
         let (state, media) = (&self.state, &mut self.media);
+        let bitmaps = self.budget.operations();
         match checkpoint.stage {
             Stage::Exceptions(from) | Stage::Overlays(from) => {
                 let exceptions = matches!(checkpoint.stage, Stage::Exceptions(_));
@@ -377,7 +378,8 @@ impl Store {
                 let slice = &index.frozen()[from..end];
                 if read_ahead && checkpoint.read_ahead < MOST_READING_STEPS {
                     checkpoint.read_ahead += 1;
-                    if index::read_ahead(media, index.kind, &root, slice, NODES_IN_STEP)? {
+                    if index::read_ahead(media, index.kind, &root, slice, self.budget.operations())?
+                    {
                         return Ok(());
                     }
                 }
@@ -396,7 +398,7 @@ impl Store {
             Stage::Bitmaps(from) => {
                 let old = checkpoint.next.space;
                 let (root, end) = in_step(media, &mut self.meta, checkpoint, |writer| {
-                    state.space.write(writer, &old, from, SLICE_BITMAPS)
+                    state.space.write(writer, &old, from, bitmaps)
                 })?;
                 checkpoint.next.space = root;
                 checkpoint.stage = if end < state.space.frozen_len() {
@@ -412,7 +414,10 @@ impl Store {
     }
 
     /// Makes the superblock durable that leads to the new trees, and frees what it replaces.
-    fn seal_checkpoint(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<(), StoreError> {
+    pub(super) fn seal_checkpoint(
+        &mut self,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<(), StoreError> {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Ok(());
         };
@@ -540,10 +545,10 @@ impl Checkpoint {
     }
 
     /// About how many more steps read ahead, rather too many.
-    fn reading_steps(&self, exceptions: &Index, overlays: &Index) -> u64 {
+    fn reading_steps(&self, exceptions: &Index, overlays: &Index, budget: Budget) -> u64 {
         let left = |index: &Index, from: usize| {
             let changes = (index.frozen().len() - from) as u64;
-            changes.min(index.root.nodes) / NODES_IN_STEP as u64
+            changes.min(index.root.nodes) / budget.operations() as u64
         };
         match self.stage {
             Stage::Exceptions(from) => left(exceptions, from) + left(overlays, 0),
@@ -553,9 +558,15 @@ impl Checkpoint {
     }
 
     /// About how many more steps it takes, rather too many.
-    fn steps_left(&self, exceptions: &Index, overlays: &Index, space: &Space) -> u64 {
+    fn steps_left(
+        &self,
+        exceptions: &Index,
+        overlays: &Index,
+        space: &Space,
+        budget: Budget,
+    ) -> u64 {
         let (exceptions, overlays) = (exceptions.frozen().len(), overlays.frozen().len());
-        let bitmaps = space.frozen_bitmaps().div_ceil(SLICE_BITMAPS as u64);
+        let bitmaps = space.frozen_bitmaps().div_ceil(budget.operations() as u64);
         let slices = |changes: usize| changes.div_ceil(SLICE_CHANGES / 2) as u64;
         match self.stage {
             Stage::Exceptions(from) => slices(exceptions - from) + slices(overlays) + bitmaps + 4,

@@ -225,7 +225,10 @@ impl Store {
 
     /// Finds free chunks for so many copies, or fewer: then more are looked for in the background.
     fn find_places(&mut self, copies: usize) -> Result<Vec<StoreChunk>, StoreError> {
-        let places = self.state.space.find_free(&mut self.media, copies)?;
+        let places = self
+            .state
+            .space
+            .find_free(&mut self.media, copies, self.budget)?;
         if places.len() < copies {
             self.need = Some(Need::Search);
         }

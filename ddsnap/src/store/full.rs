@@ -83,6 +83,9 @@ impl Store {
         if self.sparing {
             return Ok(Room::Full);
         }
+        if self.resize_gives_way() {
+            return Ok(Room::Changed);
+        }
         let stays = |snapshot: &Snapshot| self.must_stay(snapshot);
         let snapshots = &self.state.snapshots;
         let choice = match self.sweep.survey_made() {

@@ -8,6 +8,7 @@
 mod alloc;
 pub mod api;
 mod behind;
+mod budget;
 mod cache;
 pub mod check;
 mod checkpoint;
@@ -30,6 +31,7 @@ mod no_origin;
 mod open;
 mod recover;
 mod resize;
+mod resize_end;
 mod revert;
 mod scrub;
 mod snapshot;
@@ -43,6 +45,7 @@ pub use api::{
     Counts, Done, Location, MANY, Op, OpError, Part, ResizeError, ResizeRequest, RevertError,
     Reverting, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
+pub use budget::Budget;
 pub use counting::Counting;
 pub use diff::Changes;
 pub use error::StoreError;
@@ -121,6 +124,8 @@ pub struct Store {
     /// Records until a checkpoint that failed is tried again in passing, and how many it was the last time.
     hindered: (u32, u32),
     resizing: Option<resize::Resize>,
+    /// What may be done while a request waits.
+    budget: Budget,
     revert: revert::Revert,
     /// The origin had a fingerprint when the store was opened, and still fitted it.
     opened_untouched: bool,

@@ -189,7 +189,10 @@ impl Store {
                 _ => None,
             })
             .collect();
-        let mut places = self.state.space.find_free(&mut self.media, copies.len())?;
+        let mut places = self
+            .state
+            .space
+            .find_free(&mut self.media, copies.len(), self.budget)?;
         if places.len() < copies.len() {
             // No room: they stay where they are, and are written there again.
             places.clear();
@@ -376,6 +379,7 @@ impl Store {
             troubles: Vec::new(),
             hindered: (0, 0),
             resizing: None,
+            budget: super::Budget::default(),
             revert: super::revert::Revert::default(),
             opened_untouched: false,
         }

@@ -2,8 +2,8 @@
 //! Making origin, store and metadata longer or shorter while all of it is in use.
 //!
 //! Everything asked for happens together: it is one change of the superblock, so after a crash the
-//! sizes are all old or all new. What has to be done before is done in bounded steps and changes
-//! nothing that anybody sees: chunks that snapshots would lose with the origin's end are copied out as
+//! sizes are all old or all new. What has to be done before is done in bounded steps (those at the end are
+//! in `resize_end`) and changes nothing that anybody sees: chunks that snapshots would lose with the origin's end are copied out as
 //! if they were about to be overwritten, and metadata blocks beyond a new end are written anew before
 //! it. Data chunks are never moved: a device may be reading them.
 //!
@@ -16,12 +16,10 @@ use super::Store;
 use super::api::{Done, Op, OpError, Part, ResizeError, ResizeRequest, Sizes};
 use super::error::StoreError;
 use super::init::{MAX_BASE_BLOCKS, META_BYTES_PER_CHUNK, MIN_BASE_BLOCKS, MIN_META_BLOCKS};
-use super::media::Media;
-use super::metaalloc::MetaAlloc;
-use crate::format::block::{Kind, Pointer};
-use crate::format::node::{Interior, Key};
+use super::resize_end::{Finish, Finished};
+use crate::format::node::Key;
 use crate::format::snaptable::State;
-use crate::format::superblock::{Extent, MAX_EXTENTS, TreeRoot};
+use crate::format::superblock::{Extent, MAX_EXTENTS};
 use crate::units::{
     Chunk, META_BLOCK_BYTES, MetaBlock, SECTOR_BYTES, Sectors, SnapSeq, StoreChunk,
 };
@@ -30,8 +28,6 @@ use crate::units::{
 const STEP_ENTRIES: usize = 512;
 /// Bytes of the origin copied out in a step.
 const STEP_BYTES: u64 = 1 << 20;
-/// Nodes written anew in a step.
-const STEP_NODES: usize = 1024;
 /// A combined store that grew gets more metadata only if it lacks so many blocks.
 const LEAST_EXTENT: u64 = 64;
 
@@ -43,39 +39,36 @@ pub(crate) struct Resize {
     /// The next snapshot's sequence when the phase of copying began: one created since needs the
     /// origin's end too.
     next_seq: SnapSeq,
+    /// Metadata is written before its new end only.
+    pub(super) limited: bool,
 }
 
 /// What is asked for, in the units of the superblock.
 #[derive(Clone, Copy, Debug)]
-struct Target {
-    origin: Sectors,
+pub(super) struct Target {
+    pub origin: Sectors,
     /// Chunks the data device has room for.
     data_end: u64,
     /// Blocks the metadata device has room for; none if it has no device of its own.
     meta_blocks: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Phase {
     /// Frees what is dead, so that it is not in the way.
     Sweep,
     /// Counts the chunks of the origin's end that are saved already.
-    Count {
-        from: Key,
-        saved: u64,
-        last: u64,
-    },
+    Count { from: Key, saved: u64, last: u64 },
     /// Copies out the others, from this one on.
-    Copy {
-        next: u64,
-    },
-    Finish,
+    Copy { next: u64 },
+    /// All of the origin's end is saved.
+    Finish(Finish),
 }
 
 /// Where things lie after a resize.
-struct Layout {
-    data_end: StoreChunk,
-    extents: Vec<Extent>,
+pub(super) struct Layout {
+    pub data_end: StoreChunk,
+    pub extents: Vec<Extent>,
 }
 
 impl Store {
@@ -124,6 +117,7 @@ impl Store {
             target,
             phase: Phase::Sweep,
             next_seq: self.state.next_seq,
+            limited: false,
         });
         Ok(Ok(()))
     }
@@ -168,7 +162,7 @@ impl Store {
         let next = match resize.phase {
             Phase::Copy { next } => next,
             Phase::Sweep | Phase::Count { .. } => tail.start,
-            Phase::Finish => tail.end,
+            Phase::Finish(_) => tail.end,
         };
         let bytes = |chunks| Chunk(chunks).to_offset(self.superblock.chunk);
         (
@@ -213,7 +207,10 @@ impl Store {
 
     /// Whether the devices are as long as they are to be used. Numbers that pass are lengths of devices,
     /// so that later sums cannot overflow.
-    fn check_lengths(&mut self, target: &Target) -> Result<Result<(), ResizeError>, StoreError> {
+    pub(super) fn check_lengths(
+        &mut self,
+        target: &Target,
+    ) -> Result<Result<(), ResizeError>, StoreError> {
         let shift = self.superblock.chunk.get();
         let (origin, data, meta) = self.media.measure()?;
         let now = self.sizes();
@@ -250,7 +247,7 @@ impl Store {
         Ok(Ok(()))
     }
 
-    fn layout(&self, target: &Target) -> Result<Layout, ResizeError> {
+    pub(super) fn layout(&self, target: &Target) -> Result<Layout, ResizeError> {
         let old = &self.superblock;
         let (shift, data_first) = (old.chunk, old.data_first.0);
         let too_short = |part, least| Err(ResizeError::TooShort { part, least });
@@ -296,7 +293,7 @@ impl Store {
                 saved: 0,
                 last: 0,
             },
-            Phase::Sweep => Phase::Finish,
+            Phase::Sweep => Phase::Finish(Finish::Settle),
             Phase::Count { from, saved, last } => match self.count_saved(from, saved, last)? {
                 (Some(from), saved, last) => Phase::Count { from, saved, last },
                 (None, saved, _) => {
@@ -311,21 +308,42 @@ impl Store {
             },
             Phase::Copy { next } => match self.copy_end(tail.end, next)? {
                 Ok(Some(next)) => Phase::Copy { next },
-                Ok(None) if resize.next_seq == self.state.next_seq => Phase::Finish,
+                Ok(None) if resize.next_seq == self.state.next_seq => Phase::Finish(Finish::Settle),
                 Ok(None) => {
                     resize.next_seq = self.state.next_seq;
                     Phase::Copy { next: end }
                 }
                 Err(refused) => return Ok(Err(refused)),
             },
-            Phase::Finish if resize.next_seq != self.state.next_seq => {
+            Phase::Finish(_) if resize.next_seq != self.state.next_seq => {
                 // A snapshot was created: it may need the origin's end.
                 resize.next_seq = self.state.next_seq;
                 Phase::Copy { next: end }
             }
-            Phase::Finish => return self.finish_resize(&resize.target),
+            Phase::Finish(finish) => {
+                match self.finish_step(&resize.target, resize.limited, finish)? {
+                    Ok(Finished::Not(finish, limited)) => {
+                        resize.limited = limited;
+                        Phase::Finish(finish)
+                    }
+                    Ok(Finished::Resized(sizes)) => return Ok(Ok(Some(sizes))),
+                    Err(refused) => return Ok(Err(refused)),
+                }
+            }
         };
         Ok(Ok(None))
+    }
+
+    /// Requests need the room that the metadata is to lose: no snapshot is given up for that. True if they
+    /// have it again; the resize then comes to nothing.
+    pub(super) fn resize_gives_way(&mut self) -> bool {
+        let Some(resize) = self.resizing.as_mut().filter(|resize| resize.limited) else {
+            return false;
+        };
+        resize.limited = false;
+        resize.phase = Phase::Finish(Finish::Crowded);
+        self.meta.set_extents(&self.superblock.extents);
+        true
     }
 
     /// The chunks that lose something when the origin gets this length, as far as any live snapshot has them:
@@ -407,152 +425,6 @@ impl Store {
         }
         Ok(Ok((part.end < upto).then_some(part.end)))
     }
-
-    fn finish_resize(
-        &mut self,
-        target: &Target,
-    ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
-        if let Some(tag) = self.reverting() {
-            return Ok(Err(ResizeError::Reverting(tag)));
-        }
-        if let Err(refused) = self.check_lengths(target)? {
-            return Ok(Err(refused));
-        }
-        let layout = match self.layout(target) {
-            Ok(layout) => layout,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        // Its blocks may lie where the metadata region is to end.
-        self.settle_checkpoint()?;
-        if layout.data_end < self.superblock.data_end {
-            let (count, last) = self
-                .state
-                .space
-                .used_from(&mut self.media, layout.data_end)?;
-            if let Some(last) = last {
-                let least = StoreChunk(last.0 + 1).to_offset(self.superblock.chunk);
-                return Ok(Err(ResizeError::ChunksInUse { count, least }));
-            }
-        }
-        let meta_shrinks = self
-            .superblock
-            .extents
-            .iter()
-            .any(|old| !layout.extents.iter().any(|new| covers(new, old)));
-        if meta_shrinks {
-            match self.clear_metadata(&layout.extents)? {
-                Ok(true) => {}
-                Ok(false) => return Ok(Ok(None)),
-                Err(refused) => return Ok(Err(refused)),
-            }
-        }
-        self.checkpoint_with(|next| {
-            next.origin = target.origin;
-            next.data_end = layout.data_end;
-            next.extents.clone_from(&layout.extents);
-        })?;
-        self.media.origin_length = target.origin;
-        let holes = self.superblock.holes();
-        self.state.space.set_region(layout.data_end, holes);
-        self.meta.set_extents(&layout.extents);
-        Ok(Ok(Some(self.sizes())))
-    }
-
-    /// Has blocks that lie outside `extents` written anew inside, some in each call; true when none
-    /// is left.
-    fn clear_metadata(
-        &mut self,
-        extents: &[Extent],
-    ) -> Result<Result<bool, ResizeError>, StoreError> {
-        // From now on nothing is written outside.
-        self.meta.set_extents(extents);
-        let strays = self.touch_strays()?;
-        let needed = self.checkpoint_cost(0, 0) + self.meta_reserve();
-        if needed > self.meta.free() {
-            return Ok(Err(ResizeError::MetadataInUse {
-                needed,
-                free: self.meta.free(),
-            }));
-        }
-        if strays {
-            self.checkpoint()?;
-        }
-        Ok(Ok(!strays))
-    }
-
-    /// Marks what lies outside the metadata region, so that the next checkpoint writes it anew: an
-    /// index node by setting an entry below it to what it is.
-    fn touch_strays(&mut self) -> Result<bool, StoreError> {
-        let (media, meta) = (&mut self.media, &self.meta);
-        let mut found = false;
-        for index in [&mut self.state.exceptions, &mut self.state.overlays] {
-            for key in stray_keys(media, meta, index.kind, &index.root)? {
-                found = true;
-                index.touch(media, key)?;
-            }
-        }
-        let space = &mut self.state.space;
-        let mut bitmaps: Vec<u64> = stray_keys(media, meta, Kind::Space, &space.root)?
-            .iter()
-            .map(|key| key.0)
-            .collect();
-        let mut from = 0;
-        while bitmaps.len() < STEP_NODES {
-            let some = space.blocks(media, from, STEP_ENTRIES)?;
-            let stray = some.iter().filter(|(_, block)| !meta.contains(*block));
-            bitmaps.extend(stray.map(|&(index, _)| index));
-            match some.last() {
-                Some(&(index, _)) => from = index + 1,
-                None => break,
-            }
-        }
-        for index in bitmaps {
-            found = true;
-            let first = space.blocks(media, index, 1)?;
-            for (index, _) in first {
-                space.touch(media, index)?;
-            }
-        }
-        let table = self.state.snapshots.blocks();
-        if table.iter().any(|&block| !meta.contains(block)) {
-            found = true;
-            self.state.snapshots.dirty = true;
-        }
-        Ok(found)
-    }
-}
-
-/// Keys below nodes that lie outside the metadata region, one for each, at most [`STEP_NODES`].
-fn stray_keys(
-    media: &mut Media,
-    meta: &MetaAlloc,
-    kind: Kind,
-    root: &TreeRoot,
-) -> Result<Vec<Key>, StoreError> {
-    let mut keys = Vec::new();
-    let Some((pointer, level, _)) = root.root else {
-        return Ok(keys);
-    };
-    let mut waiting: Vec<(Pointer, u8, Key)> = vec![(pointer, level, (0, 0))];
-    while let Some((pointer, level, key)) = waiting.pop() {
-        if keys.len() >= STEP_NODES {
-            break;
-        }
-        if !meta.contains(pointer.block) {
-            keys.push(key);
-        }
-        if level > 0 {
-            let block = media.block(pointer, kind, level)?;
-            let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
-            let children = node.children().map(|c| (c.pointer, level - 1, c.key));
-            waiting.extend(children);
-        }
-    }
-    Ok(keys)
-}
-
-fn covers(new: &Extent, old: &Extent) -> bool {
-    new.first <= old.first && old.end() <= new.end()
 }
 
 /// Gives a combined store that grew more metadata blocks, at the start of what is new, if it lacks many

@@ -376,7 +376,7 @@ impl Store {
             self.checkpoint_step()?;
         } else if self.need == Some(Need::Search) {
             if self.state.space.free() == 0
-                || self.state.space.seek_free(&mut self.media)?
+                || self.state.space.seek_free(&mut self.media, self.budget)?
             {
                 self.need = None;
             }

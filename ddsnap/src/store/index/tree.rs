@@ -6,6 +6,7 @@ use crate::format::node::{Interior, Key, LeafReader, Value, leaf_first_from};
 use crate::format::superblock::TreeRoot;
 use crate::store::error::StoreError;
 use crate::store::media::Media;
+use crate::units::MetaBlock;
 
 /// Walks the entries of a tree from a key on.
 pub(crate) struct Cursor {
@@ -255,4 +256,41 @@ pub(crate) fn end_of_unreadable(
         at = end?;
     }
     None
+}
+
+/// Nodes, each with a key below it, and the first key behind them.
+pub(crate) type Branch = (Vec<(MetaBlock, Key)>, Option<Key>);
+
+/// The nodes on the way to the branch (a node of level 1 and its leaves) that covers `from`, that branch, and its
+/// leaves from there on, each with a key below it; and the first key behind the branch. Leaves are not
+/// read.
+pub(crate) fn branch(
+    media: &mut Media,
+    kind: Kind,
+    root: &TreeRoot,
+    from: Key,
+) -> Result<Branch, StoreError> {
+    let (mut nodes, mut end) = (Vec::new(), None);
+    let Some((mut pointer, mut level, _)) = root.root else {
+        return Ok((nodes, end));
+    };
+    loop {
+        nodes.push((pointer.block, from));
+        if level == 0 {
+            return Ok((nodes, end));
+        }
+        let block = media.block(pointer, kind, level)?;
+        let node = Interior::new(block).map_err(|source| media.damaged(pointer, source))?;
+        let index = node.find(from);
+        if level == 1 {
+            let leaves = (index..node.len()).map(|at| node.child(at));
+            nodes.extend(leaves.map(|leaf| (leaf.pointer.block, leaf.key.max(from))));
+            return Ok((nodes, end));
+        }
+        if index + 1 < node.len() {
+            end = Some(node.child(index + 1).key);
+        }
+        pointer = node.child(index).pointer;
+        level -= 1;
+    }
 }
