@@ -60,7 +60,8 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a write that finds the store full waits for the chunks of squashed snapshots.
 pub const ROOM_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long the engine's background work pauses after it failed: longer each time.
+/// How long the engine's background work pauses after it failed: longer each time, but the least while a
+/// request waits for it. What failed, a leaf that cannot be read, need not be what the request waits for.
 const LEAST_RETRY: Duration = Duration::from_secs(1);
 const MOST_RETRY: Duration = Duration::from_secs(60);
 
@@ -128,15 +129,23 @@ struct Upkeep {
     stepped_at: Duration,
     /// Steps that have failed one after another.
     failed: u32,
-    /// Not before then is the next tried.
-    retry_at: Option<Duration>,
+    /// When the last of them did; none while the next may be tried.
+    failed_at: Option<Duration>,
 }
 
 impl Upkeep {
     fn failed(&mut self, now: Now) {
-        let wait = LEAST_RETRY * (1 << self.failed.min(6));
         self.failed += 1;
-        self.retry_at = Some(now.monotonic + wait.min(MOST_RETRY));
+        self.failed_at = Some(now.monotonic);
+    }
+
+    /// Not before then is the next tried, if the last one failed. `awaited`: a request waits for it.
+    fn retry_at(&self, awaited: bool) -> Option<Duration> {
+        let wait = match awaited {
+            true => LEAST_RETRY,
+            false => LEAST_RETRY * (1 << self.failed.saturating_sub(1).min(6)),
+        };
+        self.failed_at.map(|at| at + wait.min(MOST_RETRY))
     }
 }
 
@@ -548,7 +557,7 @@ impl<E: Engine> Core<E> {
             .chain(self.waiting.iter().map(|waiting| waiting.deadline))
             .chain(self.jobs.deadlines())
             .chain(self.dump.iter().filter_map(Dump::deadline))
-            .chain(self.upkeep.retry_at)
+            .chain(self.upkeep.retry_at(self.is_awaited()))
             .min()
     }
 
@@ -558,12 +567,9 @@ impl<E: Engine> Core<E> {
         if let Some(dump) = &mut self.dump {
             dump.tick(now);
         }
-        if self
-            .upkeep
-            .retry_at
-            .take_if(|at| *at <= now.monotonic)
-            .is_some()
-        {
+        let retry_at = self.upkeep.retry_at(self.is_awaited());
+        if retry_at.is_some_and(|at| at <= now.monotonic) {
+            self.upkeep.failed_at = None;
             self.background = true;
         }
         let seconds = COMMAND_DEADLINE.as_secs();
@@ -619,7 +625,13 @@ impl<E: Engine> Core<E> {
 
     fn wants_upkeep(&self) -> bool {
         let waits = self.writes_wait || self.create_waits;
-        (self.background || waits) && self.fault.is_none() && self.upkeep.retry_at.is_none()
+        (self.background || waits) && self.fault.is_none() && self.upkeep.failed_at.is_none()
+    }
+
+    /// Whether a request waits for background steps.
+    fn is_awaited(&self) -> bool {
+        let create = |waiting: &Waiting| matches!(waiting.request, Request::Create(_));
+        !self.no_room.is_empty() || (self.create_waits && self.waiting.iter().any(create))
     }
 
     /// Does a little of it.

@@ -55,9 +55,10 @@ fn a_write_waits_for_as_many_steps_as_it_takes() {
 }
 
 /// A step that failed was tried again by the next write and by none else: a full store without writes but
-/// those that wait would have waited for good.
+/// those that wait would have waited for good. And with a pause of up to a minute, a write that waited for a
+/// checkpoint failed because a leaf that the sweep needs could not be read.
 #[test]
-fn steps_that_fail_are_tried_again_later_and_later_and_a_write_fails_in_the_end() {
+fn steps_that_fail_are_tried_each_second_while_a_write_waits_and_it_fails_in_the_end() {
     let (fake, mut core) = full();
     fake.0.borrow_mut().background_fails = true;
     assert_eq!(send(&mut core, &[write(1, 5)]).channel, []);
@@ -69,6 +70,11 @@ fn steps_that_fail_are_tried_again_later_and_later_and_a_write_fails_in_the_end(
             assert_eq!(step(&mut core, seconds).channel, []);
             assert!(!core.wants_background(), "it would fail again at once");
         }
+        // A write does not make it try at once.
+        if seconds == 20 {
+            assert_eq!(send(&mut core, &[write(2, 6)]).channel, []);
+            assert!(!core.wants_background());
+        }
         assert!(core.next_deadline().is_some());
         let out = tick(&mut core, seconds + 1);
         if !out.channel.is_empty() {
@@ -76,13 +82,9 @@ fn steps_that_fail_are_tried_again_later_and_later_and_a_write_fails_in_the_end(
             assert_eq!(answered, None);
             answered = Some(seconds + 1);
         }
-        // A write does not make it try at once.
-        if seconds == 20 {
-            assert_eq!(send(&mut core, &[write(2, 6)]).channel, []);
-            assert!(!core.wants_background());
-        }
     }
-    assert_eq!(tried, [0, 1, 3, 7, 15, 31]);
+    let waited: Vec<_> = (0..31).collect();
+    assert_eq!(tried, waited);
     assert_eq!(answered, Some(30));
     // The disk is well again.
     fake.0.borrow_mut().background_fails = false;
