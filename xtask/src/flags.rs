@@ -78,7 +78,7 @@ pub struct Vmtest {
     /// Run the long scenarios too.
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
-    /// Seed by which power cuts choose what is lost; another one each time if it is not given.
+    /// Seed of random moments and of what power cuts lose; another one each time if it is not given.
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
     /// List the scenarios and what they show.

@@ -56,8 +56,8 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         Rng::new(now.as_nanos() as u64).next_u64() >> 32
     });
-    if chosen.iter().any(Scenario::cuts_some_power) {
-        eprintln!("power cuts: --seed {seed}");
+    if chosen.iter().any(Scenario::uses_seed) {
+        eprintln!("random: --seed {seed}");
     }
     let mut outcomes = Vec::new();
     for (s, booted) in &prepared {

@@ -136,6 +136,10 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, step: &Step, limit: Duration, note: &dyn Fn(&str)) -> Result<()> {
         let on = step.on;
+        if step.within > 0 {
+            let wait = self.seeds.below(step.within * 1000);
+            std::thread::sleep(Duration::from_millis(wait));
+        }
         match &step.action {
             Action::Run { script, wanted } => {
                 self.tell(on, &format!("$ {}", script.trim_end()));
@@ -206,10 +210,6 @@ impl<'a> Run<'a> {
     fn cut(&mut self, on: usize, how: CutHow) -> Result<()> {
         let next = self.seeds.next_u64();
         let seed = how.seed.unwrap_or(next >> 32);
-        if how.within > 0 {
-            let wait = Duration::from_millis(Rng::new(next).below(how.within * 1000));
-            std::thread::sleep(wait);
-        }
         let lost = self.nodes[on].cut(seed)?;
         self.tell(on, &format!("power cut, seed {seed}: {lost}"));
         self.ended(on);

@@ -76,6 +76,7 @@ struct StepFile {
     repeat: Option<RepeatFile>,
 
     on: Option<String>,
+    within: Option<u64>,
     background: Option<String>,
     exit: Option<Exit>,
     stdout: Option<Expect>,
@@ -90,7 +91,16 @@ struct StepFile {
 enum Cut {
     /// At once; `false` is refused.
     Plain(bool),
-    How(CutHow),
+    How(CutFile),
+}
+
+/// How the power is cut.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CutFile {
+    within: u64,
+    resume: bool,
+    seed: Option<u64>,
 }
 
 impl Cut {
@@ -98,7 +108,14 @@ impl Cut {
         match self {
             Cut::Plain(false) => Err(format!("{field}: false says nothing; leave the step out")),
             Cut::Plain(true) => Ok(CutHow::default()),
-            Cut::How(how) => Ok(how),
+            Cut::How(CutFile { resume, seed, .. }) => Ok(CutHow { resume, seed }),
+        }
+    }
+
+    fn within(self) -> u64 {
+        match self {
+            Cut::Plain(_) => 0,
+            Cut::How(how) => how.within,
         }
     }
 }
@@ -238,7 +255,7 @@ impl ScenarioFile {
             return Err("disks: more than 20".into());
         }
         if let Some(bad) = self.disks.iter().find(|size| mebibytes(size).is_none()) {
-            return Err(format!("disks: {bad:?} is no size; write 300M or 2G"));
+            return Err(format!("disks: {bad:?} is no size; write 300M, 2G or 1T"));
         }
         if self.image == ImageName::Stock && self.kernel.is_some() {
             return Err("kernel: the stock image has Debian's own".into());
@@ -390,10 +407,16 @@ impl StepFile {
             known.ended(on);
         }
         known.off[on] = action == "kill" || (known.off[on] && action == "repeat");
+        let cut = self.power_cut.or(self.kill).map(Cut::within);
+        let within = self.within.or(cut).unwrap_or(0);
+        if within > 3600 {
+            return Err(format!("within: {within} seconds are more than an hour"));
+        }
         let action = self.into_action(line, on, known)?;
         Ok(Step {
             line,
             on,
+            within,
             limit,
             action,
         })
@@ -466,6 +489,11 @@ impl StepFile {
             ("stderr", self.stderr.is_some(), judged),
             ("save", self.save.is_some(), judged),
             ("timeout", self.timeout.is_some(), action != "repeat"),
+            (
+                "within",
+                self.within.is_some(),
+                matches!(action, "run" | "boot" | "reboot" | "link"),
+            ),
             (
                 "on",
                 self.on.is_some(),
@@ -547,11 +575,13 @@ impl RepeatFile {
     }
 }
 
-/// A size like `300M` or `2G`, in MiB; not 0.
+/// A size like `300M`, `2G` or `17T`, in MiB; not 0.
 fn mebibytes(size: &str) -> Option<u32> {
-    let (digits, factor) = match size.strip_suffix('G') {
-        Some(digits) => (digits, 1024),
-        None => (size.strip_suffix('M')?, 1),
+    let (digits, factor) = match size.split_at_checked(size.len().checked_sub(1)?)? {
+        (digits, "M") => (digits, 1),
+        (digits, "G") => (digits, 1 << 10),
+        (digits, "T") => (digits, 1 << 20),
+        _ => return None,
     };
     let number: u32 = digits.parse().ok()?;
     number.checked_mul(factor).filter(|&mib| mib > 0)

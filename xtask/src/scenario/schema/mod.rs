@@ -63,7 +63,9 @@ pub struct Step {
     pub line: usize,
     /// The machine it is about, by its index. It means nothing beside [`Action::Repeat`].
     pub on: usize,
-    /// How long it may take.
+    /// It is done at a random moment within so many seconds; at once if 0.
+    pub within: u64,
+    /// How long it may take, from then on.
     pub limit: Duration,
     /// What is done.
     pub action: Action,
@@ -130,14 +132,9 @@ pub struct Wanted {
 }
 
 /// How the power is cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CutHow {
-    /// At a random moment within so many seconds.
-    #[serde(default)]
-    pub within: u64,
     /// Resume the saved guest with a root disk as it was then, instead of booting.
-    #[serde(default)]
     pub resume: bool,
     /// What is lost is chosen by this number, whatever the run's seed is.
     pub seed: Option<u64>,
@@ -199,9 +196,10 @@ impl Scenario {
             .any(|step| step.on == machine && cuts(&step.action))
     }
 
-    /// Whether that of any machine is.
-    pub fn cuts_some_power(&self) -> bool {
+    /// Whether anything follows from the run's seed: a moment, or what a power cut loses.
+    pub fn uses_seed(&self) -> bool {
         (0..self.machines.len()).any(|machine| self.cuts_power(machine))
+            || all_steps(&self.steps).iter().any(|step| step.within > 0)
     }
 }
 

@@ -42,6 +42,9 @@ fn a_good_scenario_is_read_with_its_defaults_and_lines() {
     assert_eq!(scenario.memory_mib, MEMORY_MIB);
     let small = parsed(&GOOD.replace("steps:", "memory: 256M\nsteps:")).unwrap();
     assert_eq!(small.memory_mib, 256);
+    assert!(parsed(&GOOD.replace("steps:", "disks: [17T, 2G]\nsteps:")).is_ok());
+    assert!(parsed(&GOOD.replace("steps:", "disks: [T]\nsteps:")).is_err());
+    assert!(parsed(&GOOD.replace("steps:", "disks: [9999T]\nsteps:")).is_err());
 }
 
 #[test]
@@ -55,7 +58,14 @@ fn a_power_cut_within_a_repetition_is_found() {
         - power_cut: {within: 5, resume: true}
 ";
     let scenario = parsed(&format!("{GOOD}{repeat}")).unwrap();
-    assert!(scenario.cuts_power(0));
+    assert!(scenario.cuts_power(0) && scenario.uses_seed());
+    let Action::Repeat(repeat) = &scenario.steps[4].action else {
+        panic!("{:?}", scenario.steps[4]);
+    };
+    assert_eq!(
+        repeat.steps.iter().map(|s| s.within).collect::<Vec<_>>(),
+        [0, 5]
+    );
     assert_eq!(lines(&scenario), [4, 6, 11, 13, 14]);
 }
 
@@ -252,6 +262,27 @@ fn steps_know_their_machines() {
             .replace("target", "c"),
     );
     assert_eq!(counted.unwrap().machines, ["a", "b", "c"]);
+}
+
+#[test]
+fn a_random_moment_is_for_what_happens_at_one() {
+    let scenario = parsed(&TWO.replace("link: down", "within: 7, link: down")).unwrap();
+    assert_eq!(scenario.steps[2].within, 7);
+    assert!(scenario.uses_seed() && scenario.steps[3].within == 0);
+    let alone = parsed(&GOOD.replace("reboot: true", "reboot: true\n    within: 2")).unwrap();
+    assert!(alone.uses_seed() && !parsed(GOOD).unwrap().uses_seed());
+    let error = refused(&TWO.replace("within: 3", "within: 3601"));
+    assert!(error.contains("steps[6].within: 3601"), "{error}");
+    let error = refused(&TWO.replace("- wait: load", "- {wait: load, within: 7}"));
+    assert!(
+        error.contains("steps[4].within: has no meaning beside wait"),
+        "{error}"
+    );
+    let error = refused(&TWO.replace("kill: true", "within: 2, kill: true"));
+    assert!(
+        error.contains("steps[3].within: has no meaning beside kill"),
+        "{error}"
+    );
 }
 
 #[test]
