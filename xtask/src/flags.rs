@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::scenario::schema::DEFAULT_DISKS;
+use crate::image::Distro;
+use crate::image::booted::DEFAULT_DISKS;
 
 /// Builds, packages and tests Zumastor.
 #[derive(Parser)]
@@ -42,32 +43,6 @@ pub enum Task {
     /// Measure; nothing passes or fails.
     #[command(subcommand)]
     Bench(Bench),
-}
-
-/// A Debian release a guest runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Distro {
-    /// Debian 13.
-    #[default]
-    Trixie,
-    /// Debian 12.
-    Bookworm,
-}
-
-impl Distro {
-    /// The suite's name in the archive.
-    pub fn suite(self) -> &'static str {
-        match self {
-            Distro::Trixie => "trixie",
-            Distro::Bookworm => "bookworm",
-        }
-    }
-}
-
-impl std::fmt::Display for Distro {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.suite())
-    }
 }
 
 /// Options of `vmtest`.

@@ -5,8 +5,7 @@
 use anyhow::Result;
 
 use crate::deb;
-use crate::flags::Distro;
-use crate::image::{self, Content};
+use crate::image::{self, Content, Distro};
 use crate::kernel::{self, Driver};
 use crate::packages;
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
-use crate::flags::{Distro, Test, Vmtest};
+use crate::flags::{Test, Vmtest};
+use crate::image::Distro;
 use crate::{packages, paths, tidy, ui, vmtest};
 
 /// The scenario that stands for all: it goes through every part once.

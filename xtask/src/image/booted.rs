@@ -27,6 +27,10 @@ const SAVED: &str = "booted";
 /// Guest memory where nothing else is asked for. Enough for a module build beside the page cache.
 pub const MEMORY_MIB: u32 = 1536;
 
+/// The blank disks a guest has when nobody asks for others. Those that can do
+/// with these share one saved guest.
+pub const DEFAULT_DISKS: [&str; 4] = ["64M", "128M", "512M", "2G"];
+
 /// Where a guest runs, and with what.
 pub struct Place<'a> {
     /// Its disks, logs and record.

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Key;
-use crate::flags::Distro;
 use crate::ui::{Step, run_logged};
 use crate::{cache, lock, packages, paths};
 
@@ -33,6 +33,32 @@ pub const PACKAGES: &[&str] = &[
 
 /// Images of one flavour that stay in the cache.
 const KEPT: usize = 3;
+
+/// A Debian release a guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Distro {
+    /// Debian 13.
+    #[default]
+    Trixie,
+    /// Debian 12.
+    Bookworm,
+}
+
+impl Distro {
+    /// The suite's name in the archive.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Distro::Trixie => "trixie",
+            Distro::Bookworm => "bookworm",
+        }
+    }
+}
+
+impl std::fmt::Display for Distro {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.suite())
+    }
+}
 
 /// What a guest is for.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::Distro;
 use crate::digest::Key;
-use crate::flags::Distro;
 use crate::ui::{Step, run_logged};
 use crate::{lock, packages, paths};
 

@@ -171,6 +171,37 @@ const ORDERS: &[Order] = &[
         ],
         base: &["human", "layout", "machine", "names", "note", "refusal"],
     },
+    // Tasks, then what they share.
+    Order {
+        root: "xtask/src",
+        allowed: &[
+            ("test", &["flags", "image", "packages", "tidy", "vmtest"]),
+            (
+                "vmtest",
+                &["flags", "guest", "image", "packages", "scenario", "vm"],
+            ),
+            ("hand", &["flags", "guest", "image", "packages", "vm"]),
+            ("bench", &["flags", "packages"]),
+            ("crashtest", &["flags"]),
+            ("mutants", &["flags"]),
+            ("tidy", &["digest", "mutants", "scenario"]),
+            ("deny", &[]),
+            ("flags", &["image"]),
+            ("scenario", &["image", "lock", "vm"]),
+            ("guest", &["deb", "image", "kernel", "packages"]),
+            ("image", &["cache", "digest", "lock", "packages", "vm"]),
+            ("kernel", &["cache", "digest", "lock", "packages"]),
+            ("deb", &["cache", "digest", "lock", "packages"]),
+            ("vm", &["digest"]),
+            ("packages", &[]),
+            ("cache", &[]),
+            ("digest", &[]),
+            ("lock", &[]),
+            ("paths", &[]),
+            ("ui", &[]),
+        ],
+        base: &["paths", "ui"],
+    },
 ];
 
 /// Checks every module of the crates above. Tests at the end of a file may use anything.
@@ -289,6 +320,8 @@ mod tests {
         );
         let found = problems("ddsnap/src/client.rs", "fn f() { crate::store::g() }\n");
         assert_eq!(found.len(), 1);
+        let found = problems("xtask/src/vm/args.rs", "use crate::image::booted::Place;\n");
+        assert_eq!(found, ["xtask/src/vm/args.rs:1: vm must not use image"]);
         let found = problems("zumastor/src/volume.rs", "use crate::daemon::Daemon;\n");
         assert_eq!(
             found,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::expect::{Exit, Expect, pattern};
-use super::{Action, CutHow, DEFAULT_DISKS, ImageName, Link, Push, Repeat, Scenario, Step, Wanted};
-use crate::image::booted::MEMORY_MIB;
+use super::{Action, CutHow, ImageName, Link, Push, Repeat, Scenario, Step, Wanted};
+use crate::image::booted::{DEFAULT_DISKS, MEMORY_MIB};
 
 /// Names of machines that are only counted.
 const COUNTED: [&str; 3] = ["a", "b", "c"];

@@ -14,10 +14,6 @@ use serde::Deserialize;
 pub use expect::{Exit, Expect};
 pub use file::load;
 
-/// The blank disks a guest has when nobody asks for others. Scenarios that can do
-/// with these share one saved guest.
-pub const DEFAULT_DISKS: [&str; 4] = ["64M", "128M", "512M", "2G"];
-
 /// A scenario that was read and makes sense.
 #[derive(Clone, Debug)]
 pub struct Scenario {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 use super::file::parse;
 use super::*;
-use crate::image::booted::MEMORY_MIB;
+use crate::image::booted::{DEFAULT_DISKS, MEMORY_MIB};
 
 const GOOD: &str = "\
 name: a
