@@ -51,6 +51,9 @@ pub fn build() -> Result<Vec<PathBuf>> {
         .finish();
     let cache_dir = paths::cache()?.join("deb");
     paths::make_dir(&cache_dir)?;
+    // They are built and published in this checkout's target/.
+    paths::make_dir(&paths::target())?;
+    let _here = lock::take(&paths::target().join("deb.lock"))?;
     let cached = cache_dir.join(&key);
     // What is there is whole, and need not wait for somebody who builds other sources.
     if !cached.is_dir() {

@@ -86,7 +86,6 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
     let cache_dir = paths::cache()?.join("kernel");
     let dir = cache_dir.join(format!("{name}-{}", key.finish()));
     paths::make_dir(&dir)?;
-    let _lock = lock::take(&dir.join("lock"))?;
 
     let source = root.join(DRIVER);
     let debs = dir.join(match driver {
@@ -99,9 +98,18 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
         }
         Driver::Without => "debs-without-driver".to_string(),
     });
-    cache::touch(&dir)?;
-    if let Some(built) = find(&debs)? {
-        cache::touch(&debs)?;
+    let cached = || -> Result<Option<Built>> {
+        cache::touch(&dir)?;
+        let built = find(&debs)?;
+        built.is_some().then(|| cache::touch(&debs)).transpose()?;
+        Ok(built)
+    };
+    // What is there is complete: no need to wait until another checkout's driver is built.
+    if let Some(built) = cached()? {
+        return Ok(built);
+    }
+    let _lock = lock::take(&dir.join("lock"))?;
+    if let Some(built) = cached()? {
         return Ok(built);
     }
     cache::prune(&cache_dir, &format!("{name}-"), KEPT_TREES)?;
