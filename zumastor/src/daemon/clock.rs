@@ -52,9 +52,12 @@ fn sleep(daemon: &Daemon, timer: &TimerFd, next: Option<i64>) -> Result<()> {
     let cancel = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
     // Without a slot the timer still tells that the clock was set.
     let at = TimeSpec::seconds(next.unwrap_or(i64::from(u32::MAX)));
-    timer
-        .set(Expiration::OneShot(at), cancel)
-        .context("could not set a timer")?;
+    match timer.set(Expiration::OneShot(at), cancel) {
+        // Of the one before, when the clock was set since it was read: this one is set all the same, see
+        // timerfd_settime(2).
+        Ok(()) | Err(Errno::ECANCELED) => {}
+        Err(error) => return Err(error).context("could not set a timer"),
+    }
     let mut polled = [
         PollFd::new(timer.as_fd(), PollFlags::POLLIN),
         PollFd::new(daemon.clock.as_fd(), PollFlags::POLLIN),
@@ -69,8 +72,9 @@ fn sleep(daemon: &Daemon, timer: &TimerFd, next: Option<i64>) -> Result<()> {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => return Err(error).context("could not wait for a timer"),
     }
-    // What woke us: all are answered by looking again.
+    // What woke us: all are answered by looking again. Neither blocks.
     let _ = daemon.clock.read();
+    let _ = timer.wait();
     Ok(())
 }
 
@@ -129,5 +133,36 @@ impl Daemon {
         };
         handle.taking.store(false, Ordering::SeqCst);
         self.wake_clock();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fake::Fake;
+    use crate::layout::Layout;
+
+    /// A timer that was not read woke the clock again and again.
+    #[test]
+    fn the_clock_wakes_at_its_time_or_when_it_is_told_to() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let daemon = Daemon::new(Arc::new(Fake::default()), layout).expect("new");
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_REALTIME, flags).expect("a timer");
+        let readable = |timer: &TimerFd| {
+            let mut polled = [PollFd::new(timer.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO) == Ok(1)
+        };
+        let begin = Instant::now();
+        // In the past, and told to.
+        sleep(&daemon, &timer, Some(1)).expect("slept");
+        assert!(!readable(&timer), "it has been read");
+        daemon.wake_clock();
+        sleep(&daemon, &timer, None).expect("slept");
+        let soon = jiff::Timestamp::now().as_second() + 2;
+        sleep(&daemon, &timer, Some(soon)).expect("slept");
+        assert!(jiff::Timestamp::now().as_second() >= soon);
+        assert!(begin.elapsed() < LONGEST_SLEEP / 2);
     }
 }
