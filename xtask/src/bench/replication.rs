@@ -316,10 +316,15 @@ impl Ssh {
             .spawn()?;
         let input = far.stdout.take().context("no output")?;
         let output = far.stdin.take().context("no input")?;
-        run(Command::new(program.path())
+        // The command itself holds a copy of the pipe: it must be gone for the other end to see ours close.
+        let mut near = Command::new(program.path())
             .args(on("send", dir))
             .stdin(input)
-            .stdout(output))?;
+            .stdout(output)
+            .spawn()?;
+        if !near.wait()?.success() {
+            bail!("the sending end failed");
+        }
         if !far.wait()?.success() {
             bail!("the receiving end failed");
         }
