@@ -21,6 +21,8 @@ use super::wire::WireError;
 
 /// Messages that may wait to be looked at.
 const MOST_WAITING: usize = 1000;
+/// How often who waits looks whether he still should.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The two directions of a connection.
 pub struct Link {
@@ -65,6 +67,9 @@ pub enum LinkError {
     /// Nothing came.
     #[error("the other side was silent for {0} s")]
     Silent(u64),
+    /// Nobody waits any more.
+    #[error("it was cancelled")]
+    Cancelled,
     /// It cannot be written to.
     #[error("the link failed")]
     Write(#[source] io::Error),
@@ -176,19 +181,19 @@ impl Line {
         Ok(writer.bytes())
     }
 
-    /// The next thing that comes.
+    /// The next thing that comes, unless it is `cancelled`.
     ///
     /// # Errors
     /// Nothing will.
-    pub fn hear(&mut self) -> Result<Incoming, LinkError> {
+    pub fn hear(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Incoming, LinkError> {
         // The other thread cuts the link at the deadline, which ends the reading one.
-        let long = self.timing.deadline + self.timing.deadline;
         loop {
-            match self.inbox.recv_timeout(long) {
+            match self.inbox.recv_timeout(LOOK) {
                 Ok(came) => return self.taken(came),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(LinkError::Frame(FrameError::Ended));
                 }
+                Err(RecvTimeoutError::Timeout) if cancelled() => return Err(LinkError::Cancelled),
                 // Heard of, but nothing for this side: still there.
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -87,7 +87,7 @@ impl End<'_> {
         loop {
             let now = match event.take() {
                 Some(event) => event,
-                None => match self.line.hear() {
+                None => match self.line.hear(&|| self.watch.cancelled()) {
                     Ok(Incoming::Extent(bytes)) => {
                         self.extents.push(bytes);
                         continue;
@@ -119,10 +119,22 @@ impl End<'_> {
         }
     }
 
-    /// Tells the other side, unless it is gone.
+    /// Tells the other side, unless it is gone; then it may have said why.
     fn failed(&mut self, error: &anyhow::Error) -> Outcome {
         let text = sentence(error);
-        if !error.is::<LinkError>() {
+        if error.is::<LinkError>() {
+            while let Ok(came) = self.line.hear(&|| false) {
+                match came {
+                    Incoming::Said(Message::Fail { sentence }) => {
+                        return Outcome::Failed(format!("the sending side failed: {sentence}"));
+                    }
+                    Incoming::Said(Message::Refuse { code, sentence }) => {
+                        return Outcome::Refused { code, sentence };
+                    }
+                    _ => {}
+                }
+            }
+        } else {
             let sentence = text.clone();
             // If it is not heard, the link's end is.
             let _ = self.line.say(&Message::Fail { sentence });

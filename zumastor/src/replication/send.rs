@@ -67,6 +67,8 @@ pub fn send(
         root: None,
         wire: 0,
         began: Instant::now(),
+        events: VecDeque::new(),
+        broken: None,
     };
     let outcome = end.run(Sender::new(own));
     end.line.close();
@@ -84,6 +86,9 @@ struct End<'a> {
     root: Option<Root>,
     wire: u64,
     began: Instant,
+    events: VecDeque<Event>,
+    /// How the line broke, once what was said before is dealt with.
+    broken: Option<Outcome>,
 }
 
 /// A copy under way.
@@ -109,14 +114,14 @@ struct Copy {
 
 impl End<'_> {
     fn run(&mut self, mut machine: Sender) -> Outcome {
-        let mut events = VecDeque::from([Event::Start]);
+        self.events.push_back(Event::Start);
         loop {
-            let event = match events.pop_front() {
+            let event = match self.events.pop_front() {
                 Some(event) => event,
-                None => match self.line.hear() {
-                    Ok(Incoming::Said(message)) => Event::Received(message),
-                    Ok(Incoming::Extent(_)) => return self.fail("the receiving side sends data"),
-                    Err(error) => return Outcome::Failed(sentence(&error.into())),
+                // What was said before the line broke comes first.
+                None => match self.broken.take().map_or_else(|| self.hear(), Err) {
+                    Ok(event) => event,
+                    Err(outcome) => return outcome,
                 },
             };
             let (next, actions) = machine.step(event);
@@ -126,10 +131,8 @@ impl End<'_> {
                     Ok(None) => {}
                     Ok(Some(Step::Event(event))) => {
                         // Before what came: its acknowledgement may be there already.
-                        events.push_back(event);
-                        if let Err(outcome) = self.collect(&mut events) {
-                            return outcome;
-                        }
+                        self.events.push_back(event);
+                        self.collect();
                     }
                     Ok(Some(Step::Stop(outcome))) => return outcome,
                     Err(error) => return self.failed(&error),
@@ -138,15 +141,27 @@ impl End<'_> {
         }
     }
 
-    fn collect(&mut self, events: &mut VecDeque<Event>) -> Result<(), Outcome> {
-        loop {
+    fn hear(&mut self) -> Result<Event, Outcome> {
+        let watch = self.watch;
+        match self.line.hear(&|| watch.cancelled()) {
+            Ok(Incoming::Said(message)) => Ok(Event::Received(message)),
+            Ok(Incoming::Extent(_)) => Err(self.fail("the receiving side sends data")),
+            Err(error) => Err(Outcome::Failed(sentence(&error.into()))),
+        }
+    }
+
+    /// Takes up what came while a batch was being made.
+    fn collect(&mut self) {
+        while self.broken.is_none() {
             match self.line.poll() {
-                Ok(None) => return Ok(()),
-                Ok(Some(Incoming::Said(message))) => events.push_back(Event::Received(message)),
-                Ok(Some(Incoming::Extent(_))) => {
-                    return Err(self.fail("the receiving side sends data"));
+                Ok(None) => return,
+                Ok(Some(Incoming::Said(message))) => {
+                    self.events.push_back(Event::Received(message));
                 }
-                Err(error) => return Err(Outcome::Failed(sentence(&error.into()))),
+                Ok(Some(Incoming::Extent(_))) => {
+                    self.broken = Some(self.fail("the receiving side sends data"));
+                }
+                Err(error) => self.broken = Some(Outcome::Failed(sentence(&error.into()))),
             }
         }
     }
@@ -162,12 +177,20 @@ impl End<'_> {
             sentence: text.clone(),
         });
         if told.is_err() || error.is::<LinkError>() {
-            while let Ok(came) = self.line.hear() {
-                match came {
-                    Incoming::Said(Message::Fail { sentence }) => {
+            loop {
+                let event = match self.events.pop_front() {
+                    Some(event) => event,
+                    None if self.broken.is_some() => break,
+                    None => match self.hear_reason() {
+                        Some(event) => event,
+                        None => break,
+                    },
+                };
+                match event {
+                    Event::Received(Message::Fail { sentence }) => {
                         return Outcome::Failed(format!("the receiving side failed: {sentence}"));
                     }
-                    Incoming::Said(Message::Refuse { code, sentence }) => {
+                    Event::Received(Message::Refuse { code, sentence }) => {
                         return Outcome::Refused { code, sentence };
                     }
                     _ => {}
@@ -175,6 +198,13 @@ impl End<'_> {
             }
         }
         Outcome::Failed(text)
+    }
+
+    fn hear_reason(&mut self) -> Option<Event> {
+        match self.line.hear(&|| false) {
+            Ok(Incoming::Said(message)) => Some(Event::Received(message)),
+            Ok(Incoming::Extent(_)) | Err(_) => None,
+        }
     }
 
     fn carry_out(&mut self, action: Action) -> Result<Option<Step>> {
