@@ -279,10 +279,7 @@ mod tests {
         VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid: uuid::Uuid::from_u128(7),
-            lineage: config::Lineage {
-                uuid: uuid::Uuid::from_u128(7),
-                epoch: 1,
-            },
+            lineage: config::Lineage::first(uuid::Uuid::from_u128(7)),
             device: Devices {
                 origin: origin.into(),
                 snapstore: store.into(),

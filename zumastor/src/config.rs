@@ -86,6 +86,26 @@ pub struct Lineage {
     pub uuid: Uuid,
     /// Raised by each failover: of two masters the one with the lower epoch is superseded. From 1.
     pub epoch: u64,
+    /// The volume that is master in this epoch: of two that fail over at a time the one with the greater
+    /// UUID supersedes the other. Absent: the one whose UUID the lineage has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Uuid>,
+    /// When the epoch began, in seconds since 1970-01-01 UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
+}
+
+impl Lineage {
+    /// Of a volume that was never a replica.
+    #[must_use]
+    pub fn first(uuid: Uuid) -> Lineage {
+        Lineage {
+            uuid,
+            epoch: 1,
+            owner: None,
+            since: None,
+        }
+    }
 }
 
 /// Paths of the block devices, in a form that survives a reboot (see [`crate::blockdev`]).

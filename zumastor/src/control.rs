@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::note::Note;
 use crate::refusal::Refusal;
 use crate::status::View;
-use crate::volume::{DefineVolume, MasterFlags, WantedRotation};
+use crate::volume::{DefineSource, DefineTarget, DefineVolume, MasterFlags, WantedRotation};
 
 /// The protocol's version. 1: the first. 2: a status has any number of warnings, and notes. 3: notes are typed;
 /// jobs; a document of version 2 in a status.
@@ -150,6 +150,46 @@ pub enum Request {
         /// The job's name.
         job: String,
     },
+    /// `define source`.
+    DefineSource(DefineSource),
+    /// `define target`.
+    DefineTarget(DefineTarget),
+    /// `forget source`, or `forget target` with a host.
+    ForgetReplication {
+        /// The volume.
+        volume: String,
+        /// The target; none: the source.
+        target: Option<String>,
+    },
+    /// `start` or `stop` of `source`, or of `target` with a host.
+    SetReplication {
+        /// The volume.
+        volume: String,
+        /// The target; none: the source.
+        target: Option<String>,
+        /// Whether cycles are run.
+        stopped: bool,
+    },
+    /// `replicate`.
+    Replicate {
+        /// The volume.
+        volume: String,
+        /// The target; none: from the source.
+        target: Option<String>,
+        /// Answer at once.
+        nowait: bool,
+        /// A full copy over other content.
+        full: bool,
+        /// Going back to the base where somebody wrote.
+        force_base: bool,
+    },
+    /// `failover`.
+    Failover {
+        /// The volume.
+        volume: String,
+    },
+    /// `failback`.
+    Failback(DefineSource),
     /// `status`: never waits for an operation.
     Status,
 }
@@ -172,7 +212,13 @@ impl Request {
             | Request::Start { volume, .. }
             | Request::Stop { volume, .. }
             | Request::Snapshot { volume, .. }
-            | Request::Cancel { volume, .. } => Some(volume),
+            | Request::Cancel { volume, .. }
+            | Request::ForgetReplication { volume, .. }
+            | Request::SetReplication { volume, .. }
+            | Request::Failover { volume }
+            | Request::Replicate { volume, .. } => Some(volume),
+            Request::DefineSource(define) | Request::Failback(define) => Some(&define.volume),
+            Request::DefineTarget(define) => Some(&define.volume),
             Request::Status => None,
         }
     }

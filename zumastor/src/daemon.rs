@@ -42,7 +42,9 @@ use crate::volume::{self, Volume};
 
 mod clock;
 mod notify;
+mod periods;
 mod requests;
+mod streams;
 
 /// Time given to volumes to come up or go down before systemd hears that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -303,12 +305,21 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     thread::Builder::new()
         .name("accept".into())
         .spawn(move || server.serve(&listener))?;
+    let streams = Daemon::listen_for_streams(&layout)?;
+    let server = daemon.clone();
+    thread::Builder::new()
+        .name("streams".into())
+        .spawn(move || server.serve_streams(&streams))?;
     // Before the volumes are tried: a device that appears meanwhile must not be missed.
     let watching = daemon.clone();
     uevents::watch(move || watching.retry())?;
     daemon.start_all()?;
     clock::watch(&daemon)?;
     remove(&layout.locking());
+    let periods = daemon.clone();
+    thread::Builder::new()
+        .name("periods".into())
+        .spawn(move || periods.run_periods())?;
     notify::send("READY=1");
 
     let end = wait_for_signal(&signals)?;
@@ -323,6 +334,7 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         remove(&layout.running());
     }
     remove(&layout.control());
+    remove(&layout.replication_socket());
     remove(&layout.locking());
     if !busy.is_empty() {
         // Who asked for the stop may not see how this process ends: the init script reads it there.

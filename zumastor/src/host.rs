@@ -15,7 +15,9 @@ use ddsnap::probe::contents::Contents;
 use jiff::Zoned;
 
 use crate::config::Devices;
-use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
+use crate::machine::{
+    Dev, DmDevice, Geometry, Mount, ProcessSpec, StoreState, Stored, TableLine, Users,
+};
 
 /// Longest wait for `ddsnap create`, and so the longest time a file system stays frozen.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(45);
@@ -131,6 +133,8 @@ pub trait Host: Send + Sync {
     ) -> Result<Resized>;
     /// Size of the origin or a snapshot in sectors.
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64>;
+    /// Chunk size, length of the origin, and lengths of these snapshots.
+    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry>;
 
     /// The device-mapper device called `name`.
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>>;

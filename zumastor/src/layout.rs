@@ -56,6 +56,18 @@ impl Layout {
         self.volume(volume).join(format!("volume.yaml.v{version}"))
     }
 
+    /// Sums and positions of the replication of `volume`.
+    #[must_use]
+    pub fn replication(&self, volume: &str) -> PathBuf {
+        self.at("var/lib/zumastor/replication").join(volume)
+    }
+
+    /// Where streams from other machines come in.
+    #[must_use]
+    pub fn replication_socket(&self) -> PathBuf {
+        self.run().join("replication")
+    }
+
     /// Boot records: on the root file system, whatever /var is.
     #[must_use]
     pub fn boot_records(&self) -> PathBuf {

@@ -22,7 +22,7 @@
 //! - [`layout`], [`names`], [`machine`], [`note`], [`human`]: paths, names, plain data and how it is written for people;
 //!   [`refusal`]: exit codes.
 //!
-//! - [`replication`]: a snapshot to another machine, over traits; nothing else is known to it yet.
+//! - [`replicate`]: replication of volumes, by [`replication`], which knows traits alone.
 //!
 //! A snapshot store's formats are the business of the `ddsnap` crate alone.
 
@@ -53,6 +53,7 @@ pub mod note;
 pub mod plan;
 pub mod process;
 pub mod refusal;
+pub mod replicate;
 pub mod replication;
 pub mod schedule;
 pub mod server;

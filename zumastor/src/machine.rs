@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 pub use ddsnap::client::Snapshot as Stored;
 pub use ddsnap::client::SnapshotState;
+use ddsnap::units::{ChunkShift, Sectors};
 use thiserror::Error;
 
 /// The device-mapper target's name in tables.
@@ -93,6 +94,17 @@ pub struct StoreState {
     pub data_bytes: u64,
     /// What of it is used.
     pub used_bytes: u64,
+}
+
+/// What replication must know of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Its chunks.
+    pub chunk: ChunkShift,
+    /// Length of the origin.
+    pub origin: Sectors,
+    /// Lengths of the snapshots asked for, in sectors; 0 for one that is gone.
+    pub snapshots: Vec<u64>,
 }
 
 fn by(holders: &[String]) -> String {

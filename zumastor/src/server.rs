@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized};
-use ddsnap::units::SnapTag;
+use ddsnap::units::{Sectors, SnapTag};
 
 use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
-use crate::machine::{ProcessSpec, StoreState, Stored};
+use crate::machine::{Geometry, ProcessSpec, StoreState, Stored};
 use crate::process::{find, is_uninterruptible};
 
 /// Longest wait for answers that need no disk.
@@ -119,4 +119,26 @@ pub fn probe(spec: &ProcessSpec, socket: &Path) -> Probe {
         // Anything that it says, even a refusal, is an answer.
         _ => Probe::Answers,
     }
+}
+
+/// Asks for what replication must know of a store.
+pub fn geometry(server: &Path, tags: &[u32]) -> Result<Geometry> {
+    let ask = || {
+        let mut client = connect(server, QUERY_DEADLINE)?;
+        let chunk = client.status()?.chunk;
+        let origin = Sectors(client.size(None)?);
+        let mut snapshots = Vec::with_capacity(tags.len());
+        for tag in tags {
+            snapshots.push(match client.size(Some(SnapTag(*tag))) {
+                Err(ClientError::Refused { .. }) => 0,
+                size => size?,
+            });
+        }
+        Ok::<_, ClientError>(Geometry {
+            chunk,
+            origin,
+            snapshots,
+        })
+    };
+    ask().context("could not ask the snapshot server for sizes")
 }

@@ -137,10 +137,7 @@ impl View {
         let config = VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid: uuid::Uuid::nil(),
-            lineage: Lineage {
-                uuid: uuid::Uuid::nil(),
-                epoch: 1,
-            },
+            lineage: Lineage::first(uuid::Uuid::nil()),
             device: Devices {
                 origin: request.origin.clone(),
                 snapstore: request.snapstore.clone(),
@@ -495,10 +492,7 @@ mod tests {
             config: Some(VolumeConfig {
                 version: config::SCHEMA_VERSION,
                 uuid: uuid::Uuid::nil(),
-                lineage: Lineage {
-                    uuid: uuid::Uuid::nil(),
-                    epoch: 1,
-                },
+                lineage: Lineage::first(uuid::Uuid::nil()),
                 device: Devices {
                     origin: "/dev/sysvg/test".into(),
                     snapstore: "/dev/sysvg/test_snap".into(),

@@ -12,7 +12,9 @@ use jiff::Zoned;
 
 use crate::config::Devices;
 use crate::host::{FreezeGuard, Host, Probe};
-use crate::machine::{Dev, DmDevice, Mount, ProcessSpec, StoreState, Stored, TableLine, Users};
+use crate::machine::{
+    Dev, DmDevice, Geometry, Mount, ProcessSpec, StoreState, Stored, TableLine, Users,
+};
 use crate::{blockdev, dm, freeze, mount_table, mounts, process, server, thaw_guard};
 
 /// The real machine.
@@ -123,6 +125,9 @@ impl Host for System {
     }
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
         server::size_sectors(server, tag)
+    }
+    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry> {
+        server::geometry(server, tags)
     }
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
         dm::find(name)

@@ -29,6 +29,7 @@ mod forget;
 mod many;
 mod master;
 mod remount;
+mod replica;
 mod resize;
 mod revert;
 mod rotate;
@@ -37,6 +38,7 @@ mod steps;
 
 pub use define::DefineVolume;
 pub use master::MasterFlags;
+pub use replica::{DefineSource, DefineTarget, Peer};
 pub use rotate::{BUDGET_MAX, WantedRotation};
 
 pub use crate::note::{Note, Out};
@@ -144,7 +146,12 @@ impl Volume {
     /// How far up a volume with this configuration belongs after a boot.
     #[must_use]
     pub fn full_level(&self) -> Level {
-        if self.config.master.is_some() {
+        let shown = self
+            .config
+            .source
+            .as_ref()
+            .is_some_and(|source| source.mount);
+        if self.config.master.is_some() || shown {
             Level::Mounted
         } else {
             Level::Devices
@@ -157,7 +164,16 @@ impl Volume {
 
     fn wanted(&self, level: Level) -> Wanted {
         let tags: Vec<u32> = self.snapshots().iter().map(|s| s.id).collect();
-        Wanted::at(level, &tags, self.config.filesystem.mountsnap)
+        let mut wanted = Wanted::at(level, &tags, self.config.filesystem.mountsnap);
+        if self.config.source.is_some() {
+            // Of a replica nothing is mounted but a twin: what has arrived is never written to.
+            wanted.mounts.clear();
+            if let Some(twin) = self.twin().filter(|_| level == Level::Mounted) {
+                wanted.devices.insert(Some(twin));
+                wanted.mounts.insert(Some(twin));
+            }
+        }
+        wanted
     }
 
     fn save(&self) -> Result<()> {
@@ -204,6 +220,8 @@ impl Volume {
 
     /// Where a device of the volume is mounted.
     fn mountpoint(&self, which: Device) -> PathBuf {
+        let shown = which.is_some() && which == self.twin();
+        let which = which.filter(|_| !shown);
         match (which, &self.config.filesystem.mountpoint) {
             (None, Some(dir)) => dir.clone(),
             _ => self

@@ -63,7 +63,7 @@ const ORDERS: &[Order] = &[
                     "control",
                     "daemon",
                     "process",
-                    "replication",
+                    "replicate",
                     "shutdown",
                     "status",
                     "system",
@@ -80,6 +80,7 @@ const ORDERS: &[Order] = &[
                     "host",
                     "jobs",
                     "plan",
+                    "replicate",
                     "replication",
                     "schedule",
                     "shutdown",
@@ -90,18 +91,10 @@ const ORDERS: &[Order] = &[
                     "work",
                 ],
             ),
-            ("control", &["replication", "status", "volume"]),
+            ("control", &["status", "volume"]),
             (
                 "status",
-                &[
-                    "config",
-                    "host",
-                    "jobs",
-                    "plan",
-                    "replication",
-                    "schedule",
-                    "volume",
-                ],
+                &["config", "host", "jobs", "plan", "schedule", "volume"],
             ),
             (
                 "boot",
@@ -109,9 +102,10 @@ const ORDERS: &[Order] = &[
             ),
             ("work", &["host", "jobs", "plan", "volume"]),
             (
-                "replication",
-                &["config", "host", "jobs", "plan", "schedule", "volume"],
+                "replicate",
+                &["config", "control", "jobs", "replication", "volume"],
             ),
+            ("replication", &[]),
             (
                 "volume",
                 &[
@@ -123,6 +117,7 @@ const ORDERS: &[Order] = &[
                     "mount_options",
                     "plan",
                     "process",
+                    "replication",
                     "schedule",
                     "supervise",
                 ],

@@ -51,9 +51,18 @@ pub struct Source {
     /// The newest snapshot that is complete here and known to the upstream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Snapref>,
+    /// The hold before it, kept until the upstream is known to have moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_hold: Option<Snapref>,
+    /// The snapshot whose content the origin has, but for what has arrived of the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Uuid>,
     /// What has arrived of the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incoming: Option<Incoming>,
+    /// When both sides were last proven equal, in seconds since 1970-01-01 UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<i64>,
     /// Rotations that get the next complete snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
@@ -72,10 +81,14 @@ pub struct Incoming {
     /// What it is an increment from; absent: a full copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Uuid>,
-    /// All changes below this byte of the origin are durable here.
+    /// All changes below this byte of the origin were durable here when the document was last written. The
+    /// file `incoming` beside it knows better.
     pub position: u64,
     /// Length of the snapshot in bytes.
     pub size: u64,
+    /// The base here is not the upstream's: only whole chunks help.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// What becomes of the snapshot that an increment starts from when the store is full.

@@ -49,7 +49,7 @@ fn sample() -> VolumeConfig {
     VolumeConfig {
         version: 2,
         uuid,
-        lineage: Lineage { uuid, epoch: 1 },
+        lineage: Lineage::first(uuid),
         device: Devices {
             origin: "/dev/sysvg/test".into(),
             snapstore: "/dev/sysvg/test_snap".into(),

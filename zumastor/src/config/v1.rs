@@ -97,10 +97,7 @@ pub fn upgrade(old: Document, zone: &TimeZone) -> VolumeConfig {
     VolumeConfig {
         version: SCHEMA_VERSION,
         uuid: volume,
-        lineage: Lineage {
-            uuid: volume,
-            epoch: 1,
-        },
+        lineage: Lineage::first(volume),
         device: old.device,
         cachesize: old.cachesize,
         filesystem: old.filesystem,

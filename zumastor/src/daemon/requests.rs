@@ -22,8 +22,12 @@ use crate::jobs::{Ended, Ending, Job, Jobs, Running};
 use crate::note::{Note, Out};
 use crate::plan::Level;
 use crate::refusal;
+use crate::replicate::cycle::Way;
+use crate::replicate::failover::Failover;
+use crate::replicate::files::Files;
+use crate::replication::message::Wishes;
 use crate::status::View;
-use crate::volume::{DefineVolume, Volume, Volumes};
+use crate::volume::{DefineVolume, Peer, Volume, Volumes};
 use crate::work::{Resize, Revert, Tools};
 
 /// Most requests at a time. Each holds a thread or two; more than this is a script gone wild.
@@ -93,7 +97,10 @@ impl Daemon {
                 return control::send(stream, Event::Done { error, code });
             }
         };
-        let detached = matches!(request, Request::Snapshot { nowait: true, .. });
+        let detached = matches!(
+            request,
+            Request::Snapshot { nowait: true, .. } | Request::Replicate { nowait: true, .. }
+        );
         if detached {
             // What can be said at once is said at once.
             let known = request
@@ -169,6 +176,60 @@ impl Daemon {
                     bail!("no job '{job}' runs on volume '{volume}'");
                 }
                 Ok(())
+            }
+            Request::DefineSource(define) => {
+                self.end_cycle(&define.volume, None, Ending::Interrupted);
+                self.with(&define.volume, |v| {
+                    v.define_source(define, &mut noting(on_event))
+                })
+            }
+            Request::Failover { volume } => {
+                self.handle(volume)?;
+                self.end_jobs(volume, Ending::Interrupted)?;
+                let job = Box::new(Failover {
+                    volumes: self.clone(),
+                    layout: self.layout.clone(),
+                    volume: volume.clone(),
+                });
+                follow(&*self.jobs.start(volume, job)?, on_event)
+            }
+            Request::Failback(define) => {
+                self.without_jobs(&define.volume, Ending::Interrupted, |v| {
+                    v.fail_back(define, &mut noting(on_event))
+                })
+            }
+            Request::DefineTarget(define) => self.with(&define.volume, |v| v.define_target(define)),
+            Request::ForgetReplication { volume, target } => {
+                self.end_cycle(volume, target.as_deref(), Ending::Cancelled);
+                self.with(volume, |v| match target {
+                    Some(host) => v.forget_target(host, &mut noting(on_event)),
+                    None => v.forget_source(&mut noting(on_event)),
+                })
+            }
+            Request::SetReplication {
+                volume,
+                target,
+                stopped,
+            } => {
+                if *stopped {
+                    self.end_cycle(volume, target.as_deref(), Ending::Interrupted);
+                }
+                let peer = target.clone().map_or(Peer::Source, Peer::Target);
+                self.with(volume, |v| v.set_stopped(&peer, *stopped))
+            }
+            Request::Replicate {
+                volume,
+                target,
+                full,
+                force_base,
+                ..
+            } => {
+                let way = target.clone().map_or(Way::Pull, Way::Push);
+                let wishes = Wishes {
+                    full: *full,
+                    force_base: *force_base,
+                };
+                follow(&*self.begin(volume, way, wishes)?, on_event)
             }
             Request::DefineMaster { volume, flags } => {
                 self.with(volume, |v| v.define_master(*flags, &mut noting(on_event)))
@@ -418,6 +479,7 @@ impl Daemon {
     fn forget(&self, name: &str, out: Out) -> Result<()> {
         self.without_jobs(name, Ending::Cancelled, |volume| {
             volume.forget(out)?;
+            Files::of(&self.layout, name).remove();
             // While the volume is locked: nobody may find it and write its document again.
             lock(&self.volumes).remove(name);
             volume.supervisor.release();

@@ -18,7 +18,8 @@ use jiff::Zoned;
 use super::{FreezeGuard, Host, Probe};
 use crate::config::Devices;
 use crate::machine::{
-    Dev, DmDevice, Kind, Mount, ProcessSpec, SnapshotState, StoreState, Stored, TableLine, Users,
+    Dev, DmDevice, Geometry, Kind, Mount, ProcessSpec, SnapshotState, StoreState, Stored,
+    TableLine, Users,
 };
 use crate::process::ACCEPT_ORIGIN;
 
@@ -454,6 +455,15 @@ impl Host for Fake {
         self.lookup();
         let origin = self.state().origin_sectors.filter(|_| tag.is_none());
         Ok(origin.unwrap_or(ORIGIN_SECTORS))
+    }
+
+    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry> {
+        let sectors = self.size_sectors(server, None)?;
+        Ok(Geometry {
+            chunk: ddsnap::units::ChunkShift::MAX,
+            origin: ddsnap::units::Sectors(sectors),
+            snapshots: vec![sectors; tags.len()],
+        })
     }
 
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {

@@ -86,7 +86,7 @@ impl Volume {
         let config = VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid,
-            lineage: Lineage { uuid, epoch: 1 },
+            lineage: Lineage::first(uuid),
             device,
             cachesize: request.cachesize.clone(),
             filesystem: Filesystem {

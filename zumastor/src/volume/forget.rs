@@ -53,6 +53,10 @@ impl Volume {
     pub fn forget_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
         self.check_deletable(id)?;
         let mut unlisted = false;
+        if let Some(twin) = self.config.snapshots.find(id).and_then(|s| s.twin) {
+            self.perform(Action::Unmount(Some(twin)), out)?;
+            self.perform(Action::RemoveDevice(Some(twin)), out)?;
+        }
         for action in plan::delete(id) {
             match self.perform(action, out) {
                 Ok(()) => unlisted |= action == Action::Unlist(id),
@@ -128,7 +132,8 @@ impl Volume {
             }
         }
         let source = config.source.as_ref()?;
-        let is_it = source.hold.is_some_and(|hold| hold.id == id);
+        let held = [source.hold, source.old_hold];
+        let is_it = held.iter().flatten().any(|hold| hold.id == id);
         is_it.then(|| format!("from {}", source.host))
     }
 
@@ -137,12 +142,15 @@ impl Volume {
         let stored = self
             .host
             .snapshots(&self.layout.server_socket(&self.name))?;
+        let twin = self.config.snapshots.find(id).and_then(|s| s.twin);
         let before = self.config.clone();
         let snapshots = &mut self.config.snapshots;
         snapshots.list.retain(|s| s.id != id);
-        let same = stored.iter().filter(|s| s.tag.0 == id);
+        let same = stored
+            .iter()
+            .filter(|s| s.tag.0 == id || Some(s.tag.0) == twin);
         snapshots.deleting.extend(same.map(|s| Doomed {
-            id,
+            id: s.tag.0,
             sequence: s.seq.0,
         }));
         self.save().map_err(|error| {

@@ -132,7 +132,7 @@ impl Volume {
     }
 
     /// Freezes what is mounted from the origin, creates the snapshot, thaws.
-    fn create_frozen(&self, id: u32) -> Result<()> {
+    pub(super) fn create_frozen(&self, id: u32) -> Result<()> {
         let server = self.layout.server_socket(&self.name);
         let device = self.host.dm_find(&self.name)?;
         let device =
@@ -161,7 +161,7 @@ impl Volume {
     }
 
     /// Makes the snapshot one of the volume's, durably.
-    fn record(&mut self, snapshot: Snapshot) -> Result<()> {
+    pub(super) fn record(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.config.clone();
         let now = self.host.now();
         for rotation in &mut self.config.schedule {
@@ -188,11 +188,13 @@ impl Volume {
         let snapshots = &mut self.config.snapshots;
         let before = snapshots.clone();
         if let Some(pending) = snapshots.pending.take() {
-            let ours = |s: &&Stored| s.tag.0 == pending.id && s.seq.0 > snapshots.pending_after;
+            let both = [Some(pending.id), pending.twin];
+            let ours =
+                |s: &&Stored| both.contains(&Some(s.tag.0)) && s.seq.0 > snapshots.pending_after;
             snapshots
                 .deleting
-                .extend(stored.iter().find(ours).map(|s| Doomed {
-                    id: pending.id,
+                .extend(stored.iter().filter(ours).map(|s| Doomed {
+                    id: s.tag.0,
                     sequence: s.seq.0,
                 }));
         }

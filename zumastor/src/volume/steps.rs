@@ -252,7 +252,7 @@ impl Volume {
             self.patiently(|| self.host.unmount(&dir))?;
         }
         // A mount point the administrator named is his; ours go with the mount of a snapshot.
-        if which.is_some() {
+        if which.is_some() && dir != self.mountpoint(None) {
             links::remove_empty_dir(&dir)
         } else {
             Ok(())

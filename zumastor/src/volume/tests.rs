@@ -136,6 +136,7 @@ impl Bench {
 
 mod definition;
 mod holds;
+mod replica;
 mod verbs;
 
 /// Nothing is to end early.

@@ -99,7 +99,10 @@ fn rotations_of_a_replica_wait_for_the_next_arrival() {
         mount: false,
         stopped: false,
         hold: None,
+        old_hold: None,
+        origin: None,
         incoming: None,
+        proven: None,
         pending: Vec::new(),
     });
     set_clock(&bench, "2026-06-01T10:20[UTC]");

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Cycles that come by themselves: with the period of a target or source, and again after a failure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ddsnap::stdio::complain;
+
+use super::Daemon;
+use crate::jobs::{JobState, Running};
+use crate::replicate::cycle::Way;
+use crate::replication::message::Wishes;
+
+/// How often it is looked whether something is due.
+const TICK: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// A replication: volume, and target, or none for its source.
+type Key = (String, Option<String>);
+
+/// When a replication is due.
+#[derive(Debug)]
+struct Due {
+    /// Nothing before.
+    next: Instant,
+    /// Failures since something got through.
+    failures: u32,
+}
+
+struct Cycle {
+    running: Arc<Running>,
+    began: Instant,
+}
+
+/// What runs and when what is due.
+#[derive(Default)]
+struct Periods {
+    due: BTreeMap<Key, Due>,
+    cycles: BTreeMap<Key, Cycle>,
+}
+
+/// The pause after so many failures in a row, from 1: a second, then twice as long each time, up to five
+/// minutes; a quarter more or less, so that many who lost one machine do not come back all at once.
+/// `chance` is 0 to 255.
+fn pause(failures: u32, chance: u8) -> Duration {
+    let doubled = Duration::from_secs(1 << failures.saturating_sub(1).min(12));
+    doubled
+        .min(PAUSE_MAX)
+        .mul_f64(0.75 + f64::from(chance) / 512.0)
+}
+
+impl Due {
+    /// A cycle that began then has ended.
+    fn ended(&mut self, (began, now): (Instant, Instant), period: Duration, how: End, chance: u8) {
+        match how {
+            End::Done => {
+                self.failures = 0;
+                self.next = began + period;
+            }
+            // Something got through: the trouble is a new one.
+            End::Failed { moved: true } => self.fail(now, 1, chance),
+            End::Failed { moved: false } => self.fail(now, self.failures + 1, chance),
+        }
+    }
+
+    fn fail(&mut self, now: Instant, failures: u32, chance: u8) {
+        self.failures = failures;
+        self.next = now + pause(failures, chance);
+    }
+}
+
+/// How a cycle ended.
+enum End {
+    Done,
+    Failed {
+        /// Data got through before.
+        moved: bool,
+    },
+}
+
+impl Daemon {
+    /// Runs cycles as they are due, for ever.
+    pub(super) fn run_periods(self: &Arc<Self>) {
+        let mut periods = Periods::default();
+        loop {
+            thread::park_timeout(TICK);
+            self.look(&mut periods, Instant::now());
+        }
+    }
+
+    /// All replications that have a period.
+    fn periodic(&self) -> Vec<(Key, Duration)> {
+        let mut found = Vec::new();
+        for (name, handle) in self.handles() {
+            let view = handle.view();
+            let Some(config) = view.config.filter(|_| view.up) else {
+                continue;
+            };
+            for (host, target) in config.targets {
+                if let Some(period) = target.period.filter(|_| !target.stopped) {
+                    found.push(((name.clone(), Some(host)), Duration::from_secs(period)));
+                }
+            }
+            if let Some(source) = config.source.filter(|source| !source.stopped) {
+                if let Some(period) = source.period {
+                    found.push(((name, None), Duration::from_secs(period)));
+                }
+            }
+        }
+        found
+    }
+
+    fn look(self: &Arc<Self>, periods: &mut Periods, now: Instant) {
+        let wanted = self.periodic();
+        periods
+            .due
+            .retain(|key, _| wanted.iter().any(|(wanted, _)| wanted == key));
+        for (key, period) in wanted {
+            let due = periods.due.entry(key.clone()).or_insert(Due {
+                next: now,
+                failures: 0,
+            });
+            if let Some(cycle) = periods.cycles.get(&key) {
+                let view = cycle.running.view();
+                if !view.state.is_over() {
+                    continue;
+                }
+                let how = match view.state {
+                    // Cancelled is not taken up again before it is due.
+                    JobState::Done | JobState::Cancelled => End::Done,
+                    _ => End::Failed {
+                        moved: view.progress.done > 0,
+                    },
+                };
+                let chance = uuid::Uuid::new_v4().as_bytes()[0];
+                due.ended((cycle.began, now), period, how, chance);
+                periods.cycles.remove(&key);
+            }
+            if now < due.next {
+                continue;
+            }
+            match self.begin_due(&key) {
+                Ok(running) => {
+                    let began = now;
+                    periods.cycles.insert(key, Cycle { running, began });
+                }
+                Err(error) => {
+                    if due.failures == 0 {
+                        complain(format_args!("{}: {error:#}", key.0));
+                    }
+                    due.fail(now, due.failures + 1, 128);
+                }
+            }
+        }
+    }
+
+    fn begin_due(self: &Arc<Self>, (volume, target): &Key) -> Result<Arc<Running>> {
+        let way = target.clone().map_or(Way::Pull, Way::Push);
+        self.begin(volume, way, Wishes::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that is away for a night was asked each second, by everybody at once.
+    #[test]
+    fn pauses_grow_to_five_minutes_and_differ() {
+        assert_eq!(pause(1, 128), Duration::from_secs(1));
+        assert_eq!(pause(4, 128), Duration::from_secs(8));
+        assert_eq!(pause(9, 128), Duration::from_secs(256));
+        for failures in [10, 13, 40, u32::MAX] {
+            assert_eq!(pause(failures, 128), PAUSE_MAX);
+        }
+        assert_eq!(pause(1, 0), Duration::from_millis(750));
+        assert!(pause(1, 255) > Duration::from_millis(1200));
+    }
+
+    /// The period runs from start to start, and what makes progress is not held back.
+    #[test]
+    fn a_cycle_is_due_a_period_after_the_last_began() {
+        let began = Instant::now();
+        let now = began + Duration::from_secs(20);
+        let period = Duration::from_secs(60);
+        let mut due = Due {
+            next: began,
+            failures: 3,
+        };
+        due.ended((began, now), period, End::Failed { moved: false }, 128);
+        assert_eq!((due.failures, due.next), (4, now + Duration::from_secs(8)));
+        due.ended((began, now), period, End::Failed { moved: true }, 128);
+        assert_eq!((due.failures, due.next), (1, now + Duration::from_secs(1)));
+        due.ended((began, now), period, End::Done, 128);
+        assert_eq!((due.failures, due.next), (0, began + period));
+    }
+}

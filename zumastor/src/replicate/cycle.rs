@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A cycle of replication as a job of the daemon.
+//!
+//! Four ways: this machine pushes to a target or pulls from its source, by ssh; or it serves another one
+//! that does, on a stream that came in. The frames are the same in all.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+use super::device::Changes;
+use super::downstream::{INCOMING, Receiving};
+use super::files::Files;
+use super::ssh::{self, Remote};
+use super::upstream::{Sending, with};
+use crate::jobs::{Ended, Job, Running};
+use crate::layout::Layout;
+use crate::replication::link::{Link, Timing};
+use crate::replication::message::{FEATURES, Hello, Wishes};
+use crate::replication::receive::receive;
+use crate::replication::send::{Options, send};
+use crate::replication::sender::Outcome;
+use crate::replication::standing::Standing;
+use crate::replication::volume::Watch;
+use crate::volume::{Peer, Volume, Volumes};
+
+/// zstd's level where nobody asked for none.
+const LEVEL: u8 = 3;
+
+/// Who begins, and which way the data goes.
+pub enum Way {
+    /// To a target, by ssh.
+    Push(String),
+    /// From the source, by ssh.
+    Pull,
+    /// To a target that has come for it.
+    ServeSend(String, UnixStream),
+    /// From an upstream that has come with it.
+    ServeReceive(UnixStream),
+}
+
+/// The job.
+pub struct Cycle {
+    /// The daemon's volumes.
+    pub volumes: Arc<dyn Volumes>,
+    /// Where things are.
+    pub layout: Layout,
+    /// The volume here.
+    pub volume: String,
+    /// Which way.
+    pub way: Way,
+    /// What the administrator allowed for.
+    pub wishes: Wishes,
+    /// What this machine is called.
+    pub node: String,
+}
+
+struct Eye<'a> {
+    running: &'a Running,
+    subject: &'static str,
+}
+
+impl Watch for Eye<'_> {
+    fn progress(&self, done: u64, total: Option<u64>, _: u64) {
+        self.running
+            .progress(self.subject, done, total.unwrap_or(0));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.running.ending().is_some()
+    }
+}
+
+impl Job for Cycle {
+    fn name(&self) -> String {
+        match &self.way {
+            Way::Push(host) | Way::ServeSend(host, _) => format!("replicate {host}"),
+            // One at a time, whoever begins it.
+            Way::Pull | Way::ServeReceive(_) => "receive".into(),
+        }
+    }
+
+    fn run(&mut self, running: &Arc<Running>) -> Result<String> {
+        let (outcome, complaint) = self.cycle(running).inspect_err(|error| {
+            if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
+                // Nothing was answered yet, or the stream is of no use any more.
+                let _ = super::socket::answer(stream, Some(format!("{error:#}")));
+            }
+        })?;
+        if let Some(ending) = running.ending() {
+            if matches!(outcome, Outcome::Failed(_)) {
+                return Err(Ended(ending).into());
+            }
+        }
+        match outcome {
+            Outcome::Done { snapshot, proven } => {
+                let proof = if proven {
+                    "; both sides are proven equal"
+                } else {
+                    ""
+                };
+                Ok(match &self.way {
+                    Way::Push(host) | Way::ServeSend(host, _) => {
+                        format!("snapshot {} is on {host}{proof}", snapshot.number)
+                    }
+                    _ => format!(
+                        "snapshot {} of the upstream has arrived{proof}",
+                        snapshot.number
+                    ),
+                })
+            }
+            Outcome::Current(_) => Ok("the newest snapshot is on both sides already".into()),
+            Outcome::Refused { sentence, .. } => bail!("refused: {sentence}"),
+            Outcome::Failed(sentence) if complaint.is_empty() => bail!("{sentence}"),
+            Outcome::Failed(sentence) => bail!("{sentence} (the other machine says: {complaint})"),
+        }
+    }
+}
+
+impl Cycle {
+    fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
+        let peer = match &self.way {
+            Way::Push(host) | Way::ServeSend(host, _) => Peer::Target(host.clone()),
+            Way::Pull | Way::ServeReceive(_) => Peer::Source,
+        };
+        let files = Files::of(&self.layout, &self.volume);
+        if let Peer::Target(host) = &peer {
+            with(self.volumes.as_ref(), &self.volume, |v| {
+                v.snapshot_to_send(host)
+            })?;
+        }
+        let noted = files.load(INCOMING)?;
+        let standing = with(self.volumes.as_ref(), &self.volume, |v| {
+            v.standing(&peer, &|incoming| {
+                let of_this = noted.as_ref().filter(|progress| {
+                    progress.snapshot == incoming.uuid && progress.base == incoming.base
+                });
+                of_this.map_or(0, |progress| progress.position)
+            })
+        })?;
+        match &peer {
+            Peer::Target(host) => self.send(host, files, standing, running),
+            Peer::Source => self.receive(files, standing, running),
+        }
+    }
+
+    fn hello(&self, standing: Standing) -> Result<Hello> {
+        let mut nonce = [0; 16];
+        let uuid = uuid::Uuid::new_v4();
+        nonce.copy_from_slice(uuid.as_bytes());
+        Ok(Hello {
+            nonce,
+            features: FEATURES,
+            standing,
+            wishes: self.wishes,
+        })
+    }
+
+    /// The link, and the command behind it if this machine began.
+    fn link(&mut self) -> Result<(Link, Option<Remote>)> {
+        let layout = &self.layout;
+        let name = self.volume.clone();
+        match &self.way {
+            Way::Push(host) => {
+                let (command, there) = with(self.volumes.as_ref(), &name, |v| {
+                    let target = v.target(host)?;
+                    let own = target.ssh_command.as_deref();
+                    Ok((ssh::command(layout, own), target.name.clone()))
+                })?;
+                let there = there.unwrap_or(name);
+                let (link, remote) = ssh::connect(&command, host, &["receive", &there])?;
+                Ok((link, Some(remote)))
+            }
+            Way::Pull => {
+                let (command, host, there) = with(self.volumes.as_ref(), &name, |v| {
+                    let source = v.source()?;
+                    let own = source.ssh_command.as_deref();
+                    let command = ssh::command(layout, own);
+                    Ok((command, source.host.clone(), source.name.clone()))
+                })?;
+                let there = there.unwrap_or(name);
+                let words = ["send", &there, &self.node];
+                let (link, remote) = ssh::connect(&command, &host, &words)?;
+                Ok((link, Some(remote)))
+            }
+            Way::ServeSend(_, stream) | Way::ServeReceive(stream) => {
+                super::socket::answer(stream, None)?;
+                Ok((of_socket(stream)?, None))
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        host: &str,
+        files: Files,
+        standing: Standing,
+        running: &Running,
+    ) -> Result<(Outcome, String)> {
+        let (rate, plain) = with(self.volumes.as_ref(), &self.volume, |v| {
+            let target = v.target(host)?;
+            Ok((target.ratelimit, target.uncompressed))
+        })?;
+        let options = Options {
+            level: if plain { 0 } else { LEVEL },
+            rate,
+            timing: Timing::default(),
+        };
+        let server = self.layout.server_socket(&self.volume);
+        let volumes = self.volumes.clone();
+        let mut end = Sending::new(volumes, &self.volume, host, server, files, &standing);
+        let own = self.hello(standing)?;
+        let (link, remote) = self.link()?;
+        let subject = "sending";
+        let outcome = send(&mut end, link, own, &options, &Eye { running, subject });
+        Ok((outcome, remote.map(Remote::finish).unwrap_or_default()))
+    }
+
+    fn receive(
+        &mut self,
+        files: Files,
+        mut standing: Standing,
+        running: &Running,
+    ) -> Result<(Outcome, String)> {
+        standing.written = self.was_written(&standing)?;
+        let server = self.layout.server_socket(&self.volume);
+        let volumes = self.volumes.clone();
+        let mut end = Receiving::new(volumes, &self.volume, server, files, standing.clone());
+        let own = self.hello(standing)?;
+        let (link, remote) = self.link()?;
+        let subject = "receiving";
+        let eye = Eye { running, subject };
+        let outcome = receive(&mut end, link, own, Timing::default(), &eye);
+        Ok((outcome, remote.map(Remote::finish).unwrap_or_default()))
+    }
+
+    /// Whether somebody but replication wrote to the origin, or has it mounted and may.
+    fn was_written(&self, standing: &Standing) -> Result<bool> {
+        let volumes = self.volumes.as_ref();
+        let mounted = with(volumes, &self.volume, |v| {
+            Ok(!v.origin_mounts()?.is_empty())
+        })?;
+        let Some(origin) = standing.origin.filter(|_| !mounted) else {
+            return Ok(mounted);
+        };
+        let number = with(volumes, &self.volume, |v| v.number_of(origin))?;
+        let now = with(volumes, &self.volume, Volume::momentary_snapshot)?;
+        let server = self.layout.server_socket(&self.volume);
+        let changed = Changes::list(&server, Some(number), now)
+            .and_then(|mut changes| Ok(changes.next_run()?.is_some()));
+        with(volumes, &self.volume, Volume::end_momentary)?;
+        changed.context("could not find out whether somebody wrote to the replica")
+    }
+}
+
+/// A socket as a link.
+fn of_socket(stream: &UnixStream) -> Result<Link> {
+    struct Half(UnixStream);
+    impl Write for Half {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    impl Drop for Half {
+        fn drop(&mut self) {
+            // The other side may be gone.
+            let _ = self.0.shutdown(Shutdown::Write);
+        }
+    }
+    let whole = stream.try_clone()?;
+    Ok(Link {
+        reader: Box::new(stream.try_clone()?),
+        writer: Box::new(Half(stream.try_clone()?)),
+        cut: Arc::new(move || {
+            let _ = whole.shutdown(Shutdown::Both);
+        }),
+    })
+}

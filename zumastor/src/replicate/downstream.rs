@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A real volume as the receiving end sees it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::device::{Changes, Device};
+use super::files::Files;
+use super::upstream::with;
+use crate::config::Incoming;
+use crate::replication::message::Begin;
+use crate::replication::progress::Progress;
+use crate::replication::standing::{Epoch, Partial, Standing};
+use crate::replication::sums::{Sums, is_zero};
+use crate::replication::volume::{Downstream, Watch};
+use crate::volume::{Volume, Volumes};
+
+/// The name of the file with the position of what arrives.
+pub const INCOMING: &str = "incoming";
+
+/// The receiving end.
+pub struct Receiving {
+    volumes: Arc<dyn Volumes>,
+    volume: String,
+    server: PathBuf,
+    files: Files,
+    standing: Standing,
+    base: Option<Device>,
+    origin: Option<Device>,
+}
+
+impl Receiving {
+    /// For the volume that stands so.
+    #[must_use]
+    pub fn new(
+        volumes: Arc<dyn Volumes>,
+        volume: &str,
+        server: PathBuf,
+        files: Files,
+        standing: Standing,
+    ) -> Receiving {
+        Receiving {
+            volumes,
+            volume: volume.to_owned(),
+            server,
+            files,
+            standing,
+            base: None,
+            origin: None,
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Volume) -> Result<T>) -> Result<T> {
+        with(self.volumes.as_ref(), &self.volume, change)
+    }
+
+    fn length_of(&self, id: Uuid) -> Result<Sectors> {
+        let held = self.standing.find(id).context("the base is not here")?;
+        Ok(held.length)
+    }
+
+    fn snapshot(&self, id: Uuid, chunk: ChunkShift, length: Sectors) -> Result<Device> {
+        let path = self.with(|v| v.node(Some(id)))?;
+        Device::open(&path, false, chunk, length)
+    }
+
+    fn origin(&self, chunk: ChunkShift, length: Sectors) -> Result<Device> {
+        let path = self.with(|v| {
+            // It may have been mounted since the greeting.
+            if let Some(dir) = v.origin_mounts()?.first() {
+                bail!("the replica is mounted on {}: unmount it", dir.display());
+            }
+            v.node(None)
+        })?;
+        Device::open(&path, true, chunk, length)
+    }
+
+    fn written(&self) -> Result<&Device> {
+        self.origin.as_ref().context("nothing is open")
+    }
+}
+
+impl Downstream for Receiving {
+    fn adopt(&mut self, epoch: Epoch) -> Result<()> {
+        self.with(|v| v.adopt_epoch(epoch))
+    }
+
+    fn release_old(&mut self) -> Result<()> {
+        let known = self.with(|v| {
+            v.release_old_hold()?;
+            Ok(v.snapshot_uuids())
+        })?;
+        self.files.tidy(&known);
+        Ok(())
+    }
+
+    fn safety_snapshot(&mut self) -> Result<()> {
+        self.with(Volume::safety_snapshot).map(|_| ())
+    }
+
+    fn unsettle(&mut self) -> Result<()> {
+        self.with(Volume::unsettle)
+    }
+
+    fn restore(&mut self, base: Uuid, watch: &dyn Watch) -> Result<()> {
+        let chunk = self.standing.chunk;
+        let length = self.length_of(base)?;
+        let (from, to) = (
+            self.snapshot(base, chunk, length)?,
+            self.origin(chunk, length)?,
+        );
+        let number = self.with(|v| v.number_of(base))?;
+        let now = self.with(Volume::momentary_snapshot)?;
+        let copied = restore_changes(&self.server, (number, now), (&from, &to), watch);
+        let ended = self.with(Volume::end_momentary);
+        copied.and(ended)
+    }
+
+    fn start_partial(&mut self, partial: Partial, lineage: Uuid, epoch: Epoch) -> Result<()> {
+        let incoming = Incoming {
+            uuid: partial.snapshot,
+            id: 0,
+            created: 0,
+            base: partial.base,
+            position: 0,
+            size: 0,
+            plain: partial.plain,
+        };
+        self.with(|v| v.start_incoming(incoming, lineage, epoch))
+    }
+
+    fn open(&mut self, begin: &Begin, chunk: ChunkShift) -> Result<()> {
+        self.base = match begin.base {
+            Some(id) => Some(self.snapshot(id, chunk, begin.base_length)?),
+            None => None,
+        };
+        self.origin = Some(self.origin(chunk, begin.snapshot.length)?);
+        Ok(())
+    }
+
+    fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
+        self.base
+            .as_ref()
+            .context("nothing is open")?
+            .read(run, into)
+    }
+
+    fn write(&mut self, run: ChunkRun, data: &[u8]) -> Result<()> {
+        self.written()?.write(run, data)
+    }
+
+    fn write_zeros(&mut self, run: ChunkRun, bytes: u64) -> Result<()> {
+        let mut there = Vec::new();
+        self.written()?.read(run, &mut there)?;
+        if there.len() as u64 != bytes {
+            bail!("the origin is shorter than the snapshot");
+        }
+        if is_zero(&there) {
+            return Ok(());
+        }
+        there.fill(0);
+        self.written()?.write(run, &there)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.written()?.flush()
+    }
+
+    fn sums(&mut self, snapshot: Uuid) -> Result<Option<Sums>> {
+        self.files.sums(snapshot)
+    }
+
+    fn progress(&mut self) -> Result<Option<Progress>> {
+        self.files.load(INCOMING)
+    }
+
+    fn save_progress(&mut self, progress: &Progress) -> Result<()> {
+        self.files.save(INCOMING, progress)
+    }
+
+    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32> {
+        // Devices are given back before they are looked at anew.
+        (self.base, self.origin) = (None, None);
+        if let Some(sums) = sums {
+            self.files.save_sums(begin.snapshot.id, sums)?;
+        }
+        let proven = sums.map(|_| Timestamp::now().as_second());
+        self.with(|v| v.finish_incoming(begin, proven))
+    }
+}
+
+/// Copies back what differs between the base and a snapshot of now.
+fn restore_changes(
+    server: &std::path::Path,
+    (base, now): (u32, u32),
+    (from, to): (&Device, &Device),
+    watch: &dyn Watch,
+) -> Result<()> {
+    /// Chunks copied at a time.
+    const MOST: u64 = 64;
+    let mut changes = Changes::list(server, Some(base), now)?;
+    let (mut data, mut done) = (Vec::new(), 0);
+    while let Some(mut run) = changes.next_run()? {
+        while run.chunks > 0 {
+            if watch.cancelled() {
+                bail!("it was cancelled");
+            }
+            let part = ChunkRun {
+                first: run.first,
+                chunks: run.chunks.min(MOST),
+            };
+            from.read(part, &mut data)?;
+            to.write(part, &data)?;
+            done += data.len() as u64;
+            watch.progress(done, None, 0);
+            run.first.0 += part.chunks;
+            run.chunks -= part.chunks;
+        }
+    }
+    to.flush()
+}

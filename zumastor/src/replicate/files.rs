@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Sums of snapshots and positions of copies, one file each, replaced as a whole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use uuid::Uuid;
+
+use crate::config;
+use crate::layout::Layout;
+use crate::replication::progress::Progress;
+use crate::replication::sums::Sums;
+
+/// The files of one volume.
+#[derive(Clone, Debug)]
+pub struct Files {
+    dir: PathBuf,
+}
+
+impl Files {
+    /// Those of `volume`.
+    #[must_use]
+    pub fn of(layout: &Layout, volume: &str) -> Files {
+        Files {
+            dir: layout.replication(volume),
+        }
+    }
+
+    /// What is noted of a copy that `name` names; none if nothing usable is.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn load(&self, name: &str) -> Result<Option<Progress>> {
+        let path = self.dir.join(name);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| format!("could not read {}", path.display()))?,
+        };
+        // What is damaged or of another version is made anew.
+        Ok(Progress::decode(&bytes).ok())
+    }
+
+    /// Notes it, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn save(&self, name: &str, progress: &Progress) -> Result<()> {
+        let path = self.dir.join(name);
+        let temporary = self.dir.join(format!("{name}.new"));
+        config::make_private_dir(&self.dir)?;
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&progress.encode())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().with_context(|| format!("could not write {}", path.display()))
+    }
+
+    /// The sums of a complete snapshot, if they are known.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn sums(&self, snapshot: Uuid) -> Result<Option<Sums>> {
+        let found = self.load(&snapshot.to_string())?;
+        Ok(found
+            .filter(|found| found.snapshot == snapshot && found.position == u64::MAX)
+            .and_then(|found| found.sums))
+    }
+
+    /// Notes them.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn save_sums(&self, snapshot: Uuid, sums: &Sums) -> Result<()> {
+        let progress = Progress {
+            snapshot,
+            base: None,
+            position: u64::MAX,
+            plain: false,
+            sums: Some(sums.clone()),
+        };
+        self.save(&snapshot.to_string(), &progress)
+    }
+
+    /// Removes the sums of snapshots that are not in `known` any more.
+    pub fn tidy(&self, known: &[Uuid]) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let of = name.to_str().and_then(|name| name.parse::<Uuid>().ok());
+            if of.is_some_and(|uuid| !known.contains(&uuid)) {
+                // What stays does no harm.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Removes all of them.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ddsnap::units::ChunkShift;
+
+    use super::*;
+
+    /// Sums of a damaged file would prove what is not so.
+    #[test]
+    fn what_is_damaged_or_of_another_snapshot_is_not_used() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = Files::of(&Layout::below(root.path()), "v");
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut sums = Sums::new(ChunkShift::MIN);
+        sums.replace(5, &[], &[1; 512]);
+        assert_eq!(files.sums(one).expect("none"), None);
+        files.save_sums(one, &sums).expect("written");
+        assert_eq!(files.sums(one).expect("read"), Some(sums));
+        let path = |id: Uuid| files.dir.join(id.to_string());
+        fs::copy(path(one), path(other)).expect("copied");
+        assert_eq!(files.sums(other).expect("read"), None);
+        let mut bytes = fs::read(path(one)).expect("read");
+        bytes[40] ^= 1;
+        fs::write(path(one), bytes).expect("written");
+        assert_eq!(files.sums(one).expect("read"), None);
+        files.tidy(&[one]);
+        assert!(path(one).exists() && !path(other).exists());
+    }
+}

@@ -1,0 +1,766 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What replication changes of a volume: roles, holds, what has arrived. Each is one durable step.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use ddsnap::units::Sectors;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Note, Out, Volume};
+use crate::config::{Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target};
+use crate::machine::{SnapshotState, Stored};
+use crate::names;
+use crate::plan::{Action, Level};
+use crate::replication::message::Begin;
+use crate::replication::standing::{Epoch, Held, Partial, Role, Standing};
+
+/// The kind of snapshots that replication takes and receives; they go when it no longer needs them.
+pub const REPLICA: &str = "replica";
+
+/// `define source`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineSource {
+    /// The volume here.
+    pub volume: String,
+    /// The machine that has the upstream volume.
+    pub host: String,
+    /// Kept for scripts; ssh does not use it.
+    pub port: Option<u16>,
+    /// The volume's name there.
+    pub name: Option<String>,
+    /// Seconds from the start of one cycle to that of the next.
+    pub period: Option<u64>,
+    /// Mount the newest complete snapshot.
+    pub mount: bool,
+}
+
+/// `define target`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineTarget {
+    /// The volume here.
+    pub volume: String,
+    /// The machine that gets the copies.
+    pub host: String,
+    /// The volume's name there.
+    pub name: Option<String>,
+    /// Seconds from the start of one cycle to that of the next.
+    pub period: Option<u64>,
+    /// Most bytes a second.
+    pub ratelimit: Option<u64>,
+    /// Send as it is.
+    pub uncompressed: bool,
+}
+
+/// Which replication of a volume is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The one to this target.
+    Target(String),
+    /// The one from its source.
+    Source,
+}
+
+impl Volume {
+    /// Makes the volume a replica. A master role goes: nobody but replication writes to the origin then.
+    ///
+    /// # Errors
+    /// The origin is in use, or the document cannot be written.
+    pub fn define_source(&mut self, request: &DefineSource, out: Out) -> Result<()> {
+        check_host(&request.host)?;
+        if self.config.master.is_some() && self.level == Level::Mounted {
+            self.down(Level::Devices, out)?;
+        }
+        let before = self.config.clone();
+        self.config.master = None;
+        let source = self.config.source.get_or_insert_with(|| Source {
+            host: request.host.clone(),
+            name: None,
+            port: None,
+            ssh_command: None,
+            period: None,
+            mount: false,
+            stopped: false,
+            hold: None,
+            old_hold: None,
+            origin: None,
+            incoming: None,
+            proven: None,
+            pending: Vec::new(),
+        });
+        source.host.clone_from(&request.host);
+        source.name.clone_from(&request.name);
+        source.port = request.port;
+        source.period = request.period;
+        source.mount = request.mount;
+        if let Err(error) = self.save() {
+            self.config = before;
+            return Err(error);
+        }
+        self.log(&format!("is a replica of what {} has", request.host));
+        let level = self.full_level();
+        self.up(level, out).map(|_| ())
+    }
+
+    /// Defines a target, or changes one.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn define_target(&mut self, request: &DefineTarget) -> Result<()> {
+        check_host(&request.host)?;
+        if self.config.master.is_none() && self.config.source.is_none() {
+            bail!(
+                "volume '{0}' has neither a master nor a source: run `zumastor define master {0}`",
+                self.name
+            );
+        }
+        self.change(|config| {
+            let target = config.targets.entry(request.host.clone());
+            let target = target.or_insert_with(|| Target {
+                name: None,
+                port: None,
+                ssh_command: None,
+                period: None,
+                ratelimit: None,
+                window: None,
+                on_full: Default::default(),
+                uncompressed: false,
+                full: false,
+                stopped: false,
+                hold: None,
+                sending: None,
+                proven: None,
+            });
+            target.name.clone_from(&request.name);
+            target.period = request.period;
+            target.ratelimit = request.ratelimit;
+            target.uncompressed = request.uncompressed;
+            Ok(())
+        })?;
+        self.log(&format!("has the target {}", request.host));
+        Ok(())
+    }
+
+    /// Forgets a target and lets go of what it held.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn forget_target(&mut self, host: &str, out: Out) -> Result<()> {
+        let target = self.target(host)?.clone();
+        self.change(|config| {
+            config.targets.remove(host);
+            Ok(())
+        })?;
+        self.log(&format!("target {host} forgotten"));
+        for held in [target.hold, target.sending].into_iter().flatten() {
+            self.let_go(held.id, out);
+        }
+        Ok(())
+    }
+
+    /// Ends the role of a replica. Its snapshots stay, as snapshots.
+    ///
+    /// # Errors
+    /// It has no source.
+    pub fn forget_source(&mut self, out: Out) -> Result<()> {
+        self.source()?;
+        self.down(Level::Devices.min(self.level), out)?;
+        self.change(|config| {
+            config.source = None;
+            Ok(())
+        })?;
+        self.log("source forgotten");
+        Ok(())
+    }
+
+    /// Makes a replica the master, of a new epoch, and takes a snapshot of what it starts from. Gives its
+    /// number.
+    ///
+    /// # Errors
+    /// It is no replica, or is in use, or the document cannot be written.
+    pub fn become_master(&mut self, now: i64, out: Out) -> Result<u32> {
+        self.source()?;
+        self.down(Level::Devices.min(self.level), out)?;
+        let own = self.config.uuid;
+        self.change(|config| {
+            config.source = None;
+            config.master.get_or_insert_default();
+            config.lineage.epoch += 1;
+            config.lineage.owner = Some(own);
+            config.lineage.since = Some(now);
+            Ok(())
+        })?;
+        self.log(&format!(
+            "is master, of epoch {}",
+            self.config.lineage.epoch
+        ));
+        self.start(Level::Mounted, out)?;
+        self.take(&[MANUAL.to_owned()], out)
+    }
+
+    /// Makes a master that was superseded the replica of the new one. What was written here meanwhile stays
+    /// as a snapshot.
+    ///
+    /// # Errors
+    /// It is no master, or is in use, or the document cannot be written.
+    pub fn fail_back(&mut self, request: &DefineSource, out: Out) -> Result<()> {
+        check_host(&request.host)?;
+        if self.config.master.is_none() {
+            bail!("volume '{}' is no master", self.name);
+        }
+        // Unmounting writes: what is kept must be what the origin holds then.
+        self.down(Level::Devices.min(self.level), out)?;
+        let kept = self.safety_snapshot()?;
+        let origin = self.config.snapshots.find(kept).map(|s| s.uuid);
+        let held = self.config.targets.get(&request.host);
+        let hold = held.and_then(|target| target.hold);
+        self.change(|config| {
+            config.master = None;
+            config.targets.remove(&request.host);
+            config.source = Some(Source {
+                host: request.host.clone(),
+                name: request.name.clone(),
+                port: request.port,
+                ssh_command: None,
+                period: request.period,
+                mount: request.mount,
+                stopped: false,
+                hold,
+                old_hold: None,
+                origin,
+                incoming: None,
+                proven: None,
+                pending: Vec::new(),
+            });
+            Ok(())
+        })?;
+        let text = format!(
+            "volume '{}' is a replica of what {} has; what was written here is in snapshot {kept}",
+            self.name, request.host
+        );
+        self.tell(&text, out);
+        let level = self.full_level();
+        self.up(level, out).map(|_| ())
+    }
+
+    /// Starts or stops a replication's cycles.
+    ///
+    /// # Errors
+    /// There is no such replication.
+    pub fn set_stopped(&mut self, peer: &Peer, stopped: bool) -> Result<()> {
+        match peer {
+            Peer::Target(host) => self.target(host).map(|_| ())?,
+            Peer::Source => self.source().map(|_| ())?,
+        }
+        self.change(|config| {
+            match peer {
+                Peer::Target(host) => {
+                    if let Some(target) = config.targets.get_mut(host) {
+                        target.stopped = stopped;
+                    }
+                }
+                Peer::Source => {
+                    if let Some(source) = &mut config.source {
+                        source.stopped = stopped;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The target of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn target(&self, host: &str) -> Result<&Target> {
+        let found = self.config.targets.get(host);
+        found.with_context(|| format!("volume '{}' has no target {host}", self.name))
+    }
+
+    /// The source.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn source(&self) -> Result<&Source> {
+        let found = self.config.source.as_ref();
+        found.with_context(|| {
+            format!(
+                "volume '{0}' is no replica: run `zumastor define source {0} HOST`",
+                self.name
+            )
+        })
+    }
+
+    /// Changes the document as a whole, durably, or not at all.
+    fn change(
+        &mut self,
+        change: impl FnOnce(&mut crate::config::VolumeConfig) -> Result<()>,
+    ) -> Result<()> {
+        let before = self.config.clone();
+        let changed = change(&mut self.config).and_then(|()| self.save());
+        changed.inspect_err(|_| self.config = before)
+    }
+
+    /// Where a replication of this volume stands, but for how far a copy under way is, which `position`
+    /// knows, in chunks.
+    ///
+    /// # Errors
+    /// The volume is not up, or its server does not answer.
+    pub fn standing(
+        &mut self,
+        peer: &Peer,
+        position: &dyn Fn(&Incoming) -> u64,
+    ) -> Result<Standing> {
+        if self.level < Level::Devices {
+            bail!(
+                "volume '{0}' is stopped: run `zumastor start volume {0}`",
+                self.name
+            );
+        }
+        let stored = self.settle_snapshots()?;
+        let socket = self.layout.server_socket(&self.name);
+        let listed: Vec<Snapshot> = self.config.snapshots.list.clone();
+        let tags: Vec<u32> = listed.iter().map(|snapshot| snapshot.id).collect();
+        let geometry = self.host.geometry(&socket, &tags)?;
+        let live = |id: u32| {
+            let is_live = |s: &&Stored| s.tag.0 == id && s.state == SnapshotState::Live;
+            stored.iter().any(|s| is_live(&s))
+        };
+        let held = listed.iter().zip(&geometry.snapshots);
+        let held = held.filter(|(snapshot, _)| live(snapshot.id));
+        let held = held.map(|(snapshot, sectors)| Held {
+            id: snapshot.uuid,
+            number: snapshot.id,
+            taken: snapshot.created.unsigned_abs(),
+            length: Sectors(*sectors),
+            data: true,
+        });
+        let config = &self.config;
+        let source = config.source.as_ref().filter(|_| *peer == Peer::Source);
+        let uuid = |held: Option<Snapref>| held.map(|held| held.uuid);
+        // What never received or took anything has no lineage yet.
+        let blank = config.source.is_some()
+            && config.lineage.uuid == config.uuid
+            && config.snapshots.list.is_empty();
+        let hold = match peer {
+            Peer::Source => source.and_then(|source| source.hold),
+            Peer::Target(host) => self.target(host)?.hold,
+        };
+        Ok(Standing {
+            volume: config.uuid,
+            lineage: (!blank).then_some(config.lineage.uuid),
+            epoch: epoch(&config.lineage),
+            role: match (peer, &config.source) {
+                (Peer::Source, Some(_)) => Role::Replica,
+                _ => Role::Master,
+            },
+            chunk: geometry.chunk,
+            length: geometry.origin,
+            held: held.collect(),
+            hold: uuid(hold),
+            old_hold: source.and_then(|source| uuid(source.old_hold)),
+            origin: source.and_then(|source| source.origin),
+            partial: source
+                .and_then(|source| source.incoming.as_ref())
+                .map(|incoming| Partial {
+                    snapshot: incoming.uuid,
+                    base: incoming.base,
+                    position: position(incoming),
+                    plain: incoming.plain,
+                }),
+            written: false,
+        })
+    }
+
+    /// Whether the origin is mounted for writing, and where.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
+    pub fn origin_mounts(&self) -> Result<Vec<PathBuf>> {
+        match self.host.dm_find(&self.name)? {
+            Some(device) => self.mounts_on(device.dev),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The node of the origin, or of the snapshot with this UUID.
+    ///
+    /// # Errors
+    /// There is no such snapshot or device.
+    pub fn node(&self, snapshot: Option<Uuid>) -> Result<PathBuf> {
+        let which = match snapshot {
+            None => None,
+            Some(uuid) => Some(self.number_of(uuid)?),
+        };
+        let name = names::device_name(&self.name, which);
+        let device = self.host.dm_find(&name)?;
+        let device = device.with_context(|| format!("device /dev/mapper/{name} does not exist"))?;
+        Ok(self.host.dm_node(&name, device.dev))
+    }
+
+    /// The number of the snapshot with this UUID.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn number_of(&self, uuid: Uuid) -> Result<u32> {
+        let list = &self.config.snapshots.list;
+        let found = list.iter().find(|snapshot| snapshot.uuid == uuid);
+        let found = found.with_context(|| format!("snapshot {uuid} is not here any more"))?;
+        Ok(found.id)
+    }
+
+    /// The UUIDs of all snapshots.
+    #[must_use]
+    pub fn snapshot_uuids(&self) -> Vec<Uuid> {
+        self.snapshots().iter().map(|s| s.uuid).collect()
+    }
+
+    fn snapref(&self, uuid: Uuid) -> Result<Snapref> {
+        let id = self.number_of(uuid)?;
+        Ok(Snapref { uuid, id })
+    }
+
+    /// Takes a snapshot to send, unless the last one has not arrived yet.
+    ///
+    /// # Errors
+    /// It cannot be taken.
+    pub fn snapshot_to_send(&mut self, host: &str) -> Result<()> {
+        let sending = self.target(host)?.sending;
+        if self.config.master.is_none() || sending.is_some_and(|s| self.number_of(s.uuid).is_ok()) {
+            return Ok(());
+        }
+        // Taken before, for a machine that could not be reached: nobody has begun to receive it.
+        self.let_all_go();
+        let stored = self.settle_snapshots()?;
+        let snapshot = self.begin_snapshot(&[REPLICA.to_owned()], &stored)?;
+        let id = snapshot.id;
+        if let Err(error) = self.create_frozen(id).and_then(|()| self.record(snapshot)) {
+            return match self.settle_snapshots() {
+                Ok(_) => Err(error),
+                Err(undo) => Err(error.context(format!("and it could not be undone: {undo:#}"))),
+            };
+        }
+        self.log(&format!("snapshot {id} created for {host}"));
+        self.up(self.level, &mut |_| ()).map(|_| ())
+    }
+
+    /// Keeps a snapshot for a target, whatever is tidied up.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn pin(&mut self, host: &str, uuid: Uuid) -> Result<()> {
+        let pinned = self.snapref(uuid)?;
+        let before = self.target(host)?.sending;
+        if before == Some(pinned) {
+            return Ok(());
+        }
+        self.change(|config| {
+            if let Some(target) = config.targets.get_mut(host) {
+                target.sending = Some(pinned);
+            }
+            Ok(())
+        })?;
+        if let Some(before) = before {
+            self.let_go(before.id, &mut |_| ());
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot the hold of a target, then lets go of the one before.
+    ///
+    /// # Errors
+    /// It is gone; the hold stays.
+    pub fn move_hold(&mut self, host: &str, uuid: Uuid, proven: Option<i64>) -> Result<()> {
+        let hold = self.snapref(uuid)?;
+        let before = self.target(host)?.hold.filter(|before| *before != hold);
+        self.change(|config| {
+            if let Some(target) = config.targets.get_mut(host) {
+                target.hold = Some(hold);
+                target.sending = target.sending.filter(|sending| *sending != hold);
+                target.proven = proven.or(target.proven);
+            }
+            Ok(())
+        })?;
+        if let Some(before) = before {
+            self.let_go(before.id, &mut |_| ());
+        }
+        Ok(())
+    }
+
+    /// Deletes all snapshots that only replication had a use for, as one that fell out of its rotation.
+    fn let_all_go(&mut self) {
+        let of_replication = self.snapshots().iter().filter(|s| s.kinds == [REPLICA]);
+        let left: Vec<u32> = of_replication.map(|s| s.id).collect();
+        for id in left {
+            self.let_go(id, &mut |_| ());
+        }
+    }
+
+    /// Deletes a snapshot that only replication had a use for.
+    fn let_go(&mut self, id: u32, out: Out) {
+        let snapshot = self.config.snapshots.find(id);
+        if !snapshot.is_some_and(|s| s.kinds == [REPLICA] && !s.protected)
+            || self.held_by(id).is_some()
+        {
+            return;
+        }
+        // It is tried again when the next hold moves; meanwhile it only takes room.
+        if let Err(error) = self.forget_snapshot(id, out) {
+            self.log(&format!("WARNING: snapshot {id} stays: {error:#}"));
+        }
+    }
+
+    /// Knows of a newer epoch.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn adopt_epoch(&mut self, epoch: Epoch) -> Result<()> {
+        self.change(|config| {
+            config.lineage.epoch = epoch.number;
+            config.lineage.owner = Some(epoch.owner);
+            config.lineage.since = Some(seconds(epoch.since));
+            Ok(())
+        })
+    }
+
+    /// Lets go of the hold before the present one.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn release_old_hold(&mut self) -> Result<()> {
+        let old = self.source()?.old_hold;
+        self.change(|config| {
+            if let Some(source) = &mut config.source {
+                source.old_hold = None;
+            }
+            Ok(())
+        })?;
+        if let Some(old) = old {
+            self.let_go(old.id, &mut |_| ());
+        }
+        self.let_all_go();
+        Ok(())
+    }
+
+    /// Records that the origin's content is no snapshot's and no copy's.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn unsettle(&mut self) -> Result<()> {
+        self.change(|config| {
+            if let Some(source) = &mut config.source {
+                source.origin = None;
+                source.incoming = None;
+            }
+            Ok(())
+        })
+    }
+
+    /// Records a copy that begins.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn start_incoming(
+        &mut self,
+        incoming: Incoming,
+        lineage: Uuid,
+        epoch: Epoch,
+    ) -> Result<()> {
+        self.source()?;
+        self.change(|config| {
+            config.lineage = Lineage {
+                uuid: lineage,
+                epoch: epoch.number,
+                owner: Some(epoch.owner),
+                since: Some(seconds(epoch.since)),
+            };
+            if let Some(source) = &mut config.source {
+                source.origin = None;
+                source.incoming = Some(incoming);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes what has arrived a snapshot with a twin to mount, and the hold; then shows it. Gives its
+    /// number.
+    ///
+    /// # Errors
+    /// It cannot be made; what has arrived is still there.
+    pub fn finish_incoming(&mut self, begin: &Begin, proven: Option<i64>) -> Result<u32> {
+        self.source()?;
+        let uuid = begin.snapshot.id;
+        let stored = self.settle_snapshots()?;
+        let known = self.number_of(uuid).ok();
+        let made = match known {
+            Some(_) => None,
+            None => Some(self.make_received(begin, &stored)?),
+        };
+        let id = known.or(made.as_ref().map(|made| made.id));
+        let id = id.context("a snapshot without a number")?;
+        let is_new = made.is_some();
+        let kinds = made
+            .as_ref()
+            .map_or_else(Vec::new, |made| made.kinds.clone());
+        self.hide_twin();
+        let old = begin.base.and_then(|base| self.snapref(base).ok());
+        self.change(|config| {
+            let snapshots = &mut config.snapshots;
+            if let Some(made) = made {
+                snapshots.pending = None;
+                snapshots.list.push(made);
+            }
+            if let Some(source) = &mut config.source {
+                let before = old.or(source.hold);
+                source.old_hold = before.filter(|before| before.uuid != uuid);
+                source.hold = Some(Snapref { uuid, id });
+                source.origin = Some(uuid);
+                source.incoming = None;
+                source.proven = proven.or(source.proven);
+                if is_new {
+                    source.pending.clear();
+                }
+            }
+            Ok(())
+        })?;
+        self.log(&format!("snapshot {id} has arrived"));
+        self.rotate(&kinds, &mut |_| ());
+        let level = self.level.max(self.full_level());
+        if let Err(error) = self.up(level, &mut |_| ()) {
+            self.log(&format!("snapshot {id} is not shown: {error:#}"));
+        }
+        Ok(id)
+    }
+
+    fn make_received(&mut self, begin: &Begin, stored: &[Stored]) -> Result<Snapshot> {
+        let mut kinds = vec![REPLICA.to_owned()];
+        kinds.extend(self.source()?.pending.iter().cloned());
+        let mut snapshot = self.begin_snapshot(&kinds, stored)?;
+        let taken = seconds(begin.snapshot.taken);
+        snapshot.uuid = begin.snapshot.id;
+        snapshot.created = taken;
+        let time = names::local_time_of(taken);
+        snapshot.time = self.config.snapshots.unique_time(&time);
+        snapshot.twin = Some(snapshot.id + 1);
+        self.change(|config| {
+            config.snapshots.pending = Some(snapshot.clone());
+            Ok(())
+        })?;
+        let server = self.layout.server_socket(&self.name);
+        self.host.create_snapshot(&server, snapshot.id)?;
+        self.host.create_snapshot(&server, snapshot.id + 1)?;
+        Ok(snapshot)
+    }
+
+    /// Unmounts the twin that is shown. If somebody uses it, it stays until he lets go, and the new one is
+    /// shown then.
+    fn hide_twin(&mut self) {
+        if let Some(twin) = self.twin() {
+            if let Err(error) = self.perform(Action::Unmount(Some(twin)), &mut |_| ()) {
+                self.log(&format!(
+                    "WARNING: the snapshot before stays mounted: {error:#}"
+                ));
+            }
+        }
+    }
+
+    /// The snapshot that a replica shows at its mount point.
+    pub(super) fn twin(&self) -> Option<u32> {
+        let source = self.config.source.as_ref().filter(|source| source.mount)?;
+        self.config.snapshots.find(source.hold?.id)?.twin
+    }
+
+    /// Keeps what the origin holds as a snapshot, whatever the volume's role is.
+    ///
+    /// # Errors
+    /// It cannot be taken.
+    pub fn safety_snapshot(&mut self) -> Result<u32> {
+        let stored = self.settle_snapshots()?;
+        let snapshot = self.begin_snapshot(&[MANUAL.to_owned()], &stored)?;
+        let id = snapshot.id;
+        self.create_frozen(id)?;
+        self.record(snapshot)?;
+        self.log(&format!(
+            "snapshot {id} keeps what was written to the replica"
+        ));
+        Ok(id)
+    }
+
+    /// Makes a snapshot for a moment, to list what changed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn momentary_snapshot(&mut self) -> Result<u32> {
+        let stored = self.settle_snapshots()?;
+        // Pending for as long as it is there: whatever happens, it is deleted.
+        let snapshot = self.begin_snapshot(&[REPLICA.to_owned()], &stored)?;
+        let server = self.layout.server_socket(&self.name);
+        self.host.create_snapshot(&server, snapshot.id)?;
+        Ok(snapshot.id)
+    }
+
+    /// Deletes it again.
+    ///
+    /// # Errors
+    /// The server cannot be asked; it is deleted later.
+    pub fn end_momentary(&mut self) -> Result<()> {
+        self.settle_snapshots().map(|_| ())
+    }
+
+    /// Tells the log something of replication.
+    pub fn tell(&self, text: &str, out: Out) {
+        self.log(text);
+        out(Note::Line(text.to_owned()));
+    }
+}
+
+fn epoch(lineage: &Lineage) -> Epoch {
+    Epoch {
+        number: lineage.epoch,
+        owner: lineage.owner.unwrap_or(lineage.uuid),
+        since: lineage.since.unwrap_or(0).unsigned_abs(),
+    }
+}
+
+/// Seconds as the document has them.
+fn seconds(since: u64) -> i64 {
+    i64::try_from(since).unwrap_or(i64::MAX)
+}
+
+/// A host's name goes into the command line of ssh, and into names of files.
+fn check_host(host: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.@:".contains(c);
+    if host.is_empty() || host.starts_with(['-', '.']) || !host.chars().all(fine) {
+        bail!("'{host}' is not a host as ssh takes it: letters, digits and -_.@: only");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host that begins with a dash would be an option of ssh, and could run any command.
+    #[test]
+    fn hosts_are_no_options_and_no_paths() {
+        for good in ["beta", "root@10.0.0.1", "fe80::1", "a-b.example"] {
+            check_host(good).expect(good);
+        }
+        for bad in [
+            "",
+            "-oProxyCommand=x",
+            ".",
+            "../x",
+            "a b",
+            "a/b",
+            "a;b",
+            "a\n",
+        ] {
+            check_host(bad).expect_err(bad);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What replication changes of a volume.
+
+use ddsnap::units::Sectors;
+use uuid::Uuid;
+
+use super::*;
+use crate::config::Incoming;
+use crate::replication::message::Begin;
+use crate::replication::standing::{Epoch, Held, Role};
+
+fn target(host: &str) -> DefineTarget {
+    DefineTarget {
+        volume: "v".into(),
+        host: host.into(),
+        name: None,
+        period: Some(60),
+        ratelimit: None,
+        uncompressed: false,
+    }
+}
+
+fn source(mount: bool) -> DefineSource {
+    DefineSource {
+        volume: "v".into(),
+        host: "alpha".into(),
+        port: None,
+        name: Some("w".into()),
+        period: None,
+        mount,
+    }
+}
+
+fn begin(snapshot: u128, base: Option<u128>) -> Begin {
+    Begin {
+        nonce: [0; 16],
+        snapshot: Held {
+            id: Uuid::from_u128(snapshot),
+            number: 40,
+            taken: 1_800_000_000,
+            length: Sectors(2048),
+            data: true,
+        },
+        base: base.map(Uuid::from_u128),
+        base_length: Sectors(2048),
+        position: 0,
+        plain: false,
+    }
+}
+
+fn incoming(begin: &Begin) -> Incoming {
+    Incoming {
+        uuid: begin.snapshot.id,
+        id: 0,
+        created: 0,
+        base: begin.base,
+        position: 0,
+        size: 0,
+        plain: false,
+    }
+}
+
+const EPOCH: Epoch = Epoch {
+    number: 3,
+    owner: Uuid::from_u128(500),
+    since: 9,
+};
+
+impl Bench {
+    fn replica(&self, mount: bool) -> Volume {
+        let mut volume = self.master();
+        let made = volume.define_source(&source(mount), &mut |_| ());
+        made.expect("a replica");
+        volume
+    }
+
+    fn stored(&self) -> Vec<u32> {
+        self.fake.state().snapshots.keys().copied().collect()
+    }
+}
+
+fn arrive(volume: &mut Volume, begin: &Begin) -> u32 {
+    let lineage = Uuid::from_u128(70);
+    volume
+        .start_incoming(incoming(begin), lineage, EPOCH)
+        .expect("begun");
+    volume.finish_incoming(begin, None).expect("arrived")
+}
+
+/// Users went on writing to what replication overwrites.
+#[test]
+fn a_replica_is_no_master_and_its_origin_is_not_mounted() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    assert!(bench.mounted().is_empty());
+    volume.snapshot(None, &mut |_| ()).expect_err("no master");
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert_eq!((standing.role, standing.lineage), (Role::Replica, None));
+    assert!(bench.reload().config.source.is_some());
+    volume.forget_source(&mut |_| ()).expect("forgotten");
+    volume
+        .set_stopped(&Peer::Source, true)
+        .expect_err("no source");
+}
+
+/// A replica's snapshot that is mounted is written to by its journal; what arrives must not be.
+#[test]
+fn what_arrives_is_kept_and_its_twin_is_shown() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    let first = begin(1, None);
+    assert_eq!(arrive(&mut volume, &first), 0);
+    assert_eq!(bench.stored(), [0, 1]);
+    let mount = bench.fake.state().mounts[0].clone();
+    assert_eq!(mount.dir, bench.layout.mountpoint("v"));
+    assert_eq!(bench.devices(), ["v", "v(0)", "v(1)"]);
+    let shown = bench.fake.state().dm["v(1)"].0;
+    assert_eq!(mount.dev, shown);
+
+    // The next one is shown; the base is kept until the upstream is known to have moved.
+    assert_eq!(arrive(&mut volume, &begin(2, Some(1))), 2);
+    assert_eq!(bench.stored(), [0, 1, 2, 3]);
+    let mounts = bench.fake.state().mounts.clone();
+    assert_eq!(mounts.len(), 1);
+    assert_eq!(mounts[0].dev, bench.fake.state().dm["v(3)"].0);
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert_eq!(standing.hold, Some(Uuid::from_u128(2)));
+    assert_eq!(standing.old_hold, Some(Uuid::from_u128(1)));
+    assert_eq!(standing.origin, Some(Uuid::from_u128(2)));
+    assert_eq!(standing.epoch, EPOCH);
+    let refused = volume.forget_snapshot(2, &mut |_| ()).expect_err("held");
+    assert!(format!("{refused:#}").contains("held by the replication from alpha"));
+
+    volume.release_old_hold().expect("let go");
+    assert_eq!(bench.stored(), [2, 3]);
+    // All of it is there after a restart.
+    let mut again = bench.reload();
+    again.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(bench.mounted(), ["v"]);
+    again.down(Level::Down, &mut |_| ()).expect("down");
+    assert!(bench.devices().is_empty());
+}
+
+/// A crash between the two snapshots left one that nobody knew, or took a half for the whole.
+#[test]
+fn half_an_arrival_is_taken_back_and_comes_again() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let first = begin(1, None);
+    volume
+        .start_incoming(incoming(&first), Uuid::from_u128(70), EPOCH)
+        .expect("begun");
+    bench.fake.state().fail = Some("create 1".into());
+    volume.finish_incoming(&first, None).expect_err("no twin");
+    assert_eq!(bench.stored(), [0]);
+    bench.fake.state().fail = None;
+
+    let mut again = bench.reload();
+    again.up(Level::Devices, &mut |_| ()).expect("up");
+    assert!(bench.stored().is_empty());
+    let standing = again.standing(&Peer::Source, &|_| 5).expect("stands");
+    assert_eq!(standing.partial.map(|partial| partial.position), Some(5));
+    assert_eq!(again.finish_incoming(&first, None).expect("arrived"), 2);
+    assert_eq!(bench.stored(), [2, 3]);
+}
+
+/// The snapshot that an increment starts from was deleted, or each cycle left one behind.
+#[test]
+fn what_a_target_needs_stays_and_the_rest_goes() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let uuid = |volume: &Volume, id| volume.config.snapshots.find(id).expect("listed").uuid;
+
+    volume.snapshot_to_send("beta").expect("taken");
+    let first = uuid(&volume, 0);
+    volume.pin("beta", first).expect("pinned");
+    // Not arrived yet: the same is sent again. What nobody began to receive is replaced.
+    volume.snapshot_to_send("beta").expect("taken already");
+    assert_eq!(bench.stored(), [0]);
+    volume.forget_snapshot(0, &mut |_| ()).expect_err("pinned");
+    volume.move_hold("beta", first, Some(7)).expect("moved");
+    assert_eq!(volume.target("beta").expect("there").proven, Some(7));
+
+    volume.snapshot_to_send("beta").expect("taken");
+    let second = uuid(&volume, 2);
+    volume.pin("beta", second).expect("pinned");
+    assert_eq!(bench.stored(), [0, 2]);
+    volume.move_hold("beta", second, None).expect("moved");
+    assert_eq!(bench.stored(), [2]);
+    volume.move_hold("beta", first, None).expect_err("gone");
+    let standing = volume
+        .standing(&Peer::Target("beta".into()), &|_| 0)
+        .expect("stands");
+    assert_eq!((standing.role, standing.hold), (Role::Master, Some(second)));
+
+    volume
+        .forget_target("beta", &mut |_| ())
+        .expect("forgotten");
+    assert!(bench.stored().is_empty());
+}
+
+/// Two masters of one epoch would each overwrite the other's data.
+#[test]
+fn a_failover_begins_an_epoch_and_a_failback_keeps_what_was_written() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    arrive(&mut volume, &begin(1, None));
+    let number = volume.become_master(77, &mut |_| ()).expect("master");
+    assert_eq!(bench.mounted().iter().filter(|m| *m == "v").count(), 1);
+    let lineage = volume.config.lineage.clone();
+    assert_eq!((lineage.epoch, lineage.since), (4, Some(77)));
+    assert_eq!(lineage.owner, Some(volume.config.uuid));
+    assert_eq!(lineage.uuid, Uuid::from_u128(70));
+    assert!(volume.config.snapshots.find(number).is_some());
+
+    volume.fail_back(&source(true), &mut |_| ()).expect("back");
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert_eq!(standing.role, Role::Replica);
+    // Its own changes are in a snapshot, which the origin is known to hold.
+    let kept = standing.origin.expect("known");
+    assert_eq!(standing.held.last().map(|held| held.id), Some(kept));
+    assert!(bench.mounted().is_empty());
+}
+
+/// Each try for a machine that was off left a snapshot behind.
+#[test]
+fn tries_in_vain_leave_one_snapshot() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let by_hand = volume
+        .snapshot(None, &mut |_| ())
+        .expect("taken")
+        .expect("one");
+    for _ in 0..3 {
+        volume.snapshot_to_send("beta").expect("taken");
+    }
+    assert_eq!(bench.stored(), [by_hand, 6]);
+}
+
+/// What a rotation of a replica gave up stayed for ever, or its hold went with it.
+#[test]
+fn rotations_take_what_arrives_and_give_it_up() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    volume.config.schedule.push(crate::config::Rotation {
+        kind: "hourly".into(),
+        keep: 1,
+        every: None,
+        served: None,
+    });
+    let wait = |volume: &mut Volume| {
+        let source = volume.config.source.as_mut().expect("a source");
+        source.pending = vec!["hourly".into()];
+    };
+    wait(&mut volume);
+    arrive(&mut volume, &begin(1, None));
+    let first = volume.config.snapshots.find(0).expect("listed");
+    assert_eq!(first.kinds, ["replica", "hourly"]);
+    arrive(&mut volume, &begin(2, Some(1)));
+    volume.release_old_hold().expect("let go");
+    assert_eq!(bench.stored(), [0, 1, 2, 3], "the rotation has it");
+    wait(&mut volume);
+    arrive(&mut volume, &begin(3, Some(2)));
+    volume.release_old_hold().expect("let go");
+    assert_eq!(bench.stored(), [4, 5]);
+}
