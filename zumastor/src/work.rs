@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ddsnap::client::NewSizes;
+use ddsnap::client::{ClientError, NewSizes};
 
 use crate::host::Host;
 use crate::human;
@@ -25,6 +25,9 @@ use crate::volume::Volumes;
 
 /// How often a job that waits for a server looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long a job waits for a server that is being started again.
+const SERVER_DEADLINE: Duration = Duration::from_secs(180);
 
 /// A call that tells bytes done of all.
 type Call<T> = Box<dyn FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T> + Send>;
@@ -108,9 +111,16 @@ impl Job for Revert {
             Ok(())
         })?;
         let level = level.context("the volume was just begun with")?;
-        let (host, server) = (self.tools.host.clone(), self.server());
-        let call: Call<u64> = Box::new(move |progress| host.revert(&server, id, progress));
-        let done = await_server(running, "writing the snapshot to the origin", call);
+        let done = loop {
+            let (host, server) = (self.tools.host.clone(), self.server());
+            let call: Call<u64> = Box::new(move |progress| host.revert(&server, id, progress));
+            let done = await_server(running, "writing the snapshot to the origin", call);
+            // The next server goes on by itself, and tells who asks again how far it is.
+            let lost = done.as_ref().is_err_and(is_lost);
+            if !lost || !self.goes_on(running)? {
+                break done;
+            }
+        };
         if done.as_ref().is_err_and(|e| e.is::<Ended>()) {
             // The volume goes down, with the server, which goes on at its next start.
             return done.map(|_| String::new());
@@ -134,7 +144,30 @@ impl Job for Revert {
     }
 }
 
+/// Whether the server has gone away in the middle of a call.
+fn is_lost(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<ClientError>();
+    error.is_some_and(|e| matches!(e, ClientError::Lost { .. } | ClientError::Connect { .. }))
+}
+
 impl Revert {
+    /// Waits for the next server; says whether that goes on with the revert.
+    fn goes_on(&self, running: &Running) -> Result<bool> {
+        let until = Instant::now() + SERVER_DEADLINE;
+        loop {
+            // What was cancelled goes on all the same, in the server.
+            if running.ending() == Some(Ending::Interrupted) {
+                return Err(Ended(Ending::Interrupted).into());
+            }
+            self.tools.host.pause(LOOK_EVERY);
+            match self.tools.host.reverting(&self.server()) {
+                Ok(found) => return Ok(found == Some(self.snapshot)),
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
     fn server(&self) -> PathBuf {
         self.tools.layout.server_socket(&self.volume)
     }

@@ -76,6 +76,8 @@ pub struct State {
     pub probe: Option<Probe>,
     /// Priorities of snapshots, if not 0.
     pub priorities: BTreeMap<u32, i8>,
+    /// The server dies in the middle of the next revert.
+    pub lose_revert: bool,
     /// What the server is reverting to.
     pub reverting: Option<u32>,
     /// Length of the origin, if not [`ORIGIN_SECTORS`].
@@ -427,8 +429,14 @@ impl Host for Fake {
         );
         drop(state);
         progress(1, 2);
+        let mut state = self.state();
+        if std::mem::take(&mut state.lose_revert) {
+            state.reverting = Some(tag);
+            let (socket, source) = (String::new(), io::ErrorKind::ConnectionReset.into());
+            return Err(ddsnap::client::ClientError::Lost { socket, source }.into());
+        }
         // Goes on in the server whether this is waited for or not.
-        self.state().reverting = None;
+        state.reverting = None;
         Ok(0)
     }
 

@@ -367,6 +367,25 @@ fn a_revert_is_a_job_and_needs_an_unmounted_origin() {
     bench.run(&start).expect("mounted again");
 }
 
+/// A server that died in the middle left the volume without devices, until somebody started it by hand.
+#[test]
+fn a_revert_outlives_its_server() {
+    let bench = Bench::with_master();
+    bench.run(&Bench::snapshot("v", false)).expect("taken");
+    bench.run(&stop_master()).expect("unmounted");
+    bench.fake.state().lose_revert = true;
+    let events = bench.run(&revert(false)).expect("reverted all the same");
+    let told = matches!(events.last(), Some(Event::Note(Note::Line(line))) if line.contains("has the content"));
+    assert!(told, "{events:?}");
+    let log = bench.fake.state().log.clone();
+    assert_eq!(
+        log.iter().filter(|l| *l == "revert 0").count(),
+        2,
+        "{log:?}"
+    );
+    assert_eq!(bench.fake.state().dm.len(), 2, "the devices are back");
+}
+
 #[test]
 fn a_revert_that_a_server_goes_on_with_is_taken_up() {
     let bench = Bench::with_master();
