@@ -48,6 +48,11 @@ pub trait Job: Send {
         false
     }
 
+    /// Whether it can be ended for good before it is done.
+    fn is_cancellable(&self) -> bool {
+        true
+    }
+
     /// Does the work, looking now and then whether it is to end ([`Running::check`]). Gives back what was
     /// done, as a sentence without a full stop.
     ///
@@ -154,6 +159,7 @@ pub struct Running {
     volume: String,
     name: String,
     is_alone: bool,
+    is_cancellable: bool,
     started: i64,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -406,6 +412,7 @@ impl Jobs {
             volume: volume.to_string(),
             name,
             is_alone: job.is_alone(),
+            is_cancellable: job.is_cancellable(),
             started: Timestamp::now().as_second(),
             inner: Mutex::new(Inner {
                 ending: None,
@@ -458,6 +465,26 @@ impl Jobs {
     /// The job's own.
     pub fn wait(running: &Running, on_note: &mut dyn FnMut(Note) -> bool) -> Result<String> {
         running.wait(on_note)
+    }
+
+    /// Asks the job called `name` of `volume` to end for good; does not wait.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be cancelled.
+    pub fn cancel(&self, volume: &str, name: &str) -> Result<()> {
+        let state = self.lock();
+        let mut running = state.running.iter();
+        let job = running.find(|r| r.volume == volume && r.name == name);
+        let Some(job) = job else {
+            bail!("no job '{name}' runs on volume '{volume}'");
+        };
+        if !job.is_cancellable {
+            bail!(
+                "'{name}' cannot be cancelled once it has begun; `zumastor stop volume {volume}` interrupts it"
+            );
+        }
+        job.end(Ending::Cancelled);
+        Ok(())
     }
 
     /// Asks the job called `name` of `volume`, or all of them, to end; does not wait. Gives back their names.

@@ -97,6 +97,11 @@ impl Job for Revert {
         true
     }
 
+    /// The server goes on with it in any case.
+    fn is_cancellable(&self) -> bool {
+        false
+    }
+
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {
         let (name, id) = (self.volume.clone(), self.snapshot);
         let out = &mut |note: Note| running.note(note);
@@ -190,6 +195,11 @@ impl Job for Resize {
 
     fn is_alone(&self) -> bool {
         true
+    }
+
+    /// The server goes on with it in any case.
+    fn is_cancellable(&self) -> bool {
+        false
     }
 
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {

@@ -171,11 +171,7 @@ impl Daemon {
             }
             Request::Cancel { volume, job } => {
                 self.handle(volume)?;
-                let ended = self.jobs.end(volume, Some(job), Ending::Cancelled);
-                if ended.is_empty() {
-                    bail!("no job '{job}' runs on volume '{volume}'");
-                }
-                Ok(())
+                self.jobs.cancel(volume, job)
             }
             Request::DefineSource(define) => {
                 self.end_cycle(&define.volume, None, Ending::Interrupted);

@@ -113,10 +113,12 @@ fn a_cancelled_job_ends_and_says_so() {
     let jobs = Jobs::new();
     let (orders, running) = start(&jobs, "v", "revert");
     until_ended(&orders);
-    assert!(jobs.end("v", Some("other"), Ending::Cancelled).is_empty());
-    assert_eq!(jobs.end("v", Some("revert"), Ending::Cancelled), ["revert"]);
+    let error = jobs.cancel("v", "other").expect_err("none").to_string();
+    assert_eq!(error, "no job 'other' runs on volume 'v'");
+    jobs.cancel("v", "revert").expect("asked");
     // A daemon that stops meanwhile must not bring it back.
-    jobs.end("v", None, Ending::Interrupted);
+    jobs.end_and_wait("v", Ending::Interrupted, LIMIT)
+        .expect("over");
     let error = Jobs::wait(&running, &mut |_| true).expect_err("ended");
     assert_eq!(error.to_string(), "cancelled");
     assert_eq!(running.view().state, JobState::Cancelled);

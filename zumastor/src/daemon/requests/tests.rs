@@ -343,6 +343,12 @@ fn a_revert_is_a_job_and_needs_an_unmounted_origin() {
             .contains("is being reverted to snapshot 0"),
         "{refused}"
     );
+    let cancel = Request::Cancel {
+        volume: "v".into(),
+        job: "revert".into(),
+    };
+    let refused = bench.run(&cancel).expect_err("refused").to_string();
+    assert!(refused.contains("cannot be cancelled"), "{refused}");
     assert_eq!(
         bench
             .view("v")
