@@ -370,6 +370,38 @@ impl BlockDevice for PageCache {
     }
 }
 
+/// A flush failed and lost a record, the server was started again, read the record from the page cache and was
+/// writing it again when the power went: of the repetition the header was there, and the store was refused for
+/// good, as if the record had been acknowledged and damaged since.
+#[test]
+fn a_torn_repetition_of_a_record_that_a_failed_flush_lost_is_no_gap() {
+    let mut volume = history();
+    let mut moment = volume.machine.moment();
+    volume.machine.record();
+    // A record of several sectors: what the power leaves of it differs from none of it.
+    let group: Vec<_> = (20..44)
+        .map(|chunk| Op::OriginWrite(Chunk(chunk)))
+        .collect();
+    volume.store.commit(&group).expect("commit");
+    let recorded = volume.machine.recorded();
+    let written = &recorded[..before_the_flush(&recorded)];
+    written.iter().for_each(|event| moment.advance(event));
+    let mut rng = Rng::new(1);
+    let machine = moment.cut(Survival::FlushFailed, &mut rng);
+    let mut moment = machine.moment();
+    machine.record();
+    drop(SHAPE.open(&machine).expect("open"));
+    let events = machine.recorded();
+    // Each event of opening, and a cut behind it.
+    for (number, event) in events.iter().enumerate() {
+        moment.advance(event);
+        for _ in 0..50 {
+            let machine = moment.cut(Survival::Sectors(50), &mut rng);
+            assert_nothing_is_lost(&machine, &format!("event {number} of {}", events.len()));
+        }
+    }
+}
+
 /// A flush failed, the server was started again, and recovery believed the page cache: the next flush reported
 /// success without writing what the first one had lost, so a copy that was acknowledged then was not there after
 /// a power cut.

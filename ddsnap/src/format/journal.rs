@@ -191,8 +191,16 @@ pub struct UncheckedHeader {
     pub id: RecordId,
     /// Blocks it says it has, 1 to [`MAX_RECORD_BLOCKS`].
     pub blocks: u32,
+    /// If it says that it stands for records before it ([`Entry::Again`]): the first of them. It is in the same
+    /// sector as the header.
+    pub again: Option<u64>,
     count: u32,
 }
+
+const _: () = assert!(HEADER_LEN + ENTRY_LEN <= 512);
+
+/// The kind of [`Entry::Again`].
+const AGAIN: u32 = 16;
 
 impl UncheckedHeader {
     /// Reads the header that the first block of a record opens with.
@@ -229,7 +237,18 @@ impl UncheckedHeader {
             uuid_part: get_u64(block, UUID_AT),
             position: get_u64(block, POSITION_AT),
         };
-        Ok(UncheckedHeader { id, blocks, count })
+        let again = match block.get(HEADER_LEN..HEADER_LEN + ENTRY_LEN) {
+            Some(first) if count > 0 && get_u32(first, KIND_AT) == AGAIN => {
+                Some(get_u64(first, A_AT))
+            }
+            _ => None,
+        };
+        Ok(UncheckedHeader {
+            id,
+            blocks,
+            again,
+            count,
+        })
     }
 }
 
@@ -286,7 +305,7 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
         Entry::RevertEnd(seq) => (13, 0, seq.0, 0, 0),
         Entry::Doubtful(seq) => (14, 0, seq.0, 0, 0),
         Entry::Opened { boot, seen } => (15, 0, get_u64(&boot, 0), get_u64(&boot, 8), seen as u64),
-        Entry::Again { first } => (16, 0, first, 0, 0),
+        Entry::Again { first } => (AGAIN, 0, first, 0, 0),
         Entry::Guard { seq, chunk, digest } => (17, 0, seq.0, chunk.0, digest),
     };
     put_u32(at, KIND_AT, kind);
@@ -354,7 +373,7 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Entry, FormatError> {
                 seen: c as i64,
             }
         }
-        16 => Entry::Again { first: a },
+        AGAIN => Entry::Again { first: a },
         17 => Entry::Guard {
             seq: SnapSeq(a),
             chunk: Chunk(b),

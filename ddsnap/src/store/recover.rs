@@ -196,15 +196,10 @@ impl RingReader {
                 None => Next::End,
             });
         };
-        if let Some(entries) = self.record(media, position, ring.epoch, sequence)? {
-            let found = Found {
-                position,
-                sequence,
-                entries,
-            };
-            if found.stands_for() <= missing {
-                return Ok(Next::Record(found));
-            }
+        match self.resume(media, ring.epoch, missing)? {
+            Some(found) if found.stands_for() <= missing => return Ok(Next::Record(found)),
+            None if self.only_repetitions(media, ring.epoch, missing)? => return Ok(Next::End),
+            _ => {}
         }
         Ok(Next::Gap(StoreError::Journal {
             device: media.meta_name(),
@@ -233,6 +228,27 @@ impl RingReader {
             sequence = behind;
         }
         Ok(None)
+    }
+
+    /// Whether all headers behind the record `missing` are of repetitions of it. If none of these is whole, each was
+    /// under way when the power went, and nothing was acknowledged since the last one began; and the record itself
+    /// was read from a cache, for otherwise it were durable: nobody was told of it either.
+    fn only_repetitions(
+        &mut self,
+        media: &mut Media,
+        epoch: u64,
+        missing: u64,
+    ) -> Result<bool, StoreError> {
+        for position in 0..self.blocks {
+            let Some(header) = self.header(media, position, epoch)? else {
+                continue;
+            };
+            let repeats = header.again.is_some_and(|first| first <= missing);
+            if header.id.sequence > missing && !repeats {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Where in the ring the first record behind `sequence` begins, and its sequence.
