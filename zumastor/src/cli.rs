@@ -28,6 +28,7 @@ mod define_schedule;
 mod define_volume;
 mod early;
 mod forget;
+mod replication;
 mod snapshot;
 mod start_stop;
 mod status;
@@ -139,17 +140,25 @@ pub fn command() -> Command {
                 .subcommand_required(true)
                 .subcommand(define_volume::command())
                 .subcommand(define_master::command())
-                .subcommand(define_schedule::command()),
+                .subcommand(define_schedule::command())
+                .subcommand(replication::source_command())
+                .subcommand(replication::target_command()),
         )
         .subcommand(
             verb(
                 "forget",
-                "Forget a volume or its schedule, or delete a snapshot",
+                "Forget a volume, its schedule, source or a target, or delete a snapshot",
             )
             .subcommand_required(true)
             .subcommand(forget::volume_command())
             .subcommand(forget::snapshot_command("snapshot"))
-            .subcommand(forget::schedule_command()),
+            .subcommand(forget::schedule_command())
+            .subcommand(replication::of_source_command(
+                "End the role of a replica; its snapshots stay",
+            ))
+            .subcommand(replication::of_target_command(
+                "Forget a target and let go of what is kept for it",
+            )),
         )
         .subcommand(start_stop::command("start", "Start a volume or its master"))
         .subcommand(start_stop::command("stop", "Stop a volume or its master"))
@@ -167,6 +176,9 @@ pub fn command() -> Command {
         .subcommand(change::resize_command())
         .subcommand(change::revert_command())
         .subcommand(status::list_command())
+        .subcommand(replication::replicate_command())
+        .subcommand(replication::send_command())
+        .subcommand(replication::receive_command())
         .subcommand(status::command())
         .subcommand(cancel::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
@@ -347,12 +359,16 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
             Some(("volume", m)) => define_volume::run(m, context),
             Some(("master", m)) => define_master::run(m, context),
             Some(("schedule", m)) => define_schedule::run(m, context),
+            Some(("source", m)) => replication::define_source(m, context),
+            Some(("target", m)) => replication::define_target(m, context),
             _ => USAGE_ERROR,
         },
         Some(("forget", sub)) => match sub.subcommand() {
             Some(("volume", m)) => forget::run_volume(m, context),
             Some(("snapshot", m)) => forget::run_snapshot(m, context),
             Some(("schedule", m)) => forget::run_schedule(m, context),
+            Some(("source", m)) => replication::forget(m, false, context),
+            Some(("target", m)) => replication::forget(m, true, context),
             _ => USAGE_ERROR,
         },
         Some((verb @ ("start" | "stop"), sub)) => start_stop::run(verb, sub, context),
@@ -364,6 +380,9 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("resize", m)) => change::resize(m, context),
         Some(("revert", m)) => change::revert(m, context),
         Some(("list", m)) => status::list(m, context),
+        Some(("replicate", m)) => replication::replicate(m, context),
+        Some(("send", m)) => replication::send(m, context),
+        Some(("receive", m)) => replication::receive(m, context),
         Some(("status", m)) => status::run(m, context),
         Some(("cancel", m)) => cancel::run(m, context),
         Some(("thaw-guard", m)) => thaw_guard::run(m),

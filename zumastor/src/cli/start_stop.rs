@@ -3,7 +3,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Context, USAGE_ERROR, verb, volume_of, volume_operand};
+use super::{Context, USAGE_ERROR, replication, verb, volume_of, volume_operand};
 use crate::control::{Request, Role};
 
 /// An option of `start volume`.
@@ -24,11 +24,18 @@ pub fn command(name: &'static str, about: &'static str) -> Command {
         .subcommand_required(true)
         .subcommand(volume)
         .subcommand(verb("master", "Mounts and links").arg(volume_operand()))
+        .subcommand(replication::of_source_command(
+            "What arrives from the source",
+        ))
+        .subcommand(replication::of_target_command("What is sent to a target"))
 }
 
 /// Runs `start` or `stop`.
 pub fn run(name: &str, matches: &ArgMatches, context: &mut Context) -> u8 {
+    let stopped = name == "stop";
     let (role, matches) = match matches.subcommand() {
+        Some(("source", m)) => return replication::set_stopped(m, false, stopped, context),
+        Some(("target", m)) => return replication::set_stopped(m, true, stopped, context),
         Some(("volume", matches)) => (Role::Volume, matches),
         Some(("master", matches)) => (Role::Master, matches),
         _ => return USAGE_ERROR,

@@ -179,7 +179,9 @@ fn usage_errors_are_2_and_say_what_is_wrong() {
         &["remount", "v"],
         &["status", "v", "--json", "--full"],
         &["forget", "volume"],
-        &["start", "source", "v"],
+        &["start", "target", "v"],
+        &["define", "target", "v"],
+        &["define", "source", "v", "h", "-p", "0"],
         &["status", "v", "snap"],
     ] {
         let (code, text) = machine.run(words);

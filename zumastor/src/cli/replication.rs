@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The verbs of replication: `define source|target`, `forget source|target`, `replicate`, `send`, `receive`.
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::{Context, string, verb, volume_of, volume_operand};
+use crate::control::Request;
+use crate::replicate::socket::{self, Open};
+use crate::volume::{DefineSource, DefineTarget};
+
+fn host_operand() -> Arg {
+    Arg::new("host")
+        .value_name("HOST")
+        .required(true)
+        .help("The other machine, as ssh takes it")
+}
+
+fn name_option() -> Arg {
+    Arg::new("name")
+        .short('n')
+        .long("name")
+        .value_name("REMOTEVOL")
+        .help("The volume's name there [default: the same]")
+}
+
+fn period_option() -> Arg {
+    Arg::new("period")
+        .short('p')
+        .long("period")
+        .value_name("SEC")
+        .value_parser(value_parser!(u64).range(1..))
+        .help("Seconds from the start of one cycle to that of the next [default: only when asked]")
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+/// The arguments of `define source`.
+pub fn source_command() -> Command {
+    verb(
+        "source",
+        "Make a volume the replica of another machine's; it is no master any more",
+    )
+    .arg(volume_operand())
+    .arg(host_operand())
+    .arg(period_option())
+    .arg(name_option())
+    .arg(flag("mount-snap", "Mount the newest complete snapshot").short('m'))
+    .arg(flag("yes", "Ask nothing, as ever").short('y'))
+}
+
+/// The arguments of `define target`.
+pub fn target_command() -> Command {
+    verb("target", "Have a volume replicated to another machine")
+        .arg(volume_operand())
+        .arg(host_operand())
+        .arg(period_option())
+        .arg(name_option())
+        .arg(
+            Arg::new("ratelimit")
+                .short('r')
+                .long("ratelimit")
+                .value_name("BYTES_PER_S")
+                .value_parser(value_parser!(u64).range(1..))
+                .help("Most bytes a second"),
+        )
+        .arg(flag("uncompressed", "Send the data as it is").short('u'))
+}
+
+/// The arguments of `VERB source`.
+pub fn of_source_command(about: &'static str) -> Command {
+    verb("source", about).arg(volume_operand())
+}
+
+/// The arguments of `VERB target`.
+pub fn of_target_command(about: &'static str) -> Command {
+    verb("target", about)
+        .arg(volume_operand())
+        .arg(host_operand())
+}
+
+/// The arguments of `replicate`.
+pub fn replicate_command() -> Command {
+    verb(
+        "replicate",
+        "Bring the newest snapshot to a target, or from the source",
+    )
+    .arg(volume_operand())
+    .arg(
+        Arg::new("host")
+            .value_name("HOST")
+            .help("The target [default: what the volume is a replica of is fetched]"),
+    )
+    .arg(flag("wait", "Wait for the end, as ever").short('w'))
+    .arg(
+        flag(
+            "nowait",
+            "Return at once; what comes of it is in the status",
+        )
+        .short('n'),
+    )
+    .arg(flag(
+        "full",
+        "Copy everything over whatever the target holds, if the two have nothing in common",
+    ))
+    .arg(flag(
+        "force-base",
+        "Take a target back that was written to; a snapshot keeps what was written",
+    ))
+}
+
+/// The arguments of `receive`.
+pub fn receive_command() -> Command {
+    verb(
+        "receive",
+        "Take a replication stream from standard input; what the upstream runs by ssh",
+    )
+    .arg(
+        Arg::new("volume")
+            .value_name("VOL")
+            .required_unless_present("only")
+            .help("Name of the volume"),
+    )
+    .arg(
+        Arg::new("only")
+            .long("only")
+            .value_name("VOL")
+            .help("The volume, whatever is asked for: for a key that may do this alone"),
+    )
+}
+
+/// The arguments of `send`.
+pub fn send_command() -> Command {
+    verb(
+        "send",
+        "Give a replication stream to standard output; what the downstream runs by ssh",
+    )
+    .arg(volume_operand())
+    .arg(
+        Arg::new("host")
+            .value_name("TARGET")
+            .required(true)
+            .help("The target it is for"),
+    )
+}
+
+fn host_of(matches: &ArgMatches) -> String {
+    string(matches, "host").unwrap_or_default()
+}
+
+/// Runs `define source`.
+pub fn define_source(matches: &ArgMatches, context: &mut Context) -> u8 {
+    let given = host_of(matches);
+    let port = given
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.contains(':'))
+        .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
+    let (host, port) = match port {
+        Some((host, port)) => (host, Some(port)),
+        None => (given, None),
+    };
+    context.request(&Request::DefineSource(DefineSource {
+        volume: volume_of(matches),
+        host,
+        port,
+        name: string(matches, "name"),
+        period: matches.get_one("period").copied(),
+        mount: matches.get_flag("mount-snap"),
+    }))
+}
+
+/// Runs `define target`.
+pub fn define_target(matches: &ArgMatches, context: &mut Context) -> u8 {
+    context.request(&Request::DefineTarget(DefineTarget {
+        volume: volume_of(matches),
+        host: host_of(matches),
+        name: string(matches, "name"),
+        period: matches.get_one("period").copied(),
+        ratelimit: matches.get_one("ratelimit").copied(),
+        uncompressed: matches.get_flag("uncompressed"),
+    }))
+}
+
+/// Runs `forget source` or `forget target`.
+pub fn forget(matches: &ArgMatches, target: bool, context: &mut Context) -> u8 {
+    context.request(&Request::ForgetReplication {
+        volume: volume_of(matches),
+        target: target.then(|| host_of(matches)),
+    })
+}
+
+/// Runs `start` or `stop` of `source` or `target`.
+pub fn set_stopped(matches: &ArgMatches, target: bool, stopped: bool, context: &mut Context) -> u8 {
+    context.request(&Request::SetReplication {
+        volume: volume_of(matches),
+        target: target.then(|| host_of(matches)),
+        stopped,
+    })
+}
+
+/// Runs `replicate`.
+pub fn replicate(matches: &ArgMatches, context: &mut Context) -> u8 {
+    context.request(&Request::Replicate {
+        volume: volume_of(matches),
+        target: string(matches, "host"),
+        nowait: matches.get_flag("nowait"),
+        full: matches.get_flag("full"),
+        force_base: matches.get_flag("force-base"),
+    })
+}
+
+/// Runs `receive`.
+pub fn receive(matches: &ArgMatches, context: &mut Context) -> u8 {
+    let only = string(matches, "only");
+    pump(
+        &Open::Receive {
+            volume: only.unwrap_or_else(|| volume_of(matches)),
+        },
+        context,
+    )
+}
+
+/// Runs `send`.
+pub fn send(matches: &ArgMatches, context: &mut Context) -> u8 {
+    pump(
+        &Open::Send {
+            volume: volume_of(matches),
+            target: host_of(matches),
+        },
+        context,
+    )
+}
+
+/// Standard output is the stream's: what goes wrong is told on standard error.
+fn pump(open: &Open, context: &mut Context) -> u8 {
+    match socket::pump(&context.layout.replication_socket(), open) {
+        Ok(()) => super::OK,
+        Err(error) => {
+            ddsnap::stdio::complain(format_args!("zumastor: {error:#}"));
+            super::FAILED
+        }
+    }
+}
