@@ -24,6 +24,7 @@ const SOURCES: &[&str] = &[
     "README.md",
     "ddsnap",
     "debian",
+    "docs",
     "zumastor",
 ];
 
