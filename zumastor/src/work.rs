@@ -116,15 +116,18 @@ impl Job for Revert {
             Ok(())
         })?;
         let level = level.context("the volume was just begun with")?;
+        let mut tries = 0;
         let done = loop {
             let (host, server) = (self.tools.host.clone(), self.server());
             let call: Call<u64> = Box::new(move |progress| host.revert(&server, id, progress));
             let done = await_server(running, "writing the snapshot to the origin", call);
-            // The next server goes on by itself, and tells who asks again how far it is.
-            let lost = done.as_ref().is_err_and(is_lost);
-            if !lost || !self.goes_on(running)? {
+            // The next server goes on by itself, and tells who asks again how far it is. If the last one was
+            // gone before it began, or had just ended, to ask again is right too: nobody writes meanwhile.
+            tries += 1;
+            if !done.as_ref().is_err_and(is_lost) || tries == MOST_TRIES {
                 break done;
             }
+            self.await_next_server(running)?;
         };
         if done.as_ref().is_err_and(|e| e.is::<Ended>()) {
             // The volume goes down, with the server, which goes on at its next start.
@@ -149,15 +152,18 @@ impl Job for Revert {
     }
 }
 
-/// Whether the server has gone away in the middle of a call.
+/// Servers that may be lost one after another before a revert is given up.
+const MOST_TRIES: u32 = 5;
+
+/// Whether the server has gone away, before a call or in the middle of it.
 fn is_lost(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<ClientError>();
     error.is_some_and(|e| matches!(e, ClientError::Lost { .. } | ClientError::Connect { .. }))
 }
 
 impl Revert {
-    /// Waits for the next server; says whether that goes on with the revert.
-    fn goes_on(&self, running: &Running) -> Result<bool> {
+    /// Waits until the next server answers.
+    fn await_next_server(&self, running: &Running) -> Result<()> {
         let until = Instant::now() + SERVER_DEADLINE;
         loop {
             // What was cancelled goes on all the same, in the server.
@@ -166,7 +172,7 @@ impl Revert {
             }
             self.tools.host.pause(LOOK_EVERY);
             match self.tools.host.reverting(&self.server()) {
-                Ok(found) => return Ok(found == Some(self.snapshot)),
+                Ok(_) => return Ok(()),
                 Err(error) if Instant::now() >= until => return Err(error),
                 Err(_) => {}
             }

@@ -76,8 +76,8 @@ pub struct State {
     pub probe: Option<Probe>,
     /// Priorities of snapshots, if not 0.
     pub priorities: BTreeMap<u32, i8>,
-    /// The server dies in the middle of the next revert.
-    pub lose_revert: bool,
+    /// The server dies in the next revert, which it has begun or not.
+    pub lose_revert: Option<bool>,
     /// What the server is reverting to.
     pub reverting: Option<u32>,
     /// Length of the origin, if not [`ORIGIN_SECTORS`].
@@ -430,8 +430,8 @@ impl Host for Fake {
         drop(state);
         progress(1, 2);
         let mut state = self.state();
-        if std::mem::take(&mut state.lose_revert) {
-            state.reverting = Some(tag);
+        if let Some(begun) = state.lose_revert.take() {
+            state.reverting = begun.then_some(tag);
             let (socket, source) = (String::new(), io::ErrorKind::ConnectionReset.into());
             return Err(ddsnap::client::ClientError::Lost { socket, source }.into());
         }

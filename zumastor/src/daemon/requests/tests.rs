@@ -373,13 +373,19 @@ fn a_revert_is_a_job_and_needs_an_unmounted_origin() {
     bench.run(&start).expect("mounted again");
 }
 
-/// A server that died in the middle left the volume without devices, until somebody started it by hand.
+/// A server that died in the middle left the volume without devices, until somebody started it by hand; one
+/// that died before it had begun made the revert fail.
 #[test]
 fn a_revert_outlives_its_server() {
+    outlives_its_server(true);
+    outlives_its_server(false);
+}
+
+fn outlives_its_server(begun: bool) {
     let bench = Bench::with_master();
     bench.run(&Bench::snapshot("v", false)).expect("taken");
     bench.run(&stop_master()).expect("unmounted");
-    bench.fake.state().lose_revert = true;
+    bench.fake.state().lose_revert = Some(begun);
     let events = bench.run(&revert(false)).expect("reverted all the same");
     let told = matches!(events.last(), Some(Event::Note(Note::Line(line))) if line.contains("has the content"));
     assert!(told, "{events:?}");
