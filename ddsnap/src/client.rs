@@ -233,7 +233,44 @@ impl Client {
         }
     }
 
-    /// Deletes a snapshot; durable on return. Its space becomes free by and by.
+    /// Makes a bookmark of the origin as it is now; durable on return.
+    ///
+    /// # Errors
+    /// As of [`create`](Self::create).
+    pub fn create_bookmark(&mut self, tag: SnapTag) -> Result<()> {
+        match self.call(Request::CreateBookmark(tag))? {
+            Reply::BookmarkCreated => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has a snapshot become a bookmark; durable on return. Its space becomes free by and by. One that is a
+    /// bookmark already stays one.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT`, `EBUSY` (its use count is not 0) or `EIO` (it is squashed, or the store is broken);
+    /// or the connection's errors.
+    pub fn to_bookmark(&mut self, tag: SnapTag) -> Result<()> {
+        match self.call(Request::ToBookmark(tag))? {
+            Reply::IsBookmark => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Sets whether a snapshot becomes a bookmark when it is given up for room, instead of vanishing; durable on
+    /// return.
+    ///
+    /// # Errors
+    /// Refused with `ENOENT`, `EINVAL` (it is a bookmark) or `EIO` (it is squashed, or the store is broken); or
+    /// the connection's errors.
+    pub fn set_to_bookmark(&mut self, tag: SnapTag, to_bookmark: bool) -> Result<()> {
+        match self.call(Request::WhenFull(tag, to_bookmark))? {
+            Reply::WhenFull(set) if set == to_bookmark => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Deletes a snapshot or bookmark; durable on return. Its space becomes free by and by.
     ///
     /// # Errors
     /// Refused with `ENOENT` or `EBUSY` (its use count is not 0); or the connection's errors.
@@ -392,10 +429,12 @@ impl Client {
     }
 
     /// Begins the list of the chunks that differ between two snapshots; without `from`, of all chunks of
-    /// `to`. Neither snapshot can be deleted before the list has ended or this connection is closed.
+    /// `to`. `from` may be a bookmark. Neither can be deleted before the list has ended or this connection is
+    /// closed.
     ///
     /// # Errors
-    /// Refused with `ENOENT` or `EIO` (squashed, or the store is broken); or the connection's errors.
+    /// Refused with `ENOENT`, `EINVAL` (`to` is a bookmark) or `EIO` (squashed, a doubtful bookmark, or the store
+    /// is broken); or the connection's errors.
     pub fn changelist(&mut self, from: Option<SnapTag>, to: SnapTag) -> Result<Changelist<'_>> {
         match self.call(Request::Changelist { from, to })? {
             Reply::Changelist { chunk, from, to } => Ok(Changelist {

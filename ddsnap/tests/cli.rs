@@ -62,6 +62,7 @@ fn a_socket_nobody_answers_on_is_exit_code_99() {
     let volume = Volume::new();
     for args in [
         &["create", "1"][..],
+        &["bookmark", "1"],
         &["delete", "1"],
         &["list"],
         &["status"],
@@ -148,6 +149,56 @@ fn initialize_says_what_is_wrong_and_where() {
             .unwrap()
             .iter()
             .all(|&byte| byte == 0)
+    );
+}
+
+/// A bookmark through its commands: made, listed, the first of a changelist, and in the way of nothing that takes
+/// numbers for those of devices.
+#[test]
+fn bookmarks_are_made_listed_compared_and_deleted() {
+    let mut volume = Volume::with_agent();
+    volume.start_server();
+    let socket = volume.socket();
+    assert_eq!(good(&["create", &socket, "0"]), "");
+    assert_eq!(good(&["bookmark", &socket, "3"]), "");
+    assert_eq!(good(&["create", &socket, "4"]), "");
+    assert_eq!(good(&["bookmark", "--when-full", &socket, "4"]), "");
+    let refused = ddsnap_with(&["bookmark", &socket, "4"]);
+    let words = "could not create bookmark 4 because snapshot already exists (File exists)\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (1, words));
+    let list = good(&["list", &socket]);
+    let bookmarks: Vec<&str> = list.lines().filter(|l| l.ends_with("  bookmark")).collect();
+    assert_eq!(bookmarks.len(), 1, "{list}");
+    assert!(bookmarks[0].starts_with("\ttag= 3 "), "{list}");
+    let json = good(&["list", &socket, "--json"]);
+    assert!(json.contains("\"state\": \"bookmark\""), "{json}");
+    assert_eq!(
+        json.matches("\"becomes_bookmark\": true").count(),
+        1,
+        "{json}"
+    );
+    assert_eq!(good(&["status", "--list", &socket]), "0 4\n");
+    assert_eq!(ddsnap_with(&["status", "--state", &socket, "3"]).code, 2);
+    let file = volume.name("changes");
+    good(&["delta", "changelist", &socket, &file, "3", "4"]);
+    let refused = ddsnap_with(&["delta", "changelist", &socket, &file, "4", "3"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("it is a bookmark, which keeps no data"),
+        "{refused:?}"
+    );
+    assert_eq!(good(&["bookmark", "--convert", &socket, "0"]), "");
+    assert_eq!(good(&["bookmark", "--when-full=no", &socket, "4"]), "");
+    good(&["delta", "changelist", &socket, &file, "0", "4"]);
+    assert_eq!(good(&["delete", &socket, "3"]), "");
+    assert_eq!(good(&["status", "--list", &socket]), "4\n");
+    let status = good(&["status", &socket]);
+    let row = status.lines().find(|line| line.starts_with("     0 "));
+    assert!(
+        row.is_some_and(|row| row.ends_with("       -        -        -")),
+        "{status}"
     );
 }
 

@@ -5,7 +5,7 @@ mod harness;
 
 use ddsnap::device::BlockDevice;
 use ddsnap::device::fault::{Call, Faults, FaultyDevice};
-use ddsnap::store::{Devices, Done, Op, OpError, OpenOptions, Store, StoreError};
+use ddsnap::store::{Devices, Done, Fate, Op, OpError, OpenOptions, Store, StoreError};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::shape::{DATA, META, ORIGIN, Shape};
 use harness::victims::{commit, make_room};
@@ -68,7 +68,7 @@ fn what_frees_nothing_is_not_given_up() {
     // When it may be given up it is, and nothing else.
     store.set_priority(SnapTag(1), 126).unwrap().unwrap();
     assert_eq!(write(store, next), Ok(Done::Unique));
-    assert_eq!(store.take_given_up(), [(SnapTag(1), false)]);
+    assert_eq!(store.take_given_up(), [(SnapTag(1), Fate::Deleted)]);
     store.audit(true).unwrap();
 }
 
@@ -99,13 +99,13 @@ fn snapshots_that_share_all_they_have_go_together_and_no_other() {
     assert_eq!(write(store, next), Ok(Done::Unique));
     assert_eq!(
         store.take_given_up(),
-        [(SnapTag(3), false), (SnapTag(4), false)]
+        [(SnapTag(3), Fate::Deleted), (SnapTag(4), Fate::Deleted)]
     );
     store.audit(true).unwrap();
     assert_eq!(write(store, next + 1), Ok(Done::Unique));
     assert_eq!(
         store.take_given_up(),
-        [(SnapTag(5), false), (SnapTag(6), false)]
+        [(SnapTag(5), Fate::Deleted), (SnapTag(6), Fate::Deleted)]
     );
     assert_eq!(tags(store), [1, 2, 7]);
     store.audit(true).unwrap();

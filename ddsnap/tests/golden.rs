@@ -118,6 +118,7 @@ fn superblock() -> Superblock {
         chunk: chunk_16k(),
         clean: true,
         separate_meta: false,
+        bookmarks: false,
         generation: 42,
         created: 1_763_000_000,
         origin: Sectors(0x20_0000_0000),
@@ -353,6 +354,7 @@ fn snapshot_table_bytes() {
         created: 1_763_000_000 + n as i64,
         length: Sectors(77 * 32),
         doubtful: n == 1,
+        to_bookmark: false,
     };
     let all = [
         snapshot(1, State::Live),
@@ -382,9 +384,100 @@ fn snapshot_table_bytes() {
     let decoded = snaptable::decode(&block, lengths(Version::V1));
     let all = all.map(|snapshot| Snapshot {
         doubtful: false,
+        to_bookmark: false,
         ..snapshot
     });
     assert_eq!(decoded, Ok((all.to_vec(), next)));
+}
+
+/// What is on disk of bookmarks: flag 16, state 4 and flag 2 of the table, journal entries from 18 on, marks.
+#[test]
+fn bytes_of_bookmarks() {
+    let superblock = Superblock {
+        bookmarks: true,
+        revert: None,
+        origin_record: None,
+        ..superblock()
+    };
+    let bytes = superblock.encode(1);
+    golden("superblock-bookmarks.txt", &bytes);
+    assert_eq!(Superblock::decode(&bytes, 1), Ok(superblock));
+
+    let snapshot = |n: u64, state, to_bookmark| Snapshot {
+        seq: SnapSeq(n),
+        tag: SnapTag(n as u32 + 0x70),
+        state,
+        priority: 0,
+        usecount: 0,
+        created: 1_763_000_000 + n as i64,
+        length: Sectors(77 * 32),
+        doubtful: n == 2,
+        to_bookmark,
+    };
+    let all = [
+        snapshot(1, State::Bookmark, false),
+        snapshot(2, State::Bookmark, true),
+        snapshot(3, State::Live, true),
+    ];
+    let (_, block) = seal(Kind::Snapshots, 0, snaptable::encode(&all, None), 0);
+    golden("snapshots-bookmarks.txt", block.bytes());
+    let decoded = snaptable::decode(&block, lengths(Version::V2));
+    assert_eq!(decoded, Ok((all.to_vec(), None)));
+
+    let (seq, chunk, place) = (SnapSeq(3), Chunk(0x0102_0304), StoreChunk(0x0a0b));
+    let none = StoreChunk(0);
+    let entries = [
+        Entry::Mark { chunk, seq },
+        Entry::ExceptionToMark { chunk, seq, place },
+        Entry::OverlayToMark { seq, chunk, place },
+        Entry::Bookmark {
+            seq,
+            tag: SnapTag(0x55),
+            created: 1_763_000_000,
+            length: Sectors(9 * 32),
+        },
+        Entry::ToBookmark(seq),
+        Entry::WhenFull(seq, true),
+        Entry::WhenFull(seq, false),
+        Entry::CutBookmarks(Sectors(0x0506)),
+        Entry::RemoveException {
+            chunk,
+            seq,
+            place: none,
+        },
+        Entry::RemoveOverlay {
+            seq,
+            chunk,
+            place: none,
+        },
+    ];
+    let id = RecordId {
+        epoch: 4,
+        sequence: 5,
+        uuid_part: ddsnap::format::uuid_part(&uuid()),
+        position: 6,
+    };
+    let bytes = journal::encode(&id, &entries);
+    golden("journal-bookmarks.txt", &bytes);
+    let decoded = journal::decode(&bytes, lengths(Version::V2));
+    assert_eq!(decoded, Ok((id, entries.to_vec())));
+
+    let crc = 0x1111_1111;
+    let entries = [
+        ((5, 1), Value::MARK),
+        ((5, 4), Value { place: 901, crc }),
+        ((6, 4), Value::MARK),
+        ((7, 4), Value::MARK),
+    ];
+    let mut leaf = LeafBuilder::default();
+    entries
+        .iter()
+        .for_each(|&(key, value)| assert!(leaf.push(key, value)));
+    let (_, block) = seal(Kind::Exceptions, 0, leaf.finish(), 0);
+    golden("leaf-marks.txt", block.bytes());
+    let mut reader = LeafReader::new(block).unwrap();
+    let found: Vec<_> = std::iter::from_fn(|| reader.next_entry().unwrap()).collect();
+    assert_eq!(found, entries);
 }
 
 /// Hostile bytes behind correct checksums: decoders may refuse or accept, never panic.

@@ -18,7 +18,7 @@ use ddsnap::store::check::{
 use ddsnap::store::dump::{DumpEntry, DumpPlace};
 use ddsnap::store::{Op, SnapState, StoreError};
 use ddsnap::units::Chunk;
-use harness::check::read_snapshot;
+use harness::check::{check_bookmark, read_snapshot};
 use harness::model::Model;
 use harness::seed;
 use harness::shape::{DATA, META, ORIGIN, Shape};
@@ -120,6 +120,11 @@ fn compare(
         };
         assert_eq!(info.created, snapshot.created, "{context}: snapshot {tag}");
         states.insert(tag, info.state);
+        if info.state == SnapState::Bookmark {
+            assert_eq!(snapshot.state, info.state, "{context}: {tag} rose");
+            check_bookmark(shape, machine, &mut store, &info, snapshot)
+                .unwrap_or_else(|problem| panic!("{context}: {problem}"));
+        }
         if info.state != SnapState::Live {
             continue;
         }
@@ -210,7 +215,7 @@ fn saved(shape: &Shape, machine: &Machine) -> Vec<u64> {
         .expect("dump");
     let exceptions = entries.into_iter().filter_map(|entry| match entry {
         DumpEntry::Exception { place, .. } => Some(place.0 * shape.chunk_bytes / 512),
-        DumpEntry::Overlay { .. } => None,
+        DumpEntry::Mark { .. } | DumpEntry::Overlay { .. } => None,
     });
     exceptions.collect()
 }
@@ -226,7 +231,9 @@ fn only_named_are_gone(
     for (tag, snapshot) in &model.snapshots {
         match states.get(tag) {
             None => missing += 1,
-            Some(SnapState::Live) => assert!(!squashed.contains(tag), "{context}: {tag}"),
+            Some(SnapState::Live | SnapState::Bookmark) => {
+                assert!(!squashed.contains(tag), "{context}: {tag}");
+            }
             Some(SnapState::Squashed) => assert!(
                 squashed.contains(tag) || snapshot.state == SnapState::Squashed,
                 "{context}: {tag} was squashed, but not named"

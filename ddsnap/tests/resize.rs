@@ -539,6 +539,7 @@ fn a_combined_store_grows_its_metadata_and_gives_it_back() {
     for tag in tags {
         let count = i32::from(run.volume.model.snapshots[&tag].usecount);
         run.volume.apply(&Step::Usecount(tag, -count));
+        run.volume.apply(&Step::Quiet(tag));
         run.volume.apply(&Step::Delete(tag));
     }
     run.store_to(shape.data_bytes).expect("all of it is free");

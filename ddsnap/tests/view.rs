@@ -68,6 +68,10 @@ fn a_view_shows_what_opening_would_and_writes_nothing() {
                         assert_eq!(result, Err(OpError::Squashed(info.tag)));
                         continue;
                     }
+                    SnapState::Bookmark => {
+                        assert_eq!(result, Err(OpError::Bookmark(info.tag)));
+                        continue;
+                    }
                 }
                 seen.push((info.tag.0, info.length.0, bytes));
             }
@@ -173,7 +177,9 @@ fn a_dump_in_steps_lists_the_entries_of_its_range_once() {
     };
     let all = dump(0..=u64::MAX, 1000);
     let chunk_of = |entry: &DumpEntry| match *entry {
-        DumpEntry::Exception { chunk, .. } | DumpEntry::Overlay { chunk, .. } => chunk.0,
+        DumpEntry::Exception { chunk, .. }
+        | DumpEntry::Mark { chunk, .. }
+        | DumpEntry::Overlay { chunk, .. } => chunk.0,
     };
     let overlays = all
         .iter()

@@ -22,6 +22,7 @@ use crate::{paths, ui};
 /// Tests of the engine that judge beside the crash test.
 const TESTS: &[&str] = &[
     "promises",
+    "bookmarks",
     "checkpoint",
     "disks",
     "foreign",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized};
+use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized, SnapshotState};
 use ddsnap::units::{Sectors, SnapTag};
 
 use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
@@ -35,10 +35,12 @@ pub fn delete_snapshot(server: &Path, tag: u32) -> Result<()> {
     gone.with_context(|| format!("could not delete snapshot {tag}"))
 }
 
-/// All snapshots the server has, oldest first.
+/// All snapshots the server has, oldest first; bookmarks have no devices, and none of them is the daemon's.
 pub fn snapshots(server: &Path) -> Result<Vec<Stored>> {
     let list = connect(server, QUERY_DEADLINE).and_then(|mut c| c.list());
-    list.context("could not list the snapshots")
+    let mut snapshots = list.context("could not list the snapshots")?;
+    snapshots.retain(|snapshot| snapshot.state != SnapshotState::Bookmark);
+    Ok(snapshots)
 }
 
 /// Gives snapshot `tag` a priority.

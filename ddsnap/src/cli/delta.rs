@@ -46,7 +46,8 @@ impl Delta {
 
 /// Write a list of the chunks that differ between snapshots A and B.
 ///
-/// With one snapshot the list has all of its chunks. While the list is made neither can be deleted.
+/// With one snapshot the list has all of its chunks. A may be a bookmark: then the list has what changed since. While
+/// it is made neither can be deleted. A delta needs the data of both.
 #[derive(Debug, Args)]
 pub struct Changelist {
     /// The server's control socket: a path, or @NAME for an abstract one.
@@ -79,8 +80,12 @@ impl Changelist {
     /// What could not be done, with the snapshot that is in the way if there is one.
     fn verb(&self) -> String {
         let unusable = Client::connect(&self.socket).ok().and_then(|mut client| {
-            let mut live = |tag| matches!(client.state(tag), Ok(Some(SnapshotState::Live)));
-            self.tags.iter().copied().find(|&tag| !live(tag))
+            let (last, firsts) = self.tags.split_last()?;
+            let mut state = |tag| client.state(tag).ok().flatten();
+            let usable =
+                |state| matches!(state, Some(SnapshotState::Live | SnapshotState::Bookmark));
+            let first = firsts.iter().copied().find(|&tag| !usable(state(tag)));
+            first.or_else(|| (state(*last) != Some(SnapshotState::Live)).then_some(*last))
         });
         match unusable {
             Some(tag) => format!("list the changes of snapshot {tag}"),

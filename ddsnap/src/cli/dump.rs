@@ -182,10 +182,15 @@ fn text_head(view: &View, opened: &Opened) -> String {
             "snapshot {}: sequence {}, {}, priority {}, use count {}, {} sectors, created {}",
             info.tag,
             info.seq,
-            match info.doubtful {
-                true => format!("{}, doubtful", state_of(&info)),
-                false => state_of(&info).to_owned(),
-            },
+            [
+                (true, state_of(&info)),
+                (info.doubtful, "doubtful"),
+                (info.to_bookmark, "becomes a bookmark when given up"),
+            ]
+            .iter()
+            .filter_map(|&(is, word)| is.then_some(word))
+            .collect::<Vec<_>>()
+            .join(", "),
             info.priority,
             info.usecount,
             info.length,
@@ -210,6 +215,7 @@ fn state_of(info: &SnapshotInfo) -> &'static str {
     match info.state {
         SnapState::Live => "live",
         SnapState::Squashed => "squashed",
+        SnapState::Bookmark => "bookmark",
     }
 }
 
@@ -246,6 +252,7 @@ fn json_head(view: &View, opened: &Opened) -> Result<()> {
         "data_chunks": status.data_chunks,
         "free_chunks": status.free_chunks,
         "metadata_device": superblock.separate_meta,
+        "bookmarks": superblock.bookmarks,
         "metadata_extents": extents,
         "journal": {
             "first_block": superblock.journal_first.0,
@@ -271,6 +278,7 @@ fn json_head(view: &View, opened: &Opened) -> Result<()> {
                 "sequence": info.seq.0,
                 "state": state_of(info),
                 "doubtful": info.doubtful,
+                "becomes_bookmark": info.to_bookmark,
                 "priority": info.priority,
                 "usecount": info.usecount,
                 "origin_chunks": info.length.to_chunks(superblock.chunk),
@@ -318,8 +326,9 @@ fn numbers(entry: &DumpEntry) -> serde_json::Value {
             place,
             crc,
         } => json!([chunk.0, seq.0, place.0, crc]),
+        DumpEntry::Mark { chunk, seq } => json!([chunk.0, seq.0, 0, 0]),
         DumpEntry::Overlay {
             seq, chunk, place, ..
-        } => json!([seq.0, chunk.0, place.0]),
+        } => json!([seq.0, chunk.0, place.map_or(0, |place| place.0)]),
     }
 }

@@ -232,8 +232,16 @@ impl Snapshot {
         let Some(info) = view.snapshot(tag) else {
             bail!("could not export snapshot {tag} because snapshot doesn't exist");
         };
-        if info.state == SnapState::Squashed {
-            bail!("could not export snapshot {tag} because snapshot is squashed");
+        match info.state {
+            SnapState::Live => {}
+            SnapState::Squashed => {
+                bail!("could not export snapshot {tag} because snapshot is squashed");
+            }
+            SnapState::Bookmark => {
+                bail!(
+                    "could not export snapshot {tag} because it is a bookmark, which keeps no data"
+                );
+            }
         }
         Ok(Snapshot {
             questions,

@@ -52,8 +52,16 @@ impl Extract {
         let Some(info) = view.snapshot(tag) else {
             bail!("could not extract snapshot {tag} because snapshot doesn't exist");
         };
-        if info.state == SnapState::Squashed {
-            bail!("could not extract snapshot {tag} because snapshot is squashed");
+        match info.state {
+            SnapState::Live => {}
+            SnapState::Squashed => {
+                bail!("could not extract snapshot {tag} because snapshot is squashed");
+            }
+            SnapState::Bookmark => {
+                bail!(
+                    "could not extract snapshot {tag} because it is a bookmark, which keeps no data"
+                );
+            }
         }
         let len_bytes = info.length.to_bytes();
         match target {

@@ -68,6 +68,7 @@ struct SnapshotObject {
     usecount: UseCount,
     state: &'static str,
     doubtful: bool,
+    becomes_bookmark: bool,
     origin_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Option<DataObject>>,
@@ -174,8 +175,10 @@ fn snapshot(snapshot: &Snapshot, data: Option<Option<DataObject>>) -> SnapshotOb
         state: match snapshot.state {
             SnapshotState::Live => "live",
             SnapshotState::Squashed => "squashed",
+            SnapshotState::Bookmark => "bookmark",
         },
         doubtful: snapshot.doubtful,
+        becomes_bookmark: snapshot.to_bookmark,
         origin_bytes: snapshot.sectors * SECTOR_BYTES,
         data,
     }
@@ -239,6 +242,7 @@ mod tests {
             priority: 0,
             state: SnapshotState::Live,
             doubtful: false,
+            to_bookmark: false,
             persistent_usecount: 1,
             devices: 1,
             sectors: 16384,

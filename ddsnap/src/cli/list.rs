@@ -42,13 +42,14 @@ fn render(snapshots: &[Snapshot], time: impl Fn(i64) -> String) -> String {
     for (number, snapshot) in snapshots.iter().enumerate() {
         let _ = writeln!(text, "Snapshot {number}:");
         // Behind the fields that scripts take.
-        let squashed = match snapshot.state {
+        let state = match snapshot.state {
             SnapshotState::Live => "",
             SnapshotState::Squashed => "  squashed",
+            SnapshotState::Bookmark => "  bookmark",
         };
         let _ = writeln!(
             text,
-            "\ttag= {}  priority= {}  use count= {}  creation time= {}{squashed}",
+            "\ttag= {}  priority= {}  use count= {}  creation time= {}{state}",
             snapshot.tag,
             snapshot.priority,
             snapshot.usecount(),
@@ -75,6 +76,7 @@ mod tests {
             priority: -5,
             state: SnapshotState::Live,
             doubtful: false,
+            to_bookmark: false,
             persistent_usecount: 2,
             devices: 1,
             sectors: 8,
@@ -98,6 +100,12 @@ mod tests {
         };
         let text = render(&[squashed], |_| "Sun Nov 22 01:44:39 2026".to_owned());
         assert!(text.ends_with("44:39 2026  squashed\n"), "{text}");
+        let bookmark = Snapshot {
+            state: SnapshotState::Bookmark,
+            ..snapshot
+        };
+        let text = render(&[bookmark], |_| "Sun Nov 22 01:44:39 2026".to_owned());
+        assert!(text.ends_with("44:39 2026  bookmark\n"), "{text}");
     }
 
     #[test]

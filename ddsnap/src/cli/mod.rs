@@ -6,6 +6,7 @@
 //! output, all else to standard error.
 
 mod agent;
+mod bookmark;
 mod check;
 mod create;
 mod delete;
@@ -76,6 +77,7 @@ enum Command {
     Agent(agent::Agent),
     Server(server::Server),
     Create(create::Create),
+    Bookmark(bookmark::Bookmark),
     Delete(delete::Delete),
     List(list::List),
     Status(status::Status),
@@ -133,6 +135,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent(command) => command.run(),
         Command::Server(command) => command.run(),
         Command::Create(command) => command.run(),
+        Command::Bookmark(command) => command.run(),
         Command::Delete(command) => command.run(),
         Command::List(command) => command.run(),
         Command::Status(command) => command.run(),

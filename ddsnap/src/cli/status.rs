@@ -33,16 +33,16 @@ pub struct Status {
     /// Show with how many others chunks are shared, a column for each number.
     #[arg(short, long)]
     verbose: bool,
-    /// Print the snapshots' numbers on one line.
+    /// Print the snapshots' numbers on one line, without bookmarks.
     #[arg(long, group = "what")]
     list: bool,
-    /// Print the number of the newest snapshot.
+    /// Print the number of the newest snapshot that is no bookmark.
     #[arg(long, group = "what")]
     last: bool,
     /// Print the size of the origin or of SNAP in sectors.
     #[arg(long, group = "what")]
     size: bool,
-    /// Print nothing; exit 0 if SNAP is sound, 1 if there is none, 2 if it is squashed, 9 on an error
+    /// Print nothing; exit 0 if SNAP is sound, 1 if there is none, 2 if it is squashed or a bookmark, 9 on an error
     /// (99 if the server cannot be reached).
     #[arg(long, group = "what")]
     state: bool,
@@ -65,10 +65,10 @@ impl Status {
         }
         let mut client = Client::connect(&self.socket)?;
         if self.list {
-            return print_ids(&client.list()?);
+            return print_ids(&with_data(client.list()?));
         }
         if self.last {
-            let snapshots = client.list()?;
+            let snapshots = with_data(client.list()?);
             return print_ids(&snapshots[snapshots.len().saturating_sub(1)..]);
         }
         if self.size {
@@ -114,7 +114,7 @@ impl Status {
         match state {
             Ok(Some(SnapshotState::Live)) => Ok(0),
             Ok(None) => Ok(1),
-            Ok(Some(SnapshotState::Squashed)) => Ok(2),
+            Ok(Some(SnapshotState::Squashed | SnapshotState::Bookmark)) => Ok(2),
             Err(error @ ClientError::Connect { .. }) => Err(error.into()),
             Err(error) => {
                 complain(format_args!("ddsnap: {:#}", anyhow::Error::from(error)));
@@ -140,6 +140,12 @@ impl Status {
         }
         Ok(0)
     }
+}
+
+/// Scripts take the numbers for those of devices, which bookmarks do not have.
+fn with_data(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+    snapshots.retain(|snapshot| snapshot.state != SnapshotState::Bookmark);
+    snapshots
 }
 
 fn print_ids(snapshots: &[Snapshot]) -> Result<u8> {
@@ -207,9 +213,12 @@ fn render(usage: &Usage, verbose: bool, time: impl Fn(i64) -> String) -> String 
             snapshot.usecount(),
             snapshot.priority
         );
-        let squashed = snapshot.state == SnapshotState::Squashed;
         for count in columns.sums(&row.shared_with) {
-            text.push_str(&if squashed { cell("!") } else { cell(count) });
+            text.push_str(&match snapshot.state {
+                SnapshotState::Live => cell(count),
+                SnapshotState::Squashed => cell("!"),
+                SnapshotState::Bookmark => cell("-"),
+            });
         }
         text.push('\n');
     }
@@ -309,6 +318,7 @@ mod tests {
             priority: 0,
             state,
             doubtful: false,
+            to_bookmark: false,
             persistent_usecount: usecount,
             devices: 0,
             sectors: 16384,

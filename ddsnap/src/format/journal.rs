@@ -54,22 +54,22 @@ pub enum Entry {
         /// Where it lies.
         place: StoreChunk,
     },
-    /// The sweep took an exception away and freed its chunk.
+    /// The sweep took an exception away and freed its chunk, if it had one.
     RemoveException {
         /// Which chunk of the origin.
         chunk: Chunk,
         /// The rest of its key.
         seq: SnapSeq,
-        /// The chunk that is free now.
+        /// The chunk that is free now; 0 of a mark, which has none.
         place: StoreChunk,
     },
-    /// The sweep took an overlay away and freed its chunk.
+    /// The sweep took an overlay away and freed its chunk, if it had one.
     RemoveOverlay {
         /// Which snapshot.
         seq: SnapSeq,
         /// Which chunk of it.
         chunk: Chunk,
-        /// The chunk that is free now.
+        /// The chunk that is free now; 0 of a mark, which has none.
         place: StoreChunk,
     },
     /// A snapshot was created, with priority 0 and use count 0.
@@ -129,6 +129,48 @@ pub enum Entry {
         /// The first 8 bytes of its SHA-256.
         digest: u64,
     },
+    /// A chunk of the origin is about to be written, and only bookmarks need to know.
+    Mark {
+        /// Which chunk of the origin.
+        chunk: Chunk,
+        /// The newest bookmark it serves.
+        seq: SnapSeq,
+    },
+    /// The sweep freed an exception's chunk, and its key stays for bookmarks.
+    ExceptionToMark {
+        /// Which chunk of the origin.
+        chunk: Chunk,
+        /// The rest of its key.
+        seq: SnapSeq,
+        /// The chunk that is free now.
+        place: StoreChunk,
+    },
+    /// The sweep freed an overlay's chunk, and its key stays for the bookmark that the snapshot became.
+    OverlayToMark {
+        /// Which bookmark.
+        seq: SnapSeq,
+        /// Which chunk of it.
+        chunk: Chunk,
+        /// The chunk that is free now.
+        place: StoreChunk,
+    },
+    /// A bookmark was created, with priority 0 and use count 0.
+    Bookmark {
+        /// Its sequence number.
+        seq: SnapSeq,
+        /// Its tag.
+        tag: SnapTag,
+        /// Seconds since 1970-01-01 UTC.
+        created: i64,
+        /// Length of the origin.
+        length: Sectors,
+    },
+    /// A snapshot keeps no data any more.
+    ToBookmark(SnapSeq),
+    /// Whether a snapshot becomes a bookmark when it is given up.
+    WhenFull(SnapSeq, bool),
+    /// The origin is being cut: bookmarks have at most this length from now on.
+    CutBookmarks(Sectors),
 }
 
 /// Entries that fit into a record of `blocks`.
@@ -307,6 +349,18 @@ fn encode_entry(entry: &Entry, at: &mut [u8]) {
         Entry::Opened { boot, seen } => (15, 0, get_u64(&boot, 0), get_u64(&boot, 8), seen as u64),
         Entry::Again { first } => (AGAIN, 0, first, 0, 0),
         Entry::Guard { seq, chunk, digest } => (17, 0, seq.0, chunk.0, digest),
+        Entry::Mark { chunk, seq } => (18, 0, chunk.0, seq.0, 0),
+        Entry::ExceptionToMark { chunk, seq, place } => (19, 0, chunk.0, seq.0, place.0),
+        Entry::OverlayToMark { seq, chunk, place } => (20, 0, seq.0, chunk.0, place.0),
+        Entry::Bookmark {
+            seq,
+            tag,
+            created,
+            length,
+        } => (21, tag.0, seq.0, created as u64, length.0),
+        Entry::ToBookmark(seq) => (22, 0, seq.0, 0, 0),
+        Entry::WhenFull(seq, to_bookmark) => (23, to_bookmark.into(), seq.0, 0, 0),
+        Entry::CutBookmarks(length) => (24, 0, length.0, 0, 0),
     };
     put_u32(at, KIND_AT, kind);
     put_u32(at, WORD_AT, word);
@@ -379,13 +433,39 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Entry, FormatError> {
             chunk: Chunk(b),
             digest: c,
         },
+        18 => Entry::Mark {
+            chunk: Chunk(a),
+            seq: SnapSeq(b),
+        },
+        19 => Entry::ExceptionToMark {
+            chunk: Chunk(a),
+            seq: SnapSeq(b),
+            place: StoreChunk(c),
+        },
+        20 => Entry::OverlayToMark {
+            seq: SnapSeq(a),
+            chunk: Chunk(b),
+            place: StoreChunk(c),
+        },
+        21 => Entry::Bookmark {
+            seq: SnapSeq(a),
+            tag: SnapTag(word),
+            created: b as i64,
+            length: lengths.decode(WHAT, c)?,
+        },
+        22 => Entry::ToBookmark(SnapSeq(a)),
+        23 => {
+            bound(WHAT, "what happens when it is given up", word.into(), 0, 1)?;
+            Entry::WhenFull(SnapSeq(a), word == 1)
+        }
+        24 => Entry::CutBookmarks(lengths.decode(WHAT, a)?),
         kind => {
             return Err(FormatError::Range {
                 what: WHAT,
                 field: "entry kind",
                 found: kind.into(),
                 least: 1,
-                most: 17,
+                most: 24,
             });
         }
     })
@@ -435,6 +515,19 @@ mod tests {
                 chunk,
                 digest: u64::MAX,
             },
+            Entry::Mark { chunk, seq },
+            Entry::ExceptionToMark { chunk, seq, place },
+            Entry::OverlayToMark { seq, chunk, place },
+            Entry::Bookmark {
+                seq,
+                tag: SnapTag(7),
+                created: -1,
+                length: Sectors(9),
+            },
+            Entry::ToBookmark(seq),
+            Entry::WhenFull(seq, true),
+            Entry::WhenFull(seq, false),
+            Entry::CutBookmarks(Sectors(3)),
         ];
         let id = RecordId {
             epoch: 1,

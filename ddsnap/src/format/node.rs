@@ -16,10 +16,22 @@ pub type Key = (u64, u64);
 /// What a key leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Value {
-    /// A store chunk, or a metadata block in the tree of bitmaps.
+    /// A store chunk, 0 for none, or a metadata block in the tree of bitmaps.
     pub place: u64,
     /// crc32c of the data there; 0 for overlays, whose data changes in place.
     pub crc: u32,
+}
+
+impl Value {
+    /// A key alone, in the trees of exceptions and overlays: that a chunk changed, for bookmarks. No data region
+    /// has store chunk 0.
+    pub const MARK: Value = Value { place: 0, crc: 0 };
+
+    /// Whether there is no store chunk.
+    #[must_use]
+    pub fn is_mark(self) -> bool {
+        self.place == Value::MARK.place
+    }
 }
 
 /// The longest entry of a leaf.

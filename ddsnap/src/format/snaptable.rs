@@ -22,7 +22,7 @@ const FLAGS_AT: usize = LENGTH_AT + 8;
 const RESERVED_AT: usize = FLAGS_AT + 4;
 const ENTRY_LEN: usize = 64;
 
-/// The most snapshots, squashed ones included.
+/// The most snapshots, squashed ones and bookmarks included.
 pub const MAX_SNAPSHOTS: usize = 4096;
 /// The most entries of the table: as many deleted snapshots may still wait for the sweep.
 pub const MAX_ENTRIES: usize = 2 * MAX_SNAPSHOTS;
@@ -30,6 +30,7 @@ pub const MAX_ENTRIES: usize = 2 * MAX_SNAPSHOTS;
 pub const PER_BLOCK: usize = (PAYLOAD_LEN - ENTRIES_AT) / ENTRY_LEN;
 
 const FLAG_DOUBTFUL: u32 = 1;
+const FLAG_TO_BOOKMARK: u32 = 2;
 
 const WHAT: &str = "snapshot table";
 
@@ -42,6 +43,8 @@ pub enum State {
     Squashed = 2,
     /// Deleted; the entry stays until the sweep has freed its chunks.
     Deleted = 3,
+    /// It keeps no data; what changed since is known.
+    Bookmark = 4,
 }
 
 /// One entry of the table.
@@ -59,10 +62,12 @@ pub struct Snapshot {
     pub usecount: u16,
     /// Seconds since 1970-01-01 UTC.
     pub created: i64,
-    /// Length of the origin at its creation.
+    /// Length of the origin at its creation; of a bookmark the least since.
     pub length: Sectors,
     /// The origin was written while nobody copied out for it: what it shows may be newer.
     pub doubtful: bool,
+    /// It becomes a bookmark when it is given up for room.
+    pub to_bookmark: bool,
 }
 
 /// Packs one block of the chain: up to [`PER_BLOCK`] snapshots and the pointer to the next block.
@@ -90,8 +95,13 @@ pub fn encode(snapshots: &[Snapshot], next: Option<Pointer>) -> (BlockBuilder, u
         put_u16(at, USECOUNT_AT, snapshot.usecount);
         put_u64(at, CREATED_AT, snapshot.created as u64);
         put_u64(at, LENGTH_AT, snapshot.length.0);
-        let flags = if snapshot.doubtful { FLAG_DOUBTFUL } else { 0 };
-        put_u32(at, FLAGS_AT, flags);
+        let doubtful = if snapshot.doubtful { FLAG_DOUBTFUL } else { 0 };
+        let to_bookmark = if snapshot.to_bookmark {
+            FLAG_TO_BOOKMARK
+        } else {
+            0
+        };
+        put_u32(at, FLAGS_AT, doubtful | to_bookmark);
         at[RESERVED_AT..].fill(0);
     }
     (
@@ -137,18 +147,20 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Snapshot, FormatError> {
         1 => State::Live,
         2 => State::Squashed,
         3 => State::Deleted,
+        4 => State::Bookmark,
         other => {
             return Err(FormatError::Range {
                 what: WHAT,
                 field: "state",
                 found: other.into(),
                 least: 1,
-                most: 3,
+                most: 4,
             });
         }
     };
     let flags = get_u32(at, FLAGS_AT);
-    expect(WHAT, "unknown flags", (flags & !FLAG_DOUBTFUL).into(), 0)?;
+    let unknown = flags & !(FLAG_DOUBTFUL | FLAG_TO_BOOKMARK);
+    expect(WHAT, "unknown flags", unknown.into(), 0)?;
     Ok(Snapshot {
         seq: SnapSeq(get_u64(at, SEQ_AT)),
         tag: SnapTag(get_u32(at, TAG_AT)),
@@ -158,5 +170,6 @@ fn decode_entry(at: &[u8], lengths: Lengths) -> Result<Snapshot, FormatError> {
         created: get_u64(at, CREATED_AT) as i64,
         length: lengths.decode(WHAT, get_u64(at, LENGTH_AT))?,
         doubtful: flags & FLAG_DOUBTFUL != 0,
+        to_bookmark: flags & FLAG_TO_BOOKMARK != 0,
     })
 }

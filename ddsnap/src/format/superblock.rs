@@ -64,7 +64,9 @@ const FLAG_CLEAN: u64 = 1;
 const FLAG_SEPARATE_META: u64 = 2;
 const FLAG_REVERT: u64 = 4;
 const FLAG_ORIGIN: u64 = 8;
-const FLAGS_KNOWN: u64 = FLAG_CLEAN | FLAG_SEPARATE_META | FLAG_REVERT | FLAG_ORIGIN;
+const FLAG_BOOKMARKS: u64 = 16;
+const FLAGS_KNOWN: u64 =
+    FLAG_CLEAN | FLAG_SEPARATE_META | FLAG_REVERT | FLAG_ORIGIN | FLAG_BOOKMARKS;
 
 /// Opens a superblock: "ddsnapSB".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ddsnapSB");
@@ -126,6 +128,8 @@ pub struct Superblock {
     pub clean: bool,
     /// Whether metadata has a device of its own.
     pub separate_meta: bool,
+    /// Whether there are, or were, bookmarks: a program that knows none must not open it.
+    pub bookmarks: bool,
     /// Grows with every write of the superblock.
     pub generation: u64,
     /// Seconds since 1970-01-01 UTC at initialise.
@@ -195,7 +199,9 @@ impl Superblock {
         } else {
             0
         };
-        put_u64(b, FLAGS_AT, clean | separate | reverting | known);
+        let bookmarks = if self.bookmarks { FLAG_BOOKMARKS } else { 0 };
+        let flags = clean | separate | reverting | known | bookmarks;
+        put_u64(b, FLAGS_AT, flags);
         if let Some(record) = &self.origin_record {
             record.encode(&mut b[RECORD_AT..RECORD_END]);
         }
@@ -291,6 +297,7 @@ impl Superblock {
             chunk,
             clean: flags & FLAG_CLEAN != 0,
             separate_meta: flags & FLAG_SEPARATE_META != 0,
+            bookmarks: flags & FLAG_BOOKMARKS != 0,
             generation: get_u64(b, GENERATION_AT),
             created: get_u64(b, CREATED_AT) as i64,
             origin: lengths.decode(WHAT, get_u64(b, ORIGIN_AT))?,

@@ -17,6 +17,9 @@ const SNAPSHOT_STATE: u16 = 0x0014;
 const SNAPSHOT_SECTORS: u16 = 0x0015;
 const PRIORITY: u16 = 0x0016;
 const USECOUNT: u16 = 0x0017;
+const CREATE_BOOKMARK: u16 = 0x0019;
+const TO_BOOKMARK: u16 = 0x001a;
+const WHEN_FULL: u16 = 0x001b;
 const STATUS: u16 = 0x0020;
 const USAGE: u16 = 0x0021;
 const RESIZE: u16 = 0x0030;
@@ -46,7 +49,13 @@ const KEEP: u64 = u64::MAX;
 pub enum Request {
     /// Make a snapshot of the origin as it is now. Answer: [`Reply::Created`].
     Create(SnapTag),
-    /// Remove a snapshot nobody uses. Answer: [`Reply::Deleted`].
+    /// Make a bookmark of the origin as it is now. Answer: [`Reply::BookmarkCreated`].
+    CreateBookmark(SnapTag),
+    /// Have a snapshot nobody uses become a bookmark. Answer: [`Reply::IsBookmark`].
+    ToBookmark(SnapTag),
+    /// Set whether a snapshot becomes a bookmark when it is given up. Answer: [`Reply::WhenFull`].
+    WhenFull(SnapTag, bool),
+    /// Remove a snapshot or bookmark nobody uses. Answer: [`Reply::Deleted`].
     Delete(SnapTag),
     /// All snapshots, oldest first. Answer: pages of [`Reply::Snapshots`].
     List,
@@ -74,7 +83,7 @@ pub enum Request {
     /// Which chunks differ between two snapshots. Answer: [`Reply::Changelist`], then pages of
     /// [`Reply::Changes`], with [`Reply::Progress`] now and then.
     Changelist {
-        /// The snapshot to start from; none: all chunks of the other are listed.
+        /// The snapshot or bookmark to start from; none: all chunks of the other are listed.
         from: Option<SnapTag>,
         /// The snapshot to come to.
         to: SnapTag,
@@ -145,6 +154,8 @@ pub struct Snapshot {
     pub state: SnapshotState,
     /// The origin was written without its server while it lived: what it shows may be newer.
     pub doubtful: bool,
+    /// Whether it becomes a bookmark when it is given up.
+    pub to_bookmark: bool,
     /// The persistent part of the use count, set by `usecount`.
     pub persistent_usecount: u32,
     /// Devices that show it now.
@@ -168,6 +179,8 @@ pub enum SnapshotState {
     Live,
     /// It was given up for want of space.
     Squashed,
+    /// It keeps none: what changed since is known.
+    Bookmark,
 }
 
 /// The server's way to the kernel's devices.
@@ -248,6 +261,12 @@ pub enum Reply {
     },
     /// The snapshot is there and durable.
     Created,
+    /// The bookmark is there and durable.
+    BookmarkCreated,
+    /// The snapshot is a bookmark, durably.
+    IsBookmark,
+    /// Whether the snapshot becomes a bookmark when it is given up, as set.
+    WhenFull(bool),
     /// The snapshot is gone.
     Deleted,
     /// A page of the list.
@@ -346,6 +365,18 @@ impl Request {
                 body.u32(tag.0);
                 CREATE_SNAPSHOT
             }
+            Request::CreateBookmark(tag) => {
+                body.u32(tag.0);
+                CREATE_BOOKMARK
+            }
+            Request::ToBookmark(tag) => {
+                body.u32(tag.0);
+                TO_BOOKMARK
+            }
+            Request::WhenFull(tag, to_bookmark) => {
+                body.u32(tag.0).u8(to_bookmark.into());
+                WHEN_FULL
+            }
             Request::Delete(tag) => {
                 body.u32(tag.0);
                 DELETE_SNAPSHOT
@@ -408,6 +439,12 @@ impl Request {
         let mut body = Reader::new(frame);
         let request = match frame.code {
             CREATE_SNAPSHOT => Request::Create(SnapTag(body.u32()?)),
+            CREATE_BOOKMARK => Request::CreateBookmark(SnapTag(body.u32()?)),
+            TO_BOOKMARK => Request::ToBookmark(SnapTag(body.u32()?)),
+            WHEN_FULL => {
+                let tag = SnapTag(body.u32()?);
+                Request::WhenFull(tag, body.flag("whether it becomes a bookmark")?)
+            }
             DELETE_SNAPSHOT => Request::Delete(SnapTag(body.u32()?)),
             LIST_SNAPSHOTS => Request::List,
             STATUS => Request::Status,
@@ -502,6 +539,12 @@ impl Reply {
                 ERROR
             }
             Reply::Created => REPLY | CREATE_SNAPSHOT,
+            Reply::BookmarkCreated => REPLY | CREATE_BOOKMARK,
+            Reply::IsBookmark => REPLY | TO_BOOKMARK,
+            Reply::WhenFull(to_bookmark) => {
+                body.u8((*to_bookmark).into());
+                REPLY | WHEN_FULL
+            }
             Reply::Deleted => REPLY | DELETE_SNAPSHOT,
             Reply::Snapshots { last, snapshots } => {
                 body.u8((*last).into()).u32(snapshots.len() as u32);
@@ -594,6 +637,9 @@ impl Reply {
     /// [`CodecError`] naming what is wrong with it.
     pub fn from_frame(frame: &Frame) -> Result<Reply, CodecError> {
         const CREATED: u16 = REPLY | CREATE_SNAPSHOT;
+        const BOOKMARK_CREATED: u16 = REPLY | CREATE_BOOKMARK;
+        const IS_BOOKMARK: u16 = REPLY | TO_BOOKMARK;
+        const WHEN_FULL_SET: u16 = REPLY | WHEN_FULL;
         const DELETED: u16 = REPLY | DELETE_SNAPSHOT;
         const SNAPSHOTS: u16 = REPLY | LIST_SNAPSHOTS;
         const STATUS_OK: u16 = REPLY | STATUS;
@@ -614,6 +660,9 @@ impl Reply {
                 reason: body.text()?,
             },
             CREATED => Reply::Created,
+            BOOKMARK_CREATED => Reply::BookmarkCreated,
+            IS_BOOKMARK => Reply::IsBookmark,
+            WHEN_FULL_SET => Reply::WhenFull(body.flag("whether it becomes a bookmark")?),
             DELETED => Reply::Deleted,
             SNAPSHOTS => {
                 let last = body.flag("last page")?;
@@ -689,6 +738,8 @@ impl Reply {
 const SNAPSHOT_BYTES: usize = 38;
 /// Added to the state of a snapshot that is doubtful.
 const DOUBTFUL: u8 = 2;
+/// Added to the state of one that becomes a bookmark when it is given up.
+const BECOMES_BOOKMARK: u8 = 8;
 /// Bytes of a bad chunk in a message, without its snapshots.
 const BAD_CHUNK_BYTES: usize = 29;
 /// Bytes of one `(others, chunks)` pair in a page.
@@ -746,10 +797,20 @@ fn put_snapshot(body: &mut Writer, snapshot: &Snapshot) {
         .u64(snapshot.seq.0)
         .i64(snapshot.created)
         .i8(snapshot.priority)
-        .u8(state_byte(snapshot.state) | if snapshot.doubtful { DOUBTFUL } else { 0 })
+        .u8(state_bits(snapshot))
         .u32(snapshot.persistent_usecount)
         .u32(snapshot.devices)
         .u64(snapshot.sectors);
+}
+
+fn state_bits(snapshot: &Snapshot) -> u8 {
+    let doubtful = if snapshot.doubtful { DOUBTFUL } else { 0 };
+    let to_bookmark = if snapshot.to_bookmark {
+        BECOMES_BOOKMARK
+    } else {
+        0
+    };
+    state_byte(snapshot.state) | doubtful | to_bookmark
 }
 
 fn get_snapshot(body: &mut Reader<'_>) -> Result<Snapshot, CodecError> {
@@ -761,8 +822,9 @@ fn get_snapshot(body: &mut Reader<'_>) -> Result<Snapshot, CodecError> {
         seq,
         created,
         priority,
-        state: state_of(body, state & !DOUBTFUL)?,
+        state: state_of(body, state & !(DOUBTFUL | BECOMES_BOOKMARK))?,
         doubtful: state & DOUBTFUL != 0,
+        to_bookmark: state & BECOMES_BOOKMARK != 0,
         persistent_usecount: body.u32()?,
         devices: body.u32()?,
         sectors: body.u64()?,
@@ -798,6 +860,7 @@ fn state_byte(state: SnapshotState) -> u8 {
     match state {
         SnapshotState::Live => 0,
         SnapshotState::Squashed => 1,
+        SnapshotState::Bookmark => 4,
     }
 }
 
@@ -810,6 +873,7 @@ fn state_of(body: &Reader<'_>, byte: u8) -> Result<SnapshotState, CodecError> {
     match byte {
         0 => Ok(SnapshotState::Live),
         1 => Ok(SnapshotState::Squashed),
+        4 => Ok(SnapshotState::Bookmark),
         other => Err(body.bad("state of a snapshot", other.into())),
     }
 }

@@ -14,7 +14,11 @@ impl<E: Engine> Core<E> {
     /// A client's request. Its answer may come later: each client asks one thing at a time.
     pub fn command(&mut self, now: Now, client: ClientId, request: Request, out: &mut Output) {
         match request {
-            Request::Create(_) | Request::Delete(_) | Request::Revert(_) => {
+            Request::Create(_)
+            | Request::CreateBookmark(_)
+            | Request::ToBookmark(_)
+            | Request::Delete(_)
+            | Request::Revert(_) => {
                 self.when_settled(now, client, request, out);
             }
             Request::List => out
@@ -32,6 +36,10 @@ impl<E: Engine> Core<E> {
             ),
             Request::Priority(tag, priority) => {
                 let reply = self.set_priority(tag, priority);
+                out.client(client, reply);
+            }
+            Request::WhenFull(tag, to_bookmark) => {
+                let reply = self.set_to_bookmark(tag, to_bookmark);
                 out.client(client, reply);
             }
             Request::DumpTree { first, last } => {
@@ -74,6 +82,7 @@ impl<E: Engine> Core<E> {
             priority: info.priority,
             state: state_of(info),
             doubtful: info.doubtful,
+            to_bookmark: info.to_bookmark,
             persistent_usecount: info.usecount.into(),
             devices: self.devices_of(info.tag),
             sectors: info.length.0,
@@ -96,6 +105,14 @@ impl<E: Engine> Core<E> {
             info!("snapshot {tag} has priority {priority}");
             Reply::Priority(priority)
         })
+    }
+
+    fn set_to_bookmark(&mut self, tag: SnapTag, to_bookmark: bool) -> Reply {
+        if self.fault.is_some() {
+            return self.fault_reply();
+        }
+        let answer = self.engine.set_to_bookmark(tag, to_bookmark);
+        self.answer(answer, |()| Reply::WhenFull(to_bookmark))
     }
 
     fn adjust_usecount(&mut self, tag: SnapTag, delta: i32) -> Reply {
@@ -126,5 +143,6 @@ fn state_of(info: &SnapshotInfo) -> SnapshotState {
     match info.state {
         SnapState::Live => SnapshotState::Live,
         SnapState::Squashed => SnapshotState::Squashed,
+        SnapState::Bookmark => SnapshotState::Bookmark,
     }
 }

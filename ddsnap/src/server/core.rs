@@ -108,8 +108,8 @@ struct Barrier {
 /// What is done when no origin write is in flight.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
-    /// A snapshot is made.
-    Create { tag: SnapTag, client: ClientId },
+    /// A snapshot or a bookmark is made, as was asked for.
+    Create { request: Request, client: ClientId },
     /// A step of a revert.
     Revert,
 }
@@ -260,12 +260,12 @@ impl<E: Engine> Core<E> {
         self.no_room.clear();
         self.revert_lost();
         let barrier = self.barrier.take();
-        if let Some((Purpose::Create { tag, client }, deadline)) =
+        if let Some((Purpose::Create { request, client }, deadline)) =
             barrier.map(|barrier| (barrier.purpose, barrier.deadline))
         {
             // Nothing was created. The command keeps its place and its deadline.
             self.waiting.push_front(Waiting {
-                request: Request::Create(tag),
+                request,
                 client,
                 deadline,
             });
@@ -407,38 +407,54 @@ impl<E: Engine> Core<E> {
         for waiting in std::mem::take(&mut self.waiting) {
             match waiting.request {
                 _ if self.fault.is_some() => out.client(waiting.client, self.fault_reply()),
-                Request::Create(tag) if self.engine.snapshot(tag).is_some() => {
+                Request::Create(tag) | Request::CreateBookmark(tag)
+                    if self.engine.snapshot(tag).is_some() =>
+                {
                     out.client(
                         waiting.client,
                         refusal::reply(&OpError::SnapshotExists(tag)),
                     );
                 }
-                Request::Create(_) if self.jobs.revert.writing().is_some() => {
+                Request::Create(_) | Request::CreateBookmark(_)
+                    if self.jobs.revert.writing().is_some() =>
+                {
                     let tag = self.jobs.revert.writing().unwrap_or_default();
                     out.client(waiting.client, refusal::reply(&OpError::Reverting(tag)));
                 }
-                Request::Create(_) if self.create_waits => self.waiting.push_back(waiting),
-                Request::Create(tag) if self.channel == ChannelState::Absent => {
-                    match self.create(now, tag) {
+                Request::Create(_) | Request::CreateBookmark(_) if self.create_waits => {
+                    self.waiting.push_back(waiting);
+                }
+                Request::Create(_) | Request::CreateBookmark(_)
+                    if self.channel == ChannelState::Absent =>
+                {
+                    match self.create(now, waiting.request) {
                         Some(reply) => out.client(waiting.client, reply),
                         None => self.waiting.push_back(waiting),
                     }
                 }
-                Request::Create(tag)
+                Request::Create(_) | Request::CreateBookmark(_)
                     if self.channel == ChannelState::Attached && self.barrier.is_none() =>
                 {
                     let Waiting {
-                        client, deadline, ..
+                        request,
+                        client,
+                        deadline,
                     } = waiting;
-                    self.begin_barrier(Purpose::Create { tag, client }, deadline, out);
+                    self.begin_barrier(Purpose::Create { request, client }, deadline, out);
                 }
-                Request::Delete(tag) if self.devices_of(tag) > 0 => {
+                Request::Delete(tag) | Request::ToBookmark(tag) if self.devices_of(tag) > 0 => {
                     out.client(waiting.client, refusal::reply(&OpError::InUse(tag)));
                 }
                 Request::Delete(tag) if self.channel != ChannelState::Lost && !self.greeting => {
                     let reply = self.delete(tag);
                     out.client(waiting.client, reply);
                     self.tell_all_unique(out);
+                }
+                Request::ToBookmark(tag)
+                    if self.channel != ChannelState::Lost && !self.greeting =>
+                {
+                    let reply = self.to_bookmark(tag);
+                    out.client(waiting.client, reply);
                 }
                 Request::Revert(tag) if self.channel != ChannelState::Lost && !self.greeting => {
                     self.start_revert(now, waiting.client, tag, out);
@@ -477,17 +493,18 @@ impl<E: Engine> Core<E> {
             return; // One that came too late: its end has been sent.
         };
         match barrier.purpose {
-            Purpose::Create { tag, client } => {
-                let reply = self.create(now, tag);
+            Purpose::Create { request, client } => {
+                let reply = self.create(now, request);
                 // If the store latched, the snapshot may exist: then forgetting which chunks are unique is
                 // the safe way. Origin writes that ask fail from now on.
-                let created = reply == Some(Reply::Created) || self.fault.is_some();
+                let made = [Some(Reply::Created), Some(Reply::BookmarkCreated)].contains(&reply);
+                let created = made || self.fault.is_some();
                 self.barrier = None;
                 out.channel(id, Answer::BarrierEnd { created });
                 match reply {
                     Some(reply) => out.client(client, reply),
                     None => self.waiting.push_back(Waiting {
-                        request: Request::Create(tag),
+                        request,
                         client,
                         deadline: barrier.deadline,
                     }),
@@ -505,13 +522,24 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// Makes a snapshot; no reply if background steps must make room for it first.
-    fn create(&mut self, now: Now, tag: SnapTag) -> Option<Reply> {
-        Some(match self.engine.create(tag, now.unix) {
+    /// Makes a snapshot or a bookmark; no reply if background steps must make room for it first.
+    fn create(&mut self, now: Now, request: Request) -> Option<Reply> {
+        let (what, tag, answer, created) = match request {
+            Request::CreateBookmark(tag) => {
+                let answer = self.engine.create_bookmark(tag, now.unix);
+                ("bookmark", tag, answer, Reply::BookmarkCreated)
+            }
+            Request::Create(tag) => {
+                let answer = self.engine.create(tag, now.unix);
+                ("snapshot", tag, answer, Reply::Created)
+            }
+            _ => return None, // no other request comes here
+        };
+        Some(match answer {
             Ok(Ok(())) => {
-                info!("snapshot {tag} created");
+                info!("{what} {tag} created");
                 self.background = true;
-                Reply::Created
+                created
             }
             Ok(Err(OpError::Wait)) => {
                 self.background = true;
@@ -521,6 +549,20 @@ impl<E: Engine> Core<E> {
             Ok(Err(refused)) => refusal::reply(&refused),
             Err(broken) => self.failed(&broken),
         })
+    }
+
+    fn to_bookmark(&mut self, tag: SnapTag) -> Reply {
+        match self.engine.to_bookmark(tag) {
+            Ok(Ok(())) => {
+                info!("snapshot {tag} is a bookmark");
+                self.background = true;
+                self.refusing = false;
+                self.room_changed = true;
+                Reply::IsBookmark
+            }
+            Ok(Err(refused)) => refusal::reply(&refused),
+            Err(broken) => self.failed(&broken),
+        }
     }
 
     fn delete(&mut self, tag: SnapTag) -> Reply {
@@ -580,8 +622,10 @@ impl<E: Engine> Core<E> {
             out.channel(barrier.id, Answer::BarrierEnd { created: false });
             let reason = format!("writes to the origin in flight did not end within {seconds} s");
             match barrier.purpose {
-                Purpose::Create { tag, client } => {
-                    warn!("snapshot {tag}: {reason}");
+                Purpose::Create { request, client } => {
+                    if let Request::Create(tag) | Request::CreateBookmark(tag) = request {
+                        warn!("snapshot {tag}: {reason}");
+                    }
                     out.client(client, refusal::with_errno(Errno::ETIMEDOUT, reason));
                 }
                 Purpose::Revert => warn!("the revert waits: {reason}"),

@@ -49,7 +49,25 @@ pub trait Engine {
     /// A device failed; if the store has latched, whether the snapshot exists is not known.
     fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()>;
 
-    /// Deletes a snapshot.
+    /// Makes a bookmark; `now` in seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// A device failed; if the store has latched, whether the bookmark exists is not known.
+    fn create_bookmark(&mut self, tag: SnapTag, now: i64) -> Answer<()>;
+
+    /// Has a snapshot become a bookmark.
+    ///
+    /// # Errors
+    /// A device failed; if the store has latched, whether it is one is not known.
+    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()>;
+
+    /// Sets whether a snapshot becomes a bookmark when it is given up.
+    ///
+    /// # Errors
+    /// A device failed.
+    fn set_to_bookmark(&mut self, tag: SnapTag, to_bookmark: bool) -> Answer<()>;
+
+    /// Deletes a snapshot or bookmark.
     ///
     /// # Errors
     /// A device failed; if the store has latched, whether the snapshot exists is not known.
@@ -71,7 +89,7 @@ pub trait Engine {
     /// full. Not durable: devices come back with their server.
     fn set_in_use(&mut self, tag: SnapTag, in_use: bool);
 
-    /// Squashed snapshots whose chunks stay until [`set_quiet`](Self::set_quiet), because I/O of a
+    /// Squashed snapshots, and such as became bookmarks, whose chunks stay until [`set_quiet`](Self::set_quiet), because I/O of a
     /// device may be under way into them. An operation that finds the store full while there are any
     /// is worth another try when there is one less.
     fn draining(&self) -> Vec<SnapTag>;
@@ -83,7 +101,7 @@ pub trait Engine {
     /// Says that no I/O is under way into a squashed snapshot's chunks, and none will be.
     fn set_quiet(&mut self, tag: SnapTag);
 
-    /// Whether no snapshot needs anything of the origin, wherever it is written.
+    /// Whether no snapshot and no bookmark needs to know of anything that is written to the origin.
     fn origin_is_unique(&self) -> bool;
 
     /// All snapshots, oldest first.

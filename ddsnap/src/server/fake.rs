@@ -105,7 +105,7 @@ impl Fake {
         inside.draining = inside
             .snapshots
             .iter()
-            .filter(|info| info.state == SnapState::Squashed)
+            .filter(|info| info.state != SnapState::Live)
             .map(|info| info.tag)
             .collect();
         self.clone()
@@ -236,9 +236,34 @@ impl Engine for Fake {
             usecount: 0,
             state: SnapState::Live,
             doubtful: false,
+            to_bookmark: false,
             length: Sectors(ORIGIN_SECTORS),
         });
         Ok(Ok(()))
+    }
+
+    fn create_bookmark(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
+        let created = self.create(tag, now);
+        if let Ok(Ok(())) = created {
+            self.to_bookmark(tag)?.expect("it was just created");
+        }
+        created
+    }
+
+    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
+        self.call(format!("to bookmark {tag}"))?;
+        Ok(self.change(tag, |info| {
+            info.state = SnapState::Bookmark;
+            Ok(())
+        }))
+    }
+
+    fn set_to_bookmark(&mut self, tag: SnapTag, to_bookmark: bool) -> Answer<()> {
+        self.call(format!("to bookmark when full {tag} {to_bookmark}"))?;
+        Ok(self.change(tag, |info| {
+            info.to_bookmark = to_bookmark;
+            Ok(())
+        }))
     }
 
     fn delete(&mut self, tag: SnapTag) -> Answer<()> {

@@ -58,6 +58,9 @@ pub const NAMES: &[&str] = &[
     "DUMP_TREE_RANGE",
     "REVERT",
     "SCRUB",
+    "CREATE_BOOKMARK",
+    "TO_BOOKMARK",
+    "WHEN_FULL",
     "STREAM_CHANGELIST",
     "START_SERVER",
     "SHUTDOWN_SERVER",
@@ -169,6 +172,9 @@ pub fn channel_name(ask: &Ask) -> &'static str {
 pub fn control_name(request: &Request) -> &'static str {
     match request {
         Request::Create(_) => "CREATE_SNAPSHOT",
+        Request::CreateBookmark(_) => "CREATE_BOOKMARK",
+        Request::ToBookmark(_) => "TO_BOOKMARK",
+        Request::WhenFull(..) => "WHEN_FULL",
         Request::Delete(_) => "DELETE_SNAPSHOT",
         Request::List => "LIST_SNAPSHOTS",
         Request::Status | Request::Usage => "STATUS",

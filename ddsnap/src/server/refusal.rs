@@ -20,6 +20,14 @@ pub fn reply(refused: &OpError) -> Reply {
         OpError::UsecountUnderflow => (Errno::EINVAL, "Usecount underflow.".to_owned()),
         OpError::UsecountOverflow => (Errno::EINVAL, "Usecount overflow.".to_owned()),
         OpError::Squashed(_) => (Errno::EIO, "snapshot is squashed".to_owned()),
+        OpError::Bookmark(_) => (
+            Errno::EINVAL,
+            "it is a bookmark, which keeps no data".to_owned(),
+        ),
+        OpError::Doubtful(_) => (
+            Errno::EIO,
+            "the bookmark is doubtful: not all that changed since is known".to_owned(),
+        ),
         OpError::OutOfRange(_) => (Errno::EINVAL, refused.to_string()),
     };
     with_errno(errno, reason)

@@ -355,7 +355,9 @@ fn refused(why: &RevertError) -> Reply {
             return refusal::with_errno(Errno::ENOENT, "snapshot doesn't exist".to_owned());
         }
         RevertError::Squashed(_) | RevertError::Damaged { .. } => Errno::EIO,
-        RevertError::Longer { .. } | RevertError::NotBegun => Errno::EINVAL,
+        RevertError::Longer { .. } | RevertError::Bookmark(_) | RevertError::NotBegun => {
+            Errno::EINVAL
+        }
         RevertError::UnderWay(_) => Errno::EBUSY,
         RevertError::NoRoom { .. } | RevertError::StoreFull => Errno::ENOSPC,
     };

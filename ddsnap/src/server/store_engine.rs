@@ -10,7 +10,7 @@ use super::engine::{Answer, Engine, EngineError};
 use super::surroundings::unix_now;
 use crate::store::dump::{DumpEntry, DumpPlace};
 use crate::store::{
-    Budget, Changes, Counting, Counts, Done, Location, Op, OpError, OriginUse, ResizeError,
+    Budget, Changes, Counting, Counts, Done, Fate, Location, Op, OpError, OriginUse, ResizeError,
     ResizeRequest, RevertError, Reverting, Scrub, Scrubbed, Sizes, SnapshotInfo, Store, StoreError,
     StoreStatus,
 };
@@ -58,9 +58,13 @@ impl StoreEngine {
     }
 
     fn answer<T>(&mut self, result: Result<T, StoreError>) -> Result<T, EngineError> {
-        for (tag, squashed) in self.store.take_given_up() {
-            let what = if squashed { "squashed" } else { "deleted" };
-            warn!("the snapshot store is full: snapshot {tag} was {what} to make room");
+        for (tag, fate) in self.store.take_given_up() {
+            let what = match fate {
+                Fate::Deleted => "was deleted",
+                Fate::Squashed => "was squashed",
+                Fate::Bookmark => "became a bookmark",
+            };
+            warn!("the snapshot store is full: snapshot {tag} {what} to make room");
         }
         for trouble in self.store.take_troubles() {
             error!("{trouble}");
@@ -88,6 +92,21 @@ impl Engine for StoreEngine {
 
     fn create(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
         let result = self.store.create(tag, now);
+        self.answer(result)
+    }
+
+    fn create_bookmark(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
+        let result = self.store.create_bookmark(tag, now);
+        self.answer(result)
+    }
+
+    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
+        let result = self.store.to_bookmark(tag);
+        self.answer(result)
+    }
+
+    fn set_to_bookmark(&mut self, tag: SnapTag, to_bookmark: bool) -> Answer<()> {
+        let result = self.store.set_to_bookmark(tag, to_bookmark);
         self.answer(result)
     }
 

@@ -19,7 +19,7 @@ pub enum Op {
 /// The answer to an [`Op`], given only when all it promises is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// The origin's chunk may be written, now and until the next snapshot is created.
+    /// The origin's chunk may be written, now and until the next snapshot or bookmark is created.
     Unique,
     /// The snapshot's chunk is private to it and lies here.
     Private(StoreChunk),
@@ -39,8 +39,22 @@ pub enum Location {
 pub enum SnapState {
     /// Its data is all there.
     Live,
-    /// It lost its data to a full store; the entry stays until it is deleted.
+    /// It lost its data to a full store; the entry stays until it is deleted. Of a bookmark: what changed since
+    /// is not known any more.
     Squashed,
+    /// It keeps no data; what changed since is known.
+    Bookmark,
+}
+
+/// What became of a snapshot or bookmark that was given up for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is gone.
+    Deleted,
+    /// It was in use: its entry stays, without data.
+    Squashed,
+    /// It keeps no data, but what changes.
+    Bookmark,
 }
 
 /// One snapshot, as `list` and `status` show it.
@@ -60,7 +74,9 @@ pub struct SnapshotInfo {
     pub state: SnapState,
     /// The origin was written without its server while the snapshot lived: what it shows may be newer.
     pub doubtful: bool,
-    /// Length of the origin when it was taken, and so its own.
+    /// Whether it becomes a bookmark when it is given up for room.
+    pub to_bookmark: bool,
+    /// Length of the origin when it was taken, and so its own; of a bookmark the least since.
     pub length: Sectors,
 }
 
@@ -128,6 +144,12 @@ pub enum OpError {
     /// The snapshot's data was given up when the store was full.
     #[error("snapshot {0} is squashed")]
     Squashed(SnapTag),
+    /// What was asked for needs data.
+    #[error("snapshot {0} is a bookmark, which keeps no data")]
+    Bookmark(SnapTag),
+    /// The origin was written without its server since.
+    #[error("bookmark {0} is doubtful: not all that changed since is known")]
+    Doubtful(SnapTag),
     /// The chunk lies beyond the end of the origin or of the snapshot.
     #[error("chunk {0} is beyond the end of the device")]
     OutOfRange(Chunk),
@@ -273,6 +295,9 @@ pub enum RevertError {
     /// The snapshot's data was given up when the store was full.
     #[error("snapshot {0} is squashed")]
     Squashed(SnapTag),
+    /// It has no data.
+    #[error("snapshot {0} is a bookmark, which keeps no data")]
+    Bookmark(SnapTag),
     /// The origin has been cut since.
     #[error(
         "snapshot {tag} has {snapshot} bytes and the origin only {origin}; extend the origin first"

@@ -17,7 +17,7 @@ use super::media::Media;
 use super::state::State;
 use crate::format::block::Kind;
 use crate::format::journal::Entry;
-use crate::format::node::Key;
+use crate::format::node::{Key, Value};
 use crate::format::snaptable::{MAX_ENTRIES, State as SnapshotState};
 use crate::promise::kept;
 use crate::units::{SnapSeq, StoreChunk};
@@ -26,8 +26,8 @@ use crate::units::{SnapSeq, StoreChunk};
 pub(crate) struct Gap {
     /// Which, and what is there.
     pub what: StoreError,
-    /// Sequences of the snapshots that were live when the first of them was written.
-    pub live: Vec<u64>,
+    /// Sequences of the live snapshots and bookmarks there were when the first of them was written.
+    pub keepers: Vec<u64>,
 }
 
 /// All gaps of a journal, and what the records behind them say of store chunks.
@@ -45,11 +45,11 @@ impl Behind {
             "gap-hurts-who-lived",
             "a snapshot whose copy-out was in the lost record would show what the origin holds now"
         );
-        let live = match hurts {
-            true => state.snapshots.live().keys().copied().collect(),
+        let keepers = match hurts {
+            true => state.snapshots.keepers().map(|(seq, _)| seq).collect(),
             false => Vec::new(),
         };
-        self.gaps.push(Gap { what, live });
+        self.gaps.push(Gap { what, keepers });
         // Whether the origin was written by others cannot be told from what was noted before.
         state.origin_record.areas.clear();
         state.origin_record.guards.clear();
@@ -94,10 +94,15 @@ impl Behind {
         };
         let known = |state: &State, seq: SnapSeq| state.snapshots.get(seq).map(|s| s.state);
         match *entry {
+            // A mark: no chunk comes free.
+            Entry::RemoveException { place, .. } | Entry::RemoveOverlay { place, .. }
+                if place.0 == Value::MARK.place => {}
             Entry::Exception { place, .. }
             | Entry::Overlay { place, .. }
             | Entry::RemoveException { place, .. }
             | Entry::RemoveOverlay { place, .. }
+            | Entry::ExceptionToMark { place, .. }
+            | Entry::OverlayToMark { place, .. }
                 if !state.space.contains(place) =>
             {
                 return wrong("a store chunk lies outside the data region");
@@ -128,10 +133,25 @@ impl Behind {
                     Some((Kind::Overlays, (seq.0, chunk.0))),
                 );
             }
-            Entry::RemoveException { place, .. } | Entry::RemoveOverlay { place, .. } => {
+            Entry::RemoveException { place, .. }
+            | Entry::RemoveOverlay { place, .. }
+            | Entry::ExceptionToMark { place, .. } => {
                 self.claim(media, state, place, None);
             }
-            Entry::Create { seq, tag, .. } => {
+            Entry::OverlayToMark { seq, chunk, place } => {
+                self.claim(media, state, place, None);
+                if known(state, seq).is_none() {
+                    state.apply(&Entry::RemoveOverlay { seq, chunk, place });
+                    return Ok(()); // its bookmark is lost
+                }
+            }
+            Entry::Mark { seq, .. } => {
+                if seq.0 >= u64::MAX - 1 {
+                    return wrong("a chunk is recorded for a sequence that is none");
+                }
+                state.next_seq = state.next_seq.max(SnapSeq(seq.0 + 1));
+            }
+            Entry::Create { seq, tag, .. } | Entry::Bookmark { seq, tag, .. } => {
                 if seq < state.next_seq || seq.0 >= u64::MAX - 1 {
                     return wrong("a snapshot is created out of sequence");
                 }
@@ -152,12 +172,15 @@ impl Behind {
             Entry::Delete(seq)
             | Entry::Squash(seq)
             | Entry::Priority(seq, _)
-            | Entry::Usecount(seq, _) => {
+            | Entry::Usecount(seq, _)
+            | Entry::WhenFull(seq, _) => {
                 if known(state, seq).is_none_or(|state| state == SnapshotState::Deleted) {
                     return Ok(());
                 }
             }
-            Entry::RevertBegin(seq) | Entry::RevertProgress { seq, .. } => {
+            Entry::ToBookmark(seq)
+            | Entry::RevertBegin(seq)
+            | Entry::RevertProgress { seq, .. } => {
                 if known(state, seq) != Some(SnapshotState::Live) {
                     return Ok(());
                 }
@@ -169,6 +192,7 @@ impl Behind {
             }
             Entry::RevertEnd(_)
             | Entry::Doubtful(_)
+            | Entry::CutBookmarks(_)
             | Entry::Opened { .. }
             | Entry::Again { .. } => {}
         }

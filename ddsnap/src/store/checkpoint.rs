@@ -94,7 +94,7 @@ enum Stage {
 
 /// Writes both copies of a superblock, each durable before the next is touched; first the stale one,
 /// if there is one, so that the newest whole copy is never the one being written.
-fn write_superblock(
+pub(super) fn write_superblock(
     media: &mut Media,
     superblock: &Superblock,
     stale: Option<usize>,
@@ -511,6 +511,14 @@ impl Store {
 }
 
 impl Checkpoint {
+    /// Has the superblock that it will write say that there are bookmarks; its generation is at least this one.
+    /// Gives that.
+    pub(super) fn announce_bookmarks(&mut self, generation: u64) -> u64 {
+        self.next.bookmarks = true;
+        self.next.generation = self.next.generation.max(generation);
+        self.next.generation
+    }
+
     fn root(&mut self, exceptions: bool) -> &mut TreeRoot {
         if exceptions {
             &mut self.next.exceptions

@@ -8,7 +8,7 @@ use super::full::Need;
 use crate::format::journal::Entry;
 use crate::format::snaptable::{MAX_ENTRIES, MAX_SNAPSHOTS, Snapshot};
 use crate::promise::kept;
-use crate::units::SnapTag;
+use crate::units::{Sectors, SnapSeq, SnapTag};
 
 impl Store {
     /// Creates a snapshot of the origin as it is now. The caller holds back origin writes meanwhile.
@@ -20,6 +20,20 @@ impl Store {
     /// The store cannot go on. Inner: the tag is taken, or there is no room, or it is being made
     /// ([`OpError::Wait`]).
     pub fn create(&mut self, tag: SnapTag, now: i64) -> Result<Result<(), OpError>, StoreError> {
+        self.create_keeper(tag, |seq, length| Entry::Create {
+            seq,
+            tag,
+            created: now,
+            length,
+        })
+    }
+
+    /// Creates a snapshot or a bookmark by the entry that is made for its sequence and length.
+    pub(super) fn create_keeper(
+        &mut self,
+        tag: SnapTag,
+        entry: impl FnOnce(SnapSeq, Sectors) -> Entry,
+    ) -> Result<Result<(), OpError>, StoreError> {
         self.check_latch()?;
         if self.state.snapshots.by_tag(tag).is_some() {
             return Ok(Err(OpError::SnapshotExists(tag)));
@@ -49,18 +63,17 @@ impl Store {
             })?;
         }
         let (seq, length) = (self.state.next_seq, self.media.origin_length);
-        let mut entries = vec![Entry::Create {
-            seq,
-            tag,
-            created: now,
-            length,
-        }];
+        let entry = entry(seq, length);
+        if matches!(entry, Entry::Bookmark { .. }) {
+            self.announce_bookmarks()?;
+        }
+        let mut entries = vec![entry];
         entries.extend(self.guards(seq, true)?);
         self.record(&entries)?;
         Ok(Ok(()))
     }
 
-    /// Deletes a snapshot: marks it, in constant time; the sweep frees its chunks later.
+    /// Deletes a snapshot or bookmark: marks it, in constant time; the sweep frees its chunks and keys later.
     ///
     /// # Errors
     /// The store cannot go on. Inner: there is no such snapshot, or it is in use.

@@ -9,13 +9,16 @@
 //! Overlays need a flush more. Their data changes in place once they are answered, so later nobody
 //! can tell by a checksum whether the first copy ever became durable. A group that makes overlays
 //! flushes the data before it writes the record: then the record's presence proves the data.
+//!
+//! What only bookmarks need to know costs an entry of the record: a mark, with nothing read or copied.
 
 use std::collections::HashMap;
 
 use super::Store;
 use super::api::{Done, Op, OpError};
 use super::error::StoreError;
-use super::full::{Need, Room};
+use super::full::{Need, Room, Wanted};
+use super::lookup::BeforeWrite;
 use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
@@ -26,17 +29,25 @@ use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
 /// The most bytes of data a group holds in memory.
 const MAX_GROUP_BYTES: u64 = 16 << 20;
 
-/// A chunk to be copied, and the entry it becomes.
+/// An entry to be made; for all but marks a chunk is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Target {
     Exception(Chunk, SnapSeq),
     Overlay(SnapSeq, Chunk),
+    Mark(Chunk, SnapSeq),
+}
+
+impl Target {
+    fn is_copy(&self) -> bool {
+        !matches!(self, Target::Mark(..))
+    }
 }
 
 /// What one op of a group comes to.
 enum Slot {
     Known(Result<Done, OpError>),
-    Copy(usize),
+    /// That of a target.
+    Entry(usize),
 }
 
 /// What a group is going to do.
@@ -44,25 +55,52 @@ enum Slot {
 struct Plan {
     slots: Vec<Slot>,
     targets: Vec<Target>,
+    /// Of each target, how many before it are copies.
+    copies_before: Vec<usize>,
+    /// Of those targets that are copies, in their order.
     sources: Vec<Source>,
     known: HashMap<Target, usize>,
 }
 
 impl Plan {
-    fn add(&mut self, target: Target, source: Source) -> Slot {
+    /// Adds a target, with the source of what is copied for it.
+    fn add(&mut self, target: Target, source: Option<Source>) -> Slot {
         let index = *self.known.entry(target).or_insert_with(|| {
             self.targets.push(target);
-            self.sources.push(source);
+            self.copies_before.push(self.sources.len());
+            self.sources.extend(source);
             self.targets.len() - 1
         });
-        Slot::Copy(index)
+        Slot::Entry(index)
     }
 
-    fn overlays(&self) -> usize {
-        self.targets
-            .iter()
-            .filter(|target| matches!(target, Target::Overlay(..)))
-            .count()
+    fn wanted(&self) -> Wanted {
+        let overlay = |target: &&Target| matches!(target, Target::Overlay(..));
+        let overlays = self.targets.iter().filter(overlay).count();
+        let marks = self.targets.iter().take_while(|target| !target.is_copy());
+        Wanted {
+            exceptions: self.targets.len() - overlays,
+            overlays,
+            leading_marks: marks.count(),
+        }
+    }
+
+    /// Copies among the first `entries` targets.
+    fn copies_in(&self, entries: usize) -> usize {
+        let before = self.copies_before.get(entries);
+        before.map_or(self.sources.len(), |&before| before)
+    }
+
+    /// The most targets from the first on that have no more than so many copies.
+    fn targets_with(&self, copies: usize) -> usize {
+        match copies < self.sources.len() {
+            true => {
+                self.copies_before
+                    .partition_point(|&before| before <= copies)
+                    - 1
+            }
+            false => self.targets.len(),
+        }
     }
 }
 
@@ -95,38 +133,38 @@ impl Store {
         let mut rest = ops;
         while !rest.is_empty() {
             let plan = self.plan(rest)?;
-            let overlays = plan.overlays();
-            let exceptions = plan.targets.len() - overlays;
-            let (mut places, mut wanted) = (Vec::new(), 0);
+            let (mut places, mut granted, mut wanted) = (Vec::new(), 0, 0);
             if !plan.targets.is_empty() {
-                let refused = match self.make_room(exceptions, overlays)? {
+                let refused = match self.make_room(&plan.wanted())? {
                     // Snapshots were given up: who needs what has to be found out again.
                     Room::Changed => continue,
-                    Room::Copies(copies) => {
-                        wanted = copies;
-                        places = self.find_places(copies)?;
+                    Room::Entries(entries) => {
+                        let free = usize::try_from(self.state.space.free()).unwrap_or(usize::MAX);
+                        wanted = plan.copies_in(entries).min(free);
+                        places = self.find_places(wanted)?;
+                        granted = plan.targets_with(places.len()).min(entries);
                         OpError::Wait
                     }
                     Room::Wait => OpError::Wait,
                     Room::Full => OpError::StoreFull,
                 };
-                if places.is_empty() {
+                if granted == 0 {
                     answers.extend(plan.slots.iter().map(|slot| match slot {
                         Slot::Known(answer) => *answer,
-                        Slot::Copy(_) => Err(refused),
+                        Slot::Entry(_) => Err(refused),
                     }));
                     return Ok(());
                 }
-                self.copy_out(&plan, &places)?;
+                self.make_entries(&plan, granted, &places)?;
             }
-            // The ops up to the first whose copy has no place now; the others have a further round.
-            let beyond = |slot: &Slot| matches!(slot, Slot::Copy(index) if *index >= places.len());
+            // The ops up to the first whose entry was not made now; the others have a further round.
+            let beyond = |slot: &Slot| matches!(slot, Slot::Entry(index) if *index >= granted);
             let end = plan.slots.iter().position(beyond).unwrap_or(rest.len());
             answers.extend(plan.slots[..end].iter().map(|slot| match slot {
                 Slot::Known(answer) => *answer,
-                Slot::Copy(index) => Ok(match plan.targets[*index] {
-                    Target::Exception(..) => Done::Unique,
-                    Target::Overlay(..) => Done::Private(places[*index]),
+                Slot::Entry(index) => Ok(match plan.targets[*index] {
+                    Target::Exception(..) | Target::Mark(..) => Done::Unique,
+                    Target::Overlay(..) => Done::Private(places[plan.copies_in(*index)]),
                 }),
             }));
             rest = &rest[end..];
@@ -157,7 +195,7 @@ impl Store {
         let (mut exceptions, mut overlays) = (Vec::new(), Vec::new());
         for op in ops {
             let (newest, chunk) = match *op {
-                Op::OriginWrite(chunk) => (self.state.snapshots.newest_with(chunk), chunk),
+                Op::OriginWrite(chunk) => (self.state.snapshots.newest_keeper_with(chunk), chunk),
                 Op::SnapshotWrite(tag, chunk) => {
                     let seq = self.state.snapshots.by_tag(tag).map(|s| s.seq);
                     overlays.extend(seq.map(|seq| (seq.0, chunk.0)));
@@ -183,13 +221,13 @@ impl Store {
         if let Some(tag) = self.reverts_later(chunk) {
             return Ok(Slot::Known(Err(OpError::Reverting(tag))));
         }
-        let Some(newest) = self.state.snapshots.newest_with(chunk) else {
-            return Ok(Slot::Known(Ok(Done::Unique)));
-        };
-        if self.present(newest, chunk)?.is_some() {
-            return Ok(Slot::Known(Ok(Done::Unique)));
-        }
-        Ok(plan.add(Target::Exception(chunk, newest), Source::Origin(chunk)))
+        Ok(match self.before_write(chunk)? {
+            BeforeWrite::Nothing => Slot::Known(Ok(Done::Unique)),
+            BeforeWrite::Mark(seq) => plan.add(Target::Mark(chunk, seq), None),
+            BeforeWrite::Copy(seq) => {
+                plan.add(Target::Exception(chunk, seq), Some(Source::Origin(chunk)))
+            }
+        })
     }
 
     fn plan_snapshot(
@@ -220,7 +258,7 @@ impl Store {
             }
             None => Source::Origin(chunk),
         };
-        Ok(plan.add(Target::Overlay(snapshot.seq, chunk), source))
+        Ok(plan.add(Target::Overlay(snapshot.seq, chunk), Some(source)))
     }
 
     /// Finds free chunks for so many copies, or fewer: then more are looked for in the background.
@@ -235,32 +273,51 @@ impl Store {
         Ok(places)
     }
 
-    /// Copies the first chunks of a plan to `places` and makes the copies and their record durable.
-    fn copy_out(&mut self, plan: &Plan, places: &[StoreChunk]) -> Result<(), StoreError> {
-        let count = places.len();
+    /// Makes the first `count` entries of a plan durable, with the copies that belong to them in `places`.
+    fn make_entries(
+        &mut self,
+        plan: &Plan,
+        count: usize,
+        places: &[StoreChunk],
+    ) -> Result<(), StoreError> {
         let targets = &plan.targets[..count];
+        if !targets.iter().any(Target::is_copy) {
+            return self.make_marks(targets);
+        }
+        let copied = plan.copies_in(count);
+        let places = &places[..copied];
         let chunk_bytes = self.superblock.chunk.bytes() as usize;
         // Kept from group to group: to map and zero new memory costs as much as copying.
         let mut copies = std::mem::take(&mut self.copies);
-        if copies.len() < count * chunk_bytes {
-            copies = AlignedBuf::zeroed(count * chunk_bytes);
+        if copies.len() < copied * chunk_bytes {
+            copies = AlignedBuf::zeroed(copied * chunk_bytes);
         }
-        let buffer = &mut copies[..count * chunk_bytes];
-        self.media.read_chunks(&plan.sources[..count], buffer)?;
-        let entries: Vec<Entry> = targets
-            .iter()
-            .zip(places)
-            .zip(buffer.chunks_exact(chunk_bytes))
-            .map(|((target, &place), data)| match *target {
-                Target::Exception(chunk, seq) => Entry::Exception {
-                    chunk,
-                    seq,
-                    place,
-                    crc: crc32c::crc32c(data),
-                },
-                Target::Overlay(seq, chunk) => Entry::Overlay { seq, chunk, place },
-            })
-            .collect();
+        let buffer = &mut copies[..copied * chunk_bytes];
+        self.media.read_chunks(&plan.sources[..copied], buffer)?;
+        let mut data = places.iter().zip(buffer.chunks_exact(chunk_bytes));
+        let mut entries = Vec::with_capacity(count);
+        for target in targets {
+            entries.push(match *target {
+                Target::Mark(chunk, seq) => Entry::Mark { chunk, seq },
+                Target::Exception(chunk, seq) => {
+                    let Some((&place, data)) = data.next() else {
+                        break;
+                    };
+                    Entry::Exception {
+                        chunk,
+                        seq,
+                        place,
+                        crc: crc32c::crc32c(data),
+                    }
+                }
+                Target::Overlay(seq, chunk) => {
+                    let Some((&place, _)) = data.next() else {
+                        break;
+                    };
+                    Entry::Overlay { seq, chunk, place }
+                }
+            });
+        }
         let shift = self.superblock.chunk;
         let writes: Vec<_> = places
             .iter()
@@ -308,6 +365,31 @@ impl Store {
         self.pace_checkpoint(count)
     }
 
+    /// Makes marks durable: no data belongs to them.
+    fn make_marks(&mut self, targets: &[Target]) -> Result<(), StoreError> {
+        let entries: Vec<Entry> = targets
+            .iter()
+            .filter_map(|target| match *target {
+                Target::Mark(chunk, seq) => Some(Entry::Mark { chunk, seq }),
+                Target::Exception(..) | Target::Overlay(..) => None,
+            })
+            .collect();
+        let placed = self.place_record(&entries)?;
+        self.media.write_meta(&[Write {
+            offset: placed.at.to_offset(),
+            from: &placed.bytes,
+        }])?;
+        if kept!(
+            "marks-durable",
+            "the origin is overwritten after the answer, and a list would lack the chunk"
+        ) {
+            self.media.flush_meta()?;
+        }
+        self.ring.advance(&placed);
+        entries.iter().for_each(|entry| self.apply(entry));
+        self.pace_checkpoint(targets.len())
+    }
+
     /// Applies an entry that is durable.
     fn apply(&mut self, entry: &Entry) {
         self.state.apply(entry);
@@ -342,7 +424,10 @@ impl Store {
         let frees = |entry: &Entry| {
             matches!(
                 entry,
-                Entry::RemoveException { .. } | Entry::RemoveOverlay { .. }
+                Entry::RemoveException { .. }
+                    | Entry::RemoveOverlay { .. }
+                    | Entry::ExceptionToMark { .. }
+                    | Entry::OverlayToMark { .. }
             )
         };
         if !(entries.iter().all(frees)) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Which chunks differ between two snapshots.
+//! Which chunks differ between two snapshots, or changed since a bookmark.
 //!
 //! A chunk differs when the two do not share its exception or overlay: it has an exception of a
 //! sequence s with a <= s < b, a being the older and b the younger, or an overlay of either. Such an
 //! exception exists exactly if the least one >= a, which a reads, is not the one that b reads. And if
 //! the snapshots differ in length, what only the second has differs too, with the chunk in which the first
 //! ends.
+//!
+//! For a bookmark the index has the same keys, some of them marks without data: so it can stand in for the first.
 //!
 //! The exceptions in question cannot change while both snapshots live: new ones belong to the newest
 //! snapshot, and the first one >= a is never swept. So the list may be made in steps while the store
@@ -30,7 +32,7 @@ const STEP_NODES: usize = 32;
 /// How far the list of chunks that differ between two snapshots is.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// The snapshots, which must stay live.
+    /// The snapshots, which must stay live or become bookmarks.
     snapshots: Vec<(SnapTag, SnapSeq)>,
     sources: Vec<Entries>,
     /// Chunks that differ because only the second snapshot has them, or all of them, behind all others.
@@ -103,13 +105,13 @@ impl Store {
     /// Begins the list of chunks that differ between `from` and `to`, whichever is older; if there is
     /// no `from`, of all chunks of `to`.
     ///
-    /// The caller keeps both snapshots from being deleted until the list is at its end.
+    /// `from` may be a bookmark. The caller keeps both from being deleted until the list is at its end.
     ///
     /// # Errors
-    /// There is no such snapshot, or it is squashed.
+    /// There is no such snapshot, or it is squashed, or `to` is a bookmark, or `from` a doubtful one.
     pub fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
-        let to = self.readable(to)?;
-        let from = from.map(|tag| self.readable(tag)).transpose()?;
+        let to = self.of_tag(to, State::Live)?;
+        let from = from.map(|tag| self.comparable(tag)).transpose()?;
         let mut changes = Changes {
             snapshots: vec![(to.tag, to.seq)],
             sources: Vec::new(),
@@ -147,7 +149,7 @@ impl Store {
         most: usize,
     ) -> Result<Result<bool, OpError>, StoreError> {
         for &(tag, seq) in &changes.snapshots {
-            match self.readable(tag) {
+            match self.comparable(tag) {
                 Ok(snapshot) if snapshot.seq == seq => {}
                 Ok(_) => return Ok(Err(OpError::NoSuchSnapshot(tag))),
                 Err(refused) => return Ok(Err(refused)),
@@ -163,11 +165,14 @@ impl Store {
         Ok(Ok(changes.list(runs, most)))
     }
 
-    fn readable(&self, tag: SnapTag) -> Result<Snapshot, OpError> {
-        let snapshot = self.state.snapshots.by_tag(tag);
-        match snapshot.ok_or(OpError::NoSuchSnapshot(tag))? {
-            snapshot if snapshot.state == State::Live => Ok(*snapshot),
-            _ => Err(OpError::Squashed(tag)),
+    /// A live snapshot or a bookmark of which all is known that changed since.
+    fn comparable(&self, tag: SnapTag) -> Result<Snapshot, OpError> {
+        match self.of_tag(tag, State::Live) {
+            Err(OpError::Bookmark(_)) => match self.of_tag(tag, State::Bookmark)? {
+                bookmark if bookmark.doubtful => Err(OpError::Doubtful(tag)),
+                bookmark => Ok(bookmark),
+            },
+            live => live,
         }
     }
 }

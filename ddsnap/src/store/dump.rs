@@ -13,6 +13,13 @@ use crate::units::{Chunk, SnapSeq, SnapTag, StoreChunk};
 /// An entry of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DumpEntry {
+    /// A chunk of the origin that was written, and nothing saved: for bookmarks.
+    Mark {
+        /// Which chunk of the origin.
+        chunk: Chunk,
+        /// The newest bookmark it serves.
+        seq: SnapSeq,
+    },
     /// A chunk of the origin, saved.
     Exception {
         /// Which chunk of the origin.
@@ -32,8 +39,8 @@ pub enum DumpEntry {
         tag: Option<SnapTag>,
         /// Which chunk of it.
         chunk: Chunk,
-        /// Where it lies.
-        place: StoreChunk,
+        /// Where it lies; none if it is a bookmark, which keeps no data.
+        place: Option<StoreChunk>,
     },
 }
 
@@ -71,9 +78,24 @@ impl DumpEntry {
     }
 }
 
+fn exception(chunk: Chunk, seq: SnapSeq, value: Value) -> DumpEntry {
+    if value.is_mark() {
+        return DumpEntry::Mark { chunk, seq };
+    }
+    DumpEntry::Exception {
+        chunk,
+        seq,
+        place: StoreChunk(value.place),
+        crc: value.crc,
+    }
+}
+
 impl fmt::Display for DumpEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            DumpEntry::Mark { chunk, seq } => {
+                write!(f, "origin chunk {chunk}, up to sequence {seq}: changed")
+            }
             DumpEntry::Exception {
                 chunk,
                 seq,
@@ -85,22 +107,20 @@ impl fmt::Display for DumpEntry {
             ),
             DumpEntry::Overlay {
                 seq,
-                tag: Some(tag),
+                tag,
                 chunk,
                 place,
-            } => write!(
-                f,
-                "snapshot {tag} (sequence {seq}), chunk {chunk}: store chunk {place}"
-            ),
-            DumpEntry::Overlay {
-                seq,
-                tag: None,
-                chunk,
-                place,
-            } => write!(
-                f,
-                "deleted snapshot (sequence {seq}), chunk {chunk}: store chunk {place}"
-            ),
+            } => {
+                match tag {
+                    Some(tag) => write!(f, "snapshot {tag}")?,
+                    None => f.write_str("deleted snapshot")?,
+                }
+                write!(f, " (sequence {seq}), chunk {chunk}: ")?;
+                match place {
+                    Some(place) => write!(f, "store chunk {place}"),
+                    None => f.write_str("changed"),
+                }
+            }
         }
     }
 }
@@ -128,14 +148,7 @@ impl Store {
                     .found
                     .iter()
                     .filter(|(key, _)| key.0 <= last)
-                    .map(
-                        |&((chunk, seq), Value { place, crc })| DumpEntry::Exception {
-                            chunk: Chunk(chunk),
-                            seq: SnapSeq(seq),
-                            place: StoreChunk(place),
-                            crc,
-                        },
-                    )
+                    .map(|&((chunk, seq), value)| exception(Chunk(chunk), SnapSeq(seq), value))
                     .collect();
                 let place = match scan.next.filter(|&(chunk, _)| chunk <= last) {
                     Some((chunk, seq)) => DumpPlace::Exceptions(Chunk(chunk), SnapSeq(seq)),
@@ -176,7 +189,7 @@ impl Store {
                     seq: SnapSeq(seq),
                     tag,
                     chunk: Chunk(chunk),
-                    place: StoreChunk(value.place),
+                    place: (!value.is_mark()).then_some(StoreChunk(value.place)),
                 });
             }
         }

@@ -15,7 +15,6 @@ use super::contents::{Contents, digest, holds, identify, look, read};
 use super::error::StoreError;
 use crate::format::journal::Entry;
 use crate::format::origin::{Content, Guard, MAX_DEVICE, MAX_GUARDS, OriginRecord};
-use crate::format::snaptable::State as SnapshotState;
 use crate::promise::kept;
 use crate::units::{Chunk, SECTOR_BYTES, SnapSeq};
 
@@ -33,7 +32,7 @@ pub struct Surroundings {
     pub up_since: Option<i64>,
     /// The time now, in seconds since 1970-01-01 UTC; 0: not known.
     pub now: i64,
-    /// The administrator knows that the origin was written: live snapshots become doubtful, and the store
+    /// The administrator knows that the origin was written: snapshots and bookmarks become doubtful, and the store
     /// goes on.
     pub accept: bool,
 }
@@ -110,7 +109,7 @@ impl Store {
         }))
     }
 
-    /// Guards that still say something: their snapshot lives, and no chunk was copied out for it since.
+    /// Guards that still say something: their snapshot lives or is a bookmark, and the chunk was not written since.
     fn valid_guards(&mut self, record: &OriginRecord) -> Result<Vec<Guard>, StoreError> {
         let mut valid = Vec::new();
         for &guard in &record.guards {
@@ -121,15 +120,15 @@ impl Store {
         Ok(valid)
     }
 
-    /// Whether a write to this chunk since snapshot `seq` would have left an exception, and did not.
+    /// Whether a write to this chunk since snapshot or bookmark `seq` would have left an entry, and did not.
     fn is_guardable(&mut self, seq: SnapSeq, chunk: Chunk) -> Result<bool, StoreError> {
         let snapshots = &self.state.snapshots;
-        let live = snapshots
+        let kept = snapshots
             .get(seq)
-            .is_some_and(|s| s.state == SnapshotState::Live && snapshots.has(s, chunk));
-        if !live
+            .is_some_and(|s| snapshots.is_keeper(seq.0) && snapshots.has(s, chunk));
+        if !kept
             || snapshots
-                .newest_with(chunk)
+                .newest_keeper_with(chunk)
                 .is_none_or(|newest| newest < seq)
         {
             return Ok(false);
@@ -138,14 +137,14 @@ impl Store {
             .0
             .checked_add(1)
             .is_some_and(|end| end <= self.media.origin.len_bytes() >> self.media.chunk.get());
-        Ok(whole && self.exception(seq, chunk)?.is_none())
+        Ok(whole && self.first_entry(seq, chunk)?.is_none())
     }
 
     fn bytes_of(&self, chunk: Chunk) -> (u64, u64) {
         (chunk.to_offset(self.media.chunk), self.media.chunk.bytes())
     }
 
-    /// Entries that guard what the newest live snapshot does not have copied out. What cannot be read is
+    /// Entries that guard what was not written since the newest live snapshot or bookmark. What cannot be read is
     /// not guarded.
     pub(super) fn guards(&mut self, seq: SnapSeq, created: bool) -> Result<Vec<Entry>, StoreError> {
         let mut chunks: Vec<Chunk> = GUARDED
@@ -221,14 +220,12 @@ impl Store {
         self.state.origin_record.clone()
     }
 
-    /// Live snapshots that are not doubtful yet, and the newest of all.
+    /// Live snapshots and bookmarks that are not doubtful yet, and the newest of all.
     pub(super) fn trusted(&self) -> (usize, Option<SnapSeq>) {
-        let live = || {
-            let all = self.state.snapshots.iter();
-            all.filter(|s| s.state == SnapshotState::Live)
-        };
-        let trusted = live().filter(|s| !s.doubtful).count();
-        (trusted, live().next_back().map(|s| s.seq))
+        let snapshots = &self.state.snapshots;
+        let kept = || snapshots.iter().filter(|s| snapshots.is_keeper(s.seq.0));
+        let trusted = kept().filter(|s| !s.doubtful).count();
+        (trusted, kept().next_back().map(|s| s.seq))
     }
 }
 

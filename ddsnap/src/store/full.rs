@@ -7,7 +7,7 @@
 //! answered with [`OpError::Wait`]; background steps see to it, and the request is made again.
 
 use super::Store;
-use super::api::OpError;
+use super::api::{Fate, OpError};
 use super::error::StoreError;
 use super::victims::{Choice, NEVER, Survey, choose};
 use crate::format::journal::Entry;
@@ -32,8 +32,9 @@ pub(crate) enum Need {
 /// What [`Store::make_room`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// There is room for so many copies, one at least.
-    Copies(usize),
+    /// There is room for so many entries, one at least; for the copies that belong to them as far as chunks are
+    /// free.
+    Entries(usize),
     /// Snapshots were given up: what the group needs has to be found out again.
     Changed,
     /// Room is being made.
@@ -42,49 +43,88 @@ pub(crate) enum Room {
     Full,
 }
 
+/// What a group wants room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Entries of the tree of exceptions, marks among them.
+    pub exceptions: usize,
+    /// Entries of the tree of overlays.
+    pub overlays: usize,
+    /// Marks before the first entry that needs a chunk.
+    pub leading_marks: usize,
+}
+
+/// What becomes of a snapshot that is given up, if it is set so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instead {
+    Bookmark,
+    /// Only a whole one gone helps.
+    Nothing,
+}
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Short {
+    Data,
+    Metadata,
+}
+
 impl Store {
-    /// Finds room for copies, one at least: in the data region, in memory, in the ring, and for the
-    /// next checkpoint's blocks.
-    pub(crate) fn make_room(
-        &mut self,
-        exceptions: usize,
-        overlays: usize,
-    ) -> Result<Room, StoreError> {
+    /// Finds room for entries, one at least: for their copies in the data region, in memory, in the ring, and
+    /// for the next checkpoint's blocks.
+    pub(crate) fn make_room(&mut self, wanted: &Wanted) -> Result<Room, StoreError> {
+        let Wanted {
+            exceptions,
+            overlays,
+            leading_marks,
+        } = *wanted;
         let wanted = exceptions + overlays;
         if self.memory() < wanted && self.checkpoint.is_none() {
             // What is recent becomes what a checkpoint merges; that need not be complete for it.
             self.checkpoint_step()?;
         }
-        let mut copies = wanted.min(self.memory());
-        while copies > 0 && !self.ring.has_room(copies, self.ring_kept()) {
-            copies /= 2;
+        let mut entries = wanted.min(self.memory());
+        while entries > 0 && !self.ring.has_room(entries, self.ring_kept()) {
+            entries /= 2;
         }
-        if copies == 0 {
+        if entries == 0 {
             return Ok(self.wait_for(Need::Checkpoint));
         }
-        let data = usize::try_from(self.state.space.free()).unwrap_or(usize::MAX);
-        let meta = self.meta_room(exceptions, overlays);
-        copies = copies.min(data).min(meta);
-        if copies > 0 {
-            return Ok(Room::Copies(copies)); // A part now, the rest in a further round.
+        let data = self.state.space.free() > 0 || leading_marks > 0;
+        entries = entries.min(self.meta_room(exceptions, overlays));
+        if entries > 0 && data {
+            return Ok(Room::Entries(entries)); // A part now, the rest in a further round.
         }
         if self.sweep.pending() {
             return Ok(self.wait_for(Need::Sweep));
         }
-        if data > 0 && self.has_recent() {
+        if data && self.has_recent() {
             // It frees what it replaces, and then less is needed for the next.
             return Ok(self.wait_for(Need::Checkpoint));
         }
-        self.make_victims_room()
+        self.make_victims_room(match entries {
+            0 => Short::Metadata,
+            _ => Short::Data,
+        })
     }
 
     /// Nothing is dead: gives up what frees something.
-    fn make_victims_room(&mut self) -> Result<Room, StoreError> {
+    fn make_victims_room(&mut self, short: Short) -> Result<Room, StoreError> {
         if self.sparing {
             return Ok(Room::Full);
         }
         if self.resize_gives_way() {
             return Ok(Room::Changed);
+        }
+        if short == Short::Metadata {
+            // Marks are what takes it.
+            if let Some(bookmark) = self.bookmark_to_give_up() {
+                if self.has_recent() {
+                    return Ok(self.wait_for(Need::Checkpoint));
+                }
+                self.give_up(&[bookmark], Instead::Nothing)?;
+                return Ok(Room::Changed);
+            }
         }
         let stays = |snapshot: &Snapshot| self.must_stay(snapshot);
         let snapshots = &self.state.snapshots;
@@ -108,7 +148,7 @@ impl Store {
         if used && snapshots.draining().next().is_some() {
             return Ok(Room::Full);
         }
-        self.give_up(&victims)?;
+        self.give_up(&victims, Instead::Bookmark)?;
         Ok(Room::Changed)
     }
 
@@ -186,17 +226,27 @@ impl Store {
         copies
     }
 
-    /// Deletes snapshots nobody uses; squashes those in use, whose entry stays.
-    fn give_up(&mut self, victims: &[Snapshot]) -> Result<(), StoreError> {
-        let used = |store: &Store, victim| store.state.snapshots.in_use(victim);
-        let victims: Vec<_> = victims.iter().map(|v| (used(self, v), v)).collect();
+    /// Deletes snapshots nobody uses; squashes those in use, whose entry stays. Or makes bookmarks of those that
+    /// are to become such.
+    fn give_up(&mut self, victims: &[Snapshot], instead: Instead) -> Result<(), StoreError> {
+        let snapshots = &self.state.snapshots;
+        let fate = |victim: &Snapshot| match instead {
+            Instead::Bookmark if victim.to_bookmark => Fate::Bookmark,
+            _ if snapshots.in_use(victim) => Fate::Squashed,
+            _ => Fate::Deleted,
+        };
+        let victims: Vec<_> = victims.iter().map(|v| (fate(v), v)).collect();
+        if victims.iter().any(|&(fate, _)| fate == Fate::Bookmark) {
+            self.announce_bookmarks()?;
+        }
         for part in victims.chunks(self.ring.max_entries()) {
-            let entry = |&(used, victim): &(bool, &Snapshot)| match used {
-                true => Entry::Squash(victim.seq),
-                false => Entry::Delete(victim.seq),
+            let entry = |&(fate, victim): &(Fate, &Snapshot)| match fate {
+                Fate::Bookmark => Entry::ToBookmark(victim.seq),
+                Fate::Squashed => Entry::Squash(victim.seq),
+                Fate::Deleted => Entry::Delete(victim.seq),
             };
             self.record(&part.iter().map(entry).collect::<Vec<_>>())?;
-            let given_up = part.iter().map(|&(used, victim)| (victim.tag, used));
+            let given_up = part.iter().map(|&(fate, victim)| (victim.tag, fate));
             self.given_up.extend(given_up);
         }
         self.sweep.want();
@@ -213,13 +263,12 @@ impl Store {
         let Some(victim) = unused.min_by_key(|s| (s.priority, s.seq)).copied() else {
             return Ok(false);
         };
-        self.give_up(&[victim])?;
+        self.give_up(&[victim], Instead::Nothing)?;
         Ok(true)
     }
 
-    /// Snapshots given up since the last call, for the log: their tags, and whether they were
-    /// squashed (in use) or deleted.
-    pub fn take_given_up(&mut self) -> Vec<(SnapTag, bool)> {
+    /// Snapshots and bookmarks given up since the last call, for the log: their tags, and what became of them.
+    pub fn take_given_up(&mut self) -> Vec<(SnapTag, Fate)> {
         std::mem::take(&mut self.given_up)
     }
 

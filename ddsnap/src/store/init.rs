@@ -217,6 +217,7 @@ fn layout(devices: &Devices, options: &InitOptions) -> Result<Superblock, StoreE
         chunk: options.chunk,
         clean: true,
         separate_meta: devices.meta.is_some(),
+        bookmarks: false,
         generation: 1,
         created: options.now,
         origin,

@@ -31,6 +31,17 @@ impl Found {
     }
 }
 
+/// What has to be durable before a chunk of the origin is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BeforeWrite {
+    /// All that needs its content, or needs to know, has it.
+    Nothing,
+    /// A mark of this sequence: no snapshot needs what it holds.
+    Mark(SnapSeq),
+    /// An exception of this sequence.
+    Copy(SnapSeq),
+}
+
 impl Store {
     /// Where a snapshot's chunk is to be read from.
     ///
@@ -75,15 +86,41 @@ impl Store {
         self.media.origin_length.in_chunk(chunk, shift) >= wanted
     }
 
-    /// Whether the origin's chunk may be written without asking, until the next snapshot.
-    ///
-    /// # Errors
-    /// The index cannot be read.
-    pub fn is_unique(&mut self, chunk: Chunk) -> Result<bool, StoreError> {
-        match self.state.snapshots.newest_with(chunk) {
-            None => Ok(true),
-            Some(newest) => Ok(self.present(newest, chunk)?.is_some()),
-        }
+    /// What has to be noted before the origin's chunk is written.
+    pub(super) fn before_write(&mut self, chunk: Chunk) -> Result<BeforeWrite, StoreError> {
+        let snapshots = &self.state.snapshots;
+        let (live, newest) = (
+            snapshots.newest_with(chunk),
+            snapshots.newest_keeper_with(chunk),
+        );
+        let Some(newest) = newest else {
+            return Ok(BeforeWrite::Nothing);
+        };
+        let needed = match live {
+            None => BeforeWrite::Mark(newest),
+            Some(live) => match self.first_entry(live, chunk)? {
+                None => return Ok(BeforeWrite::Copy(newest)),
+                Some(seq) if seq >= newest => return Ok(BeforeWrite::Nothing),
+                // All live snapshots are served: the newest of them is not newer than that entry.
+                Some(_) => BeforeWrite::Mark(newest),
+            },
+        };
+        Ok(match self.first_entry(newest, chunk)? {
+            None => needed,
+            Some(_) => BeforeWrite::Nothing,
+        })
+    }
+
+    /// The sequence of the first exception or mark of a chunk that is not older than `seq`.
+    pub(super) fn first_entry(
+        &mut self,
+        seq: SnapSeq,
+        chunk: Chunk,
+    ) -> Result<Option<SnapSeq>, StoreError> {
+        let (from, last) = ((chunk.0, seq.0), (chunk.0, u64::MAX));
+        let exceptions = &self.state.exceptions;
+        let first = exceptions.first_in(&mut self.media, from, last)?;
+        Ok(first.map(|((_, seq), _)| SnapSeq(seq)))
     }
 
     pub(super) fn live_snapshot(&self, tag: SnapTag, chunk: Chunk) -> Result<Snapshot, OpError> {
@@ -92,8 +129,10 @@ impl Store {
             .snapshots
             .by_tag(tag)
             .ok_or(OpError::NoSuchSnapshot(tag))?;
-        if snapshot.state != State::Live {
-            return Err(OpError::Squashed(tag));
+        match snapshot.state {
+            State::Live => {}
+            State::Bookmark => return Err(OpError::Bookmark(tag)),
+            State::Squashed | State::Deleted => return Err(OpError::Squashed(tag)),
         }
         if !self.state.snapshots.has(&snapshot, chunk) {
             return Err(OpError::OutOfRange(chunk));
@@ -121,7 +160,8 @@ impl Store {
         Ok(self.exception(seq, chunk)?.map(|(place, _)| place))
     }
 
-    /// The exception that serves a snapshot: the one of the smallest sequence that is not older.
+    /// The exception that serves a live snapshot: the one of the smallest sequence that is not older. That is no
+    /// mark.
     pub(super) fn exception(
         &mut self,
         seq: SnapSeq,

@@ -8,6 +8,7 @@
 mod alloc;
 pub mod api;
 mod behind;
+mod bookmark;
 mod budget;
 mod cache;
 pub mod check;
@@ -42,7 +43,7 @@ mod victims;
 mod view;
 
 pub use api::{
-    Counts, Done, Location, MANY, Op, OpError, Part, ResizeError, ResizeRequest, RevertError,
+    Counts, Done, Fate, Location, MANY, Op, OpError, Part, ResizeError, ResizeRequest, RevertError,
     Reverting, Sharing, Sizes, SnapState, SnapshotInfo, StoreStatus,
 };
 pub use budget::Budget;
@@ -113,8 +114,8 @@ pub struct Store {
     recovered: bool,
     /// Why the store takes no more changes.
     failed: Option<String>,
-    /// Snapshots given up for lack of room, and whether they were squashed.
-    given_up: Vec<(SnapTag, bool)>,
+    /// Snapshots and bookmarks given up for lack of room, and what became of them.
+    given_up: Vec<(SnapTag, Fate)>,
     /// No snapshot is given up for what is being done now.
     sparing: bool,
     /// What has to happen before a request that was answered with [`OpError::Wait`] is made again.

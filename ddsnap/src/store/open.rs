@@ -157,6 +157,10 @@ impl Store {
             }
             notes.extend(newest.map(Entry::Doubtful));
         }
+        let length = self.media.origin_length;
+        if self.state.snapshots.has_longer_bookmark(length) {
+            notes.push(Entry::CutBookmarks(length));
+        }
         let record = &self.state.origin_record;
         if foreign || !record.areas.is_empty() || record.boot != now.boot {
             let (boot, seen) = (now.boot, now.now);

@@ -7,7 +7,7 @@
 //! 3. Of a metadata region that becomes shorter, nothing is written behind the new end from here on. Each node,
 //!    bitmap and table block that lies there is written anew by checkpoints that are otherwise
 //!    like any other, until one whole look at the trees finds none.
-//! 4. A checkpoint is begun and merged like any other; its superblock has the new sizes. If requests are in need
+//! 4. Bookmarks longer than the new origin are cut; a checkpoint is begun and merged like any other; its superblock has the new sizes. If requests are in need
 //!    of its end before that, it is sealed without them, and another one follows.
 
 use super::Store;
@@ -289,6 +289,7 @@ impl Store {
                 if let Err(refused) = self.check_lengths(target)? {
                     return Ok(Err(refused));
                 }
+                self.cut_bookmarks(target.origin)?;
                 if begun.is_some() {
                     next = (2 * together).min(MOST_STEPS);
                 }

@@ -27,7 +27,7 @@ use super::Store;
 use super::api::{Done, Op, OpError, RevertError, Reverting};
 use super::error::StoreError;
 use super::index::changed::{self, Wanted};
-use super::lookup::Found;
+use super::lookup::{BeforeWrite, Found};
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
@@ -221,8 +221,10 @@ impl Store {
             .snapshots
             .by_tag(tag)
             .ok_or(RevertError::NoSuchSnapshot(tag))?;
-        if snapshot.state != State::Live {
-            return Err(RevertError::Squashed(tag));
+        match snapshot.state {
+            State::Live => {}
+            State::Bookmark => return Err(RevertError::Bookmark(tag)),
+            State::Squashed | State::Deleted => return Err(RevertError::Squashed(tag)),
         }
         if snapshot.length > self.media.origin_length {
             return Err(RevertError::Longer {
@@ -255,7 +257,8 @@ impl Store {
                         problem,
                     }));
                 }
-                check.copies += u64::from(!self.is_unique(chunk)?);
+                let copies = matches!(self.before_write(chunk)?, BeforeWrite::Copy(_));
+                check.copies += u64::from(copies);
             }
             check.next = next;
             return Ok(Ok(Reverting::More));

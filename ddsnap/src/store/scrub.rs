@@ -8,6 +8,7 @@
 
 use super::Store;
 use super::error::StoreError;
+use super::index::Scan;
 use super::media::Source;
 use crate::buffer::AlignedBuf;
 use crate::format::node::Key;
@@ -96,6 +97,12 @@ pub enum Fault {
     },
 }
 
+/// How many of the entries looked at have a chunk.
+fn with_data(scan: &Scan) -> u64 {
+    let entries = scan.found.iter();
+    entries.filter(|(_, value)| !value.is_mark()).count() as u64
+}
+
 /// An entry to be proven.
 struct Entry {
     place: StoreChunk,
@@ -146,8 +153,9 @@ impl Store {
         for &((chunk, seq), value) in &scan.found {
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
             last = Some((chunk, seq));
-            // What serves nobody waits for the sweep.
-            if self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
+            // What serves nobody waits for the sweep, and a mark has no data.
+            let needed = !value.is_mark();
+            if needed && self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
                 entries.push(Entry {
                     place: StoreChunk(value.place),
                     chunk: Chunk(chunk),
@@ -160,7 +168,7 @@ impl Store {
             Some(next) => Place::Exceptions(next, last),
             None => Place::Overlays((0, 0)),
         };
-        Ok((entries, place, scan.found.len() as u64))
+        Ok((entries, place, with_data(&scan)))
     }
 
     fn overlays_to_prove(
@@ -172,7 +180,7 @@ impl Store {
         let needed = scan
             .found
             .iter()
-            .filter(|((seq, _), _)| self.state.snapshots.needs_data(*seq));
+            .filter(|((seq, _), value)| !value.is_mark() && self.state.snapshots.needs_data(*seq));
         let entries = needed
             .map(|&((seq, chunk), value)| Entry {
                 place: StoreChunk(value.place),
@@ -185,7 +193,7 @@ impl Store {
             Some(next) => Place::Overlays(next),
             None => Place::Finished,
         };
-        Ok((entries, place, scan.found.len() as u64))
+        Ok((entries, place, with_data(&scan)))
     }
 
     fn prove(&mut self, entries: &[Entry]) -> Result<Vec<BadChunk>, StoreError> {

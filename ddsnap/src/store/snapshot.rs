@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The table of snapshots in memory, and which of them are live.
+//! The table of snapshots and bookmarks in memory, and which of them keep something.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,9 +10,9 @@ use super::media::Media;
 use crate::format::block::{Kind, Pointer};
 use crate::format::snaptable::{self, MAX_ENTRIES, PER_BLOCK, Snapshot, State};
 use crate::format::superblock::Superblock;
-use crate::units::{Chunk, ChunkShift, MetaBlock, SnapSeq, SnapTag};
+use crate::units::{Chunk, ChunkShift, MetaBlock, Sectors, SnapSeq, SnapTag};
 
-/// All snapshots: live, squashed, and deleted ones that wait for the sweep.
+/// All snapshots: live, squashed, bookmarks, and deleted ones that wait for the sweep.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     /// Chunk size.
@@ -22,17 +22,51 @@ pub(crate) struct Snapshots {
     by_tag: HashMap<u32, u64>,
     /// Live snapshots: sequence, and length in chunks.
     live: BTreeMap<u64, u64>,
-    /// Live snapshots that are longer than every newer one, oldest first: sequence, and length in chunks.
-    /// Only the newest, unless the origin has shrunk. Every copy-out asks them.
-    longest: Vec<(u64, u64)>,
+    /// Bookmarks: sequence, and length in chunks.
+    bookmarks: BTreeMap<u64, u64>,
+    /// Of the live ones, and of these and the bookmarks. Every copy-out asks them.
+    longest_live: Longest,
+    longest_keepers: Longest,
     /// Snapshots with a connected device; lasts as long as the server.
     connected: BTreeSet<u64>,
-    /// Squashed snapshots whose data stays: I/O of their devices may be under way into it.
+    /// Squashed snapshots, and bookmarks that were snapshots, whose data stays: I/O of their devices may be
+    /// under way into it.
     draining: BTreeSet<u64>,
     /// Blocks of the table on disk.
     blocks: Vec<MetaBlock>,
     /// Whether anything changed since the table was last written.
     pub dirty: bool,
+}
+
+/// Those of a kind that are longer than every newer one, oldest first: sequence, and length in chunks. Only the
+/// newest, unless the origin has shrunk.
+#[derive(Debug, Default)]
+struct Longest(Vec<(u64, u64)>);
+
+impl Longest {
+    /// Of all of the kind, oldest first.
+    fn of(all: impl Iterator<Item = (u64, u64)>) -> Self {
+        let mut longest = Longest::default();
+        all.for_each(|(seq, chunks)| longest.note(seq, chunks));
+        longest
+    }
+
+    /// Takes up one that is newer than all so far.
+    fn note(&mut self, seq: u64, chunks: u64) {
+        while self.0.last().is_some_and(|&(_, last)| last <= chunks) {
+            self.0.pop();
+        }
+        self.0.push((seq, chunks));
+    }
+
+    fn contains(&self, seq: SnapSeq) -> bool {
+        self.0.iter().any(|&(longest, _)| longest == seq.0)
+    }
+
+    fn newest_with(&self, chunk: Chunk) -> Option<SnapSeq> {
+        let long = self.0.partition_point(|&(_, chunks)| chunks > chunk.0);
+        self.0[..long].last().map(|&(seq, _)| SnapSeq(seq))
+    }
 }
 
 impl Snapshots {
@@ -43,7 +77,9 @@ impl Snapshots {
             by_seq: BTreeMap::new(),
             by_tag: HashMap::new(),
             live: BTreeMap::new(),
-            longest: Vec::new(),
+            bookmarks: BTreeMap::new(),
+            longest_live: Longest::default(),
+            longest_keepers: Longest::default(),
             connected: BTreeSet::new(),
             draining: BTreeSet::new(),
             blocks: Vec::new(),
@@ -60,10 +96,18 @@ impl Snapshots {
         if snapshot.state != State::Deleted {
             self.by_tag.insert(snapshot.tag.0, snapshot.seq.0);
         }
-        if snapshot.state == State::Live {
-            let chunks = snapshot.length.to_chunks(self.chunk);
-            self.live.insert(snapshot.seq.0, chunks);
-            self.note_longest(snapshot.seq.0, chunks);
+        let chunks = snapshot.length.to_chunks(self.chunk);
+        match snapshot.state {
+            State::Live => {
+                self.live.insert(snapshot.seq.0, chunks);
+                self.longest_live.note(snapshot.seq.0, chunks);
+                self.longest_keepers.note(snapshot.seq.0, chunks);
+            }
+            State::Bookmark => {
+                self.bookmarks.insert(snapshot.seq.0, chunks);
+                self.longest_keepers.note(snapshot.seq.0, chunks);
+            }
+            State::Squashed | State::Deleted => {}
         }
         self.by_seq.insert(snapshot.seq.0, snapshot);
         self.dirty = true;
@@ -81,8 +125,14 @@ impl Snapshots {
     pub fn set_state(&mut self, seq: SnapSeq, state: State) {
         if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
             snapshot.state = state;
+            let chunks = snapshot.length.to_chunks(self.chunk);
             self.live.remove(&seq.0);
-            if state == State::Squashed && self.connected.contains(&seq.0) {
+            self.bookmarks.remove(&seq.0);
+            if state == State::Bookmark {
+                self.bookmarks.insert(seq.0, chunks);
+            }
+            let loses_data = matches!(state, State::Squashed | State::Bookmark);
+            if loses_data && self.connected.contains(&seq.0) {
                 self.draining.insert(seq.0);
             }
             if state == State::Deleted && self.by_tag.get(&snapshot.tag.0) == Some(&seq.0) {
@@ -90,9 +140,33 @@ impl Snapshots {
             }
             self.dirty = true;
         }
-        if self.longest.iter().any(|&(longest, _)| longest == seq.0) {
-            self.find_longest();
+        self.find_longest(seq);
+    }
+
+    pub fn set_to_bookmark(&mut self, seq: SnapSeq, to_bookmark: bool) {
+        if let Some(snapshot) = self.by_seq.get_mut(&seq.0) {
+            snapshot.to_bookmark = to_bookmark;
+            self.dirty = true;
         }
+    }
+
+    /// Whether there is a bookmark that is longer.
+    pub fn has_longer_bookmark(&self, length: Sectors) -> bool {
+        let mut bookmarks = self.bookmarks.keys().filter_map(|seq| self.by_seq.get(seq));
+        bookmarks.any(|bookmark| bookmark.length > length)
+    }
+
+    /// No bookmark is longer from now on.
+    pub fn cut_bookmarks(&mut self, length: Sectors) {
+        for (seq, chunks) in &mut self.bookmarks {
+            let Some(bookmark) = self.by_seq.get_mut(seq).filter(|b| b.length > length) else {
+                continue;
+            };
+            bookmark.length = length;
+            *chunks = length.to_chunks(self.chunk);
+            self.dirty = true;
+        }
+        self.longest_keepers = Longest::of(self.keepers());
     }
 
     pub fn set_priority(&mut self, seq: SnapSeq, priority: i8) {
@@ -136,12 +210,13 @@ impl Snapshots {
         self.connected.contains(&seq.0)
     }
 
-    /// After opening nobody knows what devices there are: all squashed snapshots keep what they have.
+    /// After opening nobody knows what devices there are: all squashed snapshots, and bookmarks, which may have been
+    /// snapshots, keep what they have.
     pub fn drain_all_squashed(&mut self) {
         let squashed = self
             .by_seq
             .values()
-            .filter(|s| s.state == State::Squashed)
+            .filter(|s| matches!(s.state, State::Squashed | State::Bookmark))
             .map(|s| s.seq.0);
         self.draining.extend(squashed);
     }
@@ -151,12 +226,12 @@ impl Snapshots {
         self.draining.remove(&seq.0);
     }
 
-    /// Whether the data of a squashed snapshot stays.
+    /// Whether the data of a squashed snapshot or bookmark stays.
     pub fn is_draining(&self, seq: SnapSeq) -> bool {
         self.draining.contains(&seq.0)
     }
 
-    /// Squashed snapshots whose data stays, ascending.
+    /// Squashed snapshots and bookmarks whose data stays, ascending.
     pub fn draining(&self) -> impl Iterator<Item = SnapSeq> + '_ {
         self.draining.iter().map(|&seq| SnapSeq(seq))
     }
@@ -187,25 +262,53 @@ impl Snapshots {
     ///
     /// Snapshots taken when the origin was shorter have nothing to lose beyond their end.
     pub fn newest_with(&self, chunk: Chunk) -> Option<SnapSeq> {
-        let long = self
-            .longest
-            .partition_point(|&(_, chunks)| chunks > chunk.0);
-        self.longest[..long].last().map(|&(seq, _)| SnapSeq(seq))
+        self.longest_live.newest_with(chunk)
     }
 
-    /// Takes up a live snapshot that is newer than all in `longest`.
-    fn note_longest(&mut self, seq: u64, chunks: u64) {
-        while self.longest.last().is_some_and(|&(_, last)| last <= chunks) {
-            self.longest.pop();
-        }
-        self.longest.push((seq, chunks));
+    /// The newest live snapshot or bookmark that has this chunk: the one that an entry is made for.
+    pub fn newest_keeper_with(&self, chunk: Chunk) -> Option<SnapSeq> {
+        self.longest_keepers.newest_with(chunk)
     }
 
-    fn find_longest(&mut self) {
-        self.longest.clear();
-        for (seq, chunks) in self.live.clone() {
-            self.note_longest(seq, chunks);
+    /// What this snapshot or bookmark has become may concern who is the longest.
+    fn find_longest(&mut self, seq: SnapSeq) {
+        if self.longest_live.contains(seq) {
+            let live = self.live.iter().map(|(&seq, &chunks)| (seq, chunks));
+            self.longest_live = Longest::of(live);
         }
+        // One that became a bookmark is where it was.
+        if self.longest_keepers.contains(seq) && !self.is_keeper(seq.0) {
+            self.longest_keepers = Longest::of(self.keepers());
+        }
+    }
+
+    /// Live snapshots and bookmarks, oldest first: sequence, and length in chunks.
+    pub fn keepers(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let all = self.by_seq.keys();
+        all.filter_map(|seq| {
+            let chunks = self.live.get(seq).or_else(|| self.bookmarks.get(seq));
+            chunks.map(|&chunks| (*seq, chunks))
+        })
+    }
+
+    /// Whether this is a live snapshot or a bookmark.
+    pub fn is_keeper(&self, seq: u64) -> bool {
+        self.live.contains_key(&seq) || self.bookmarks.contains_key(&seq)
+    }
+
+    /// Bookmarks, oldest first: sequence, and length in chunks.
+    pub fn bookmarks(&self) -> &BTreeMap<u64, u64> {
+        &self.bookmarks
+    }
+
+    /// Whether any bookmark of a sequence in `(after, upto]` has this chunk.
+    pub fn any_bookmark(&self, chunk: Chunk, after: u64, upto: u64) -> bool {
+        use std::ops::Bound::{Excluded, Included};
+        after < upto
+            && self
+                .bookmarks
+                .range((Excluded(after), Included(upto)))
+                .any(|(_, &chunks)| chunks > chunk.0)
     }
 
     /// Live snapshots, oldest first: sequence, and length in chunks.
@@ -331,12 +434,13 @@ pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
         created: snapshot.created,
         priority: snapshot.priority,
         usecount: snapshot.usecount,
-        state: if snapshot.state == State::Live {
-            SnapState::Live
-        } else {
-            SnapState::Squashed
+        state: match snapshot.state {
+            State::Live => SnapState::Live,
+            State::Bookmark => SnapState::Bookmark,
+            State::Squashed | State::Deleted => SnapState::Squashed,
         },
         doubtful: snapshot.doubtful,
+        to_bookmark: snapshot.to_bookmark,
         length: snapshot.length,
     }
 }
@@ -344,7 +448,6 @@ pub(crate) fn info(snapshot: &Snapshot) -> SnapshotInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Sectors;
 
     const SHIFT: ChunkShift = ChunkShift::MIN;
 
@@ -358,6 +461,7 @@ mod tests {
             created: 0,
             length: Sectors::of_chunks(chunks, SHIFT).unwrap(),
             doubtful: false,
+            to_bookmark: false,
         }
     }
 
@@ -373,14 +477,27 @@ mod tests {
         for seq in 1..400 {
             table.insert(snapshot(seq, 1 + random(20)));
             if random(2) == 0 {
-                let state = [State::Deleted, State::Squashed][random(2) as usize];
-                table.set_state(SnapSeq(1 + random(seq)), state);
+                let state = [State::Deleted, State::Squashed, State::Bookmark][random(3) as usize];
+                let of = SnapSeq(1 + random(seq));
+                // A snapshot can become a bookmark, nothing else can.
+                let live = table.get(of).unwrap().state == State::Live;
+                if live || state != State::Bookmark {
+                    table.set_state(of, state);
+                }
+            }
+            if random(40) == 0 {
+                table.cut_bookmarks(Sectors(1 + random(20)));
             }
             for chunk in 0..22 {
                 let live = table.live().iter().rev();
                 let mut live = live.map(|(&seq, _)| table.get(SnapSeq(seq)).unwrap());
                 let found = live.find(|s| s.length.0 > chunk).map(|s| s.seq);
                 assert_eq!(table.newest_with(Chunk(chunk)), found, "{seq}, {chunk}");
+                let keeps = |s: &&Snapshot| matches!(s.state, State::Live | State::Bookmark);
+                let mut keepers = table.iter().rev().filter(keeps);
+                let found = keepers.find(|s| s.length.0 > chunk).map(|s| s.seq);
+                let keeper = table.newest_keeper_with(Chunk(chunk));
+                assert_eq!(keeper, found, "{seq}, {chunk}");
             }
         }
     }

@@ -25,11 +25,11 @@ impl Store {
         self.state.snapshots.by_tag(tag).map(info)
     }
 
-    /// Whether there is no live snapshot, so that nothing of the origin needs to be copied out.
+    /// Whether there is no live snapshot and no bookmark, so that no write to the origin needs to be asked about.
     #[must_use]
     pub fn origin_is_unique(&self) -> bool {
         // A snapshot has its first chunk if it has any.
-        self.state.snapshots.newest_with(Chunk(0)).is_none()
+        self.state.snapshots.newest_keeper_with(Chunk(0)).is_none()
     }
 
     /// The store as a whole.

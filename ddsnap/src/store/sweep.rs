@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The sweep frees what serves no snapshot any more, in bounded steps.
+//! The sweep frees what serves no snapshot any more, in bounded steps. Of what serves bookmarks alone it frees the
+//! chunk, and the key stays as a mark.
 //!
 //! A pass looks at every overlay and every exception once. It keeps its place in memory only: after
 //! a restart a new pass begins, which finds nothing at what the last one had freed. A snapshot that
@@ -280,11 +281,22 @@ impl Store {
                 break;
             }
             let place = StoreChunk(value.place);
-            removals.push(Entry::RemoveOverlay {
-                seq: SnapSeq(seq),
-                chunk: Chunk(chunk),
-                place,
-            });
+            let (snapshot, chunk) = (SnapSeq(seq), Chunk(chunk));
+            let bookmarks = self.state.snapshots.bookmarks();
+            let bookmark = bookmarks.get(&seq).is_some_and(|&end| end > chunk.0);
+            match (bookmark, value.is_mark()) {
+                (true, true) => {}
+                (true, false) => removals.push(Entry::OverlayToMark {
+                    seq: snapshot,
+                    chunk,
+                    place,
+                }),
+                (false, _) => removals.push(Entry::RemoveOverlay {
+                    seq: snapshot,
+                    chunk,
+                    place,
+                }),
+            }
         }
         self.remove(&removals)?;
         let next = next.filter(|&next| end.is_none_or(|end| next < end));
@@ -317,15 +329,24 @@ impl Store {
                 break;
             }
             let before = last.filter(|last| last.0 == chunk).map_or(0, |last| last.1);
-            if self.state.snapshots.any_needs(Chunk(chunk), before, seq) {
-                survey.note(&living, chunk, before, seq);
-            } else {
-                let place = StoreChunk(value.place);
-                removals.push(Entry::RemoveException {
-                    chunk: Chunk(chunk),
+            let snapshots = &self.state.snapshots;
+            let (origin_chunk, place) = (Chunk(chunk), StoreChunk(value.place));
+            let needed = snapshots.any_needs(origin_chunk, before, seq);
+            let marked = snapshots.any_bookmark(origin_chunk, before, seq);
+            match (needed, marked, value.is_mark()) {
+                (true, _, false) => survey.note(&living, chunk, before, seq),
+                // What a snapshot needs is no mark, unless the index is damaged.
+                (true, _, true) | (false, true, true) => {}
+                (false, true, false) => removals.push(Entry::ExceptionToMark {
+                    chunk: origin_chunk,
                     seq: SnapSeq(seq),
                     place,
-                });
+                }),
+                (false, false, _) => removals.push(Entry::RemoveException {
+                    chunk: origin_chunk,
+                    seq: SnapSeq(seq),
+                    place,
+                }),
             }
             last = Some((chunk, seq));
         }

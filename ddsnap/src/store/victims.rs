@@ -281,8 +281,9 @@ impl Store {
                 return Ok(());
             };
             let (exceptions, media) = (&self.state.exceptions, &mut self.media);
-            // It may have been swept.
-            if exceptions.get(media, key)?.is_some() {
+            // It may have been swept, or be a mark by now.
+            let value = exceptions.get(media, key)?;
+            if value.is_some_and(|value| !value.is_mark()) {
                 let mut before = 0;
                 if let Some(last) = key.1.checked_sub(1) {
                     let mut entries = exceptions.entries(media, (key.0, 0), (key.0, last))?;
@@ -317,6 +318,7 @@ mod tests {
                 created: 0,
                 length: Sectors::of_chunks(chunks, SHIFT).unwrap(),
                 doubtful: false,
+                to_bookmark: false,
             });
         }
         table

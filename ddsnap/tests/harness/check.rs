@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ddsnap::device::memory::Machine;
 use ddsnap::device::{BlockDevice, Read, Write};
-use ddsnap::store::{Location, Sizes, SnapState, Store};
+use ddsnap::store::dump::{DumpEntry, DumpPlace};
+use ddsnap::store::{Location, Sizes, SnapState, SnapshotInfo, Store};
 use ddsnap::units::{Chunk, SnapTag};
 
-use super::model::Model;
+use super::model::{Model, Snapshot};
 use super::shape::{DATA, ORIGIN, Shape};
 
 /// Content of a chunk of the origin.
@@ -128,14 +129,24 @@ fn check_snapshots(
                 snapshot.state,
                 snapshot.priority,
                 snapshot.usecount,
+                snapshot.to_bookmark,
                 snapshot.created,
-            ) == (info.state, info.priority, info.usecount, info.created)
+            ) == (
+                info.state,
+                info.priority,
+                info.usecount,
+                info.to_bookmark,
+                info.created,
+            )
         });
         let Some(snapshot) = fits else {
             return Err(format!(
                 "snapshot {tag} is {info:?}, neither of what it was nor what it becomes"
             ));
         };
+        if info.state == SnapState::Bookmark && !info.doubtful {
+            check_bookmark(shape, machine, store, info, snapshot)?;
+        }
         if info.state != SnapState::Live {
             continue;
         }
@@ -150,6 +161,74 @@ fn check_snapshots(
             let what = || format!("snapshot {tag} chunk {index}");
             let next = next.map(|next| &next.chunks[index]);
             check_chunk(machine, place, std::iter::once(chunk).chain(next), what)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a bookmark does not list has not changed: on the origin as it is, and in each live snapshot.
+pub fn check_bookmark(
+    shape: &Shape,
+    machine: &Machine,
+    store: &mut Store,
+    info: &SnapshotInfo,
+    bookmark: &Snapshot,
+) -> Result<(), String> {
+    let tag = info.tag;
+    // What lay behind the least length that the origin had since counts as changed.
+    let known = info.length.to_whole_chunks(shape.shift());
+    let mut noted = BTreeSet::new();
+    let mut place = Some(DumpPlace::START);
+    while let Some(at) = place {
+        let step = store.dump_step(at, 0..=u64::MAX, 1000);
+        let (entries, next) = step.map_err(|error| error.to_string())?;
+        noted.extend(entries.iter().filter_map(|entry| match *entry {
+            DumpEntry::Mark { chunk, seq } | DumpEntry::Exception { chunk, seq, .. } => {
+                (seq >= info.seq).then_some(chunk.0)
+            }
+            DumpEntry::Overlay { seq, chunk, .. } => (seq == info.seq).then_some(chunk.0),
+        }));
+        place = next;
+    }
+    let mut buffer = vec![0; shape.chunk_bytes as usize];
+    let end = known.min(shape.origin_bytes() / shape.chunk_bytes);
+    for chunk in (0..end).filter(|chunk| !noted.contains(chunk)) {
+        let at = (ORIGIN, Chunk(chunk).to_offset(shape.shift()));
+        let read = read(machine, at, &mut buffer);
+        read.map_err(|error| format!("bookmark {tag}: origin chunk {chunk}: {error}"))?;
+        if !bookmark.chunks[chunk as usize].allows(&buffer) {
+            return Err(format!(
+                "bookmark {tag} does not know that origin chunk {chunk} changed"
+            ));
+        }
+    }
+    let live: Vec<_> = store.snapshots();
+    for to in live.iter().filter(|to| to.state == SnapState::Live) {
+        let changes = store.changes(Some(tag), to.tag);
+        let mut changes = changes.map_err(|refused| format!("bookmark {tag}: {refused}"))?;
+        let mut runs = Vec::new();
+        loop {
+            let step = store.changes_step(&mut changes, &mut runs, usize::MAX);
+            let more = step.map_err(|error| format!("bookmark {tag}: {error}"))?;
+            if !more.map_err(|refused| format!("bookmark {tag}: {refused}"))? {
+                break;
+            }
+        }
+        let listed: BTreeSet<u64> = runs
+            .iter()
+            .flat_map(|run| run.first.0..run.first.0 + run.chunks)
+            .collect();
+        let end = to.length.to_whole_chunks(shape.shift()).min(known);
+        for chunk in (0..end).filter(|chunk| !listed.contains(chunk)) {
+            let at = locate(shape, store, to.tag.0, Chunk(chunk))?;
+            let read = read(machine, at, &mut buffer);
+            read.map_err(|error| format!("snapshot {}: chunk {chunk}: {error}", to.tag))?;
+            if !bookmark.chunks[chunk as usize].allows(&buffer) {
+                return Err(format!(
+                    "bookmark {tag} does not list chunk {chunk} of snapshot {}",
+                    to.tag
+                ));
+            }
         }
     }
     Ok(())

@@ -79,6 +79,7 @@ impl Volume {
             Ok(()) => self.job = Some(Job::Check(SnapTag(tag))),
             Err(RevertError::NoSuchSnapshot(_)) => assert!(known.is_none()),
             Err(RevertError::Squashed(_)) => assert!(known.is_some_and(|s| !s.is_live())),
+            Err(RevertError::Bookmark(_)) => assert!(known.is_some_and(|s| s.is_bookmark())),
             Err(RevertError::Longer { .. }) => {
                 let bytes = |chunks: &[Chunk]| chunks.iter().map(|c| c.now.len()).sum::<usize>();
                 assert!(known.is_some_and(|s| bytes(&s.chunks) > bytes(&self.model.origin)));
@@ -128,7 +129,11 @@ impl Volume {
                 assert!(needed > free);
                 self.job = None;
             }
-            Err(RevertError::NoSuchSnapshot(_) | RevertError::Squashed(_)) => self.job = None,
+            Err(
+                RevertError::NoSuchSnapshot(_)
+                | RevertError::Squashed(_)
+                | RevertError::Bookmark(_),
+            ) => self.job = None,
             other => panic!("check of snapshot {tag}: {other:?}"),
         }
     }

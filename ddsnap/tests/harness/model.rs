@@ -85,17 +85,24 @@ pub struct Snapshot {
     pub state: SnapState,
     pub priority: i8,
     pub usecount: u16,
+    /// It becomes a bookmark when it is given up.
+    pub to_bookmark: bool,
     pub created: i64,
     /// A device of it is connected, which nobody remembers when the store is opened again.
     pub connected: bool,
-    /// It was squashed, and I/O of a device may still be under way into its chunks.
+    /// It was squashed or became a bookmark, and I/O of a device may still be under way into its chunks.
     pub draining: bool,
+    /// Of a bookmark what it would show, had it kept that.
     pub chunks: Vec<Chunk>,
 }
 
 impl Snapshot {
     pub fn is_live(&self) -> bool {
         self.state == SnapState::Live
+    }
+
+    pub fn is_bookmark(&self) -> bool {
+        self.state == SnapState::Bookmark
     }
 
     pub fn in_use(&self) -> bool {
@@ -105,13 +112,19 @@ impl Snapshot {
     /// It loses its data for lack of room.
     pub fn squash(&mut self) {
         self.state = SnapState::Squashed;
-        self.draining = self.connected;
+        self.draining |= self.connected;
+    }
+
+    /// It keeps no data from now on.
+    pub fn become_bookmark(&mut self) {
+        self.state = SnapState::Bookmark;
+        self.draining |= self.connected;
     }
 
     /// Whether the two are the same but for their contents.
     pub fn same_entry(&self, other: &Snapshot) -> bool {
-        (self.state, self.priority, self.usecount, self.created)
-            == (other.state, other.priority, other.usecount, other.created)
+        let entry = |s: &Snapshot| (s.state, s.priority, s.usecount, s.to_bookmark, s.created);
+        entry(self) == entry(other)
     }
 }
 
@@ -163,14 +176,15 @@ impl Model {
         }
     }
 
-    pub fn create(&mut self, tag: u32, created: i64) {
+    pub fn create(&mut self, tag: u32, created: i64, state: SnapState) {
         // The store flushes the origin before it creates a snapshot.
         self.settle_origin();
         let chunks = self.origin.clone();
         let snapshot = Snapshot {
-            state: SnapState::Live,
+            state,
             priority: 0,
             usecount: 0,
+            to_bookmark: false,
             created,
             connected: false,
             draining: false,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ddsnap::device::memory::Machine;
 use ddsnap::device::{BlockDevice, Write};
-use ddsnap::store::{Done, Op, OpError, SnapState, Store};
+use ddsnap::store::{Done, Fate, Op, OpError, SnapState, Store};
 use ddsnap::units::{Chunk, SnapTag, StoreChunk};
 
 pub use super::check::{check, read_origin, read_snapshot};
@@ -76,18 +76,27 @@ impl Volume {
         self.prepare(step);
         match step {
             Step::Group { ops, write } => self.group(ops, *write),
-            Step::Create(tag) => {
+            Step::Create(tag) | Step::CreateBookmark(tag) => {
+                let bookmark = matches!(step, Step::CreateBookmark(_));
+                let create = |store: &mut Store, created| match bookmark {
+                    true => store.create_bookmark(SnapTag(*tag), created),
+                    false => store.create(SnapTag(*tag), created),
+                };
                 let created = 1000 + self.next_stamp as i64;
                 self.next_stamp += 1;
-                let mut result = self.store.create(SnapTag(*tag), created).expect("create");
+                let mut result = create(&mut self.store, created).expect("create");
                 while result == Err(OpError::Wait) {
                     make_room(&mut self.store);
-                    result = self.store.create(SnapTag(*tag), created).expect("create");
+                    result = create(&mut self.store, created).expect("create");
                 }
                 match result {
                     Ok(()) => {
                         self.unique.fill(false);
-                        self.model.create(*tag, created);
+                        let state = match bookmark {
+                            true => SnapState::Bookmark,
+                            false => SnapState::Live,
+                        };
+                        self.model.create(*tag, created, state);
                     }
                     Err(OpError::SnapshotExists(_)) => {
                         assert!(self.model.snapshots.contains_key(tag))
@@ -95,6 +104,37 @@ impl Volume {
                     Err(OpError::StoreFull) => self.refused_full += 1,
                     Err(OpError::Reverting(to)) => assert_eq!(Some(to.0), self.model.reverting),
                     Err(other) => panic!("create {tag}: {other}"),
+                }
+            }
+            Step::ToBookmark(tag) => {
+                let known = self.model.snapshots.get_mut(tag);
+                match self.store.to_bookmark(SnapTag(*tag)).expect("to bookmark") {
+                    Ok(()) => {
+                        let snapshot = known.expect("known");
+                        if snapshot.is_live() {
+                            assert!(!snapshot.in_use());
+                            snapshot.become_bookmark();
+                        }
+                    }
+                    Err(OpError::InUse(_)) => assert!(known.expect("known").in_use()),
+                    Err(OpError::Squashed(_)) => {
+                        assert_eq!(known.expect("known").state, SnapState::Squashed);
+                    }
+                    Err(OpError::Reverting(_)) => assert_eq!(Some(*tag), self.model.reverting),
+                    Err(OpError::NoSuchSnapshot(_)) => assert!(known.is_none()),
+                    Err(other) => panic!("{step:?}: {other}"),
+                }
+            }
+            Step::WhenFull(tag, to_bookmark) => {
+                let known = self.model.snapshots.get_mut(tag);
+                let set = self.store.set_to_bookmark(SnapTag(*tag), *to_bookmark);
+                match set.expect("when full") {
+                    Ok(()) => known.expect("known").to_bookmark = *to_bookmark,
+                    Err(OpError::Squashed(_) | OpError::Bookmark(_)) => {
+                        assert!(!known.expect("known").is_live());
+                    }
+                    Err(OpError::NoSuchSnapshot(_)) => assert!(known.is_none()),
+                    Err(other) => panic!("{step:?}: {other}"),
                 }
             }
             Step::Delete(tag) => match self.store.delete(SnapTag(*tag)).expect("delete") {
@@ -176,17 +216,20 @@ impl Volume {
     /// Takes over into the model what the store has given up, and says what that was.
     fn note_given_up(&mut self) -> Vec<SnapTag> {
         let mut tags = Vec::new();
-        for (tag, squashed) in self.store.take_given_up() {
+        for (tag, fate) in self.store.take_given_up() {
             self.given_up += 1;
             tags.push(tag);
-            if squashed {
-                self.model
-                    .snapshots
-                    .get_mut(&tag.0)
-                    .expect("known")
-                    .squash();
-            } else {
-                self.model.snapshots.remove(&tag.0);
+            let snapshot = self.model.snapshots.get_mut(&tag.0).expect("known");
+            match fate {
+                Fate::Squashed => snapshot.squash(),
+                Fate::Bookmark => {
+                    assert!(snapshot.to_bookmark && snapshot.is_live());
+                    snapshot.become_bookmark();
+                }
+                Fate::Deleted => {
+                    assert!(!snapshot.in_use());
+                    self.model.snapshots.remove(&tag.0);
+                }
             }
         }
         tags
@@ -258,6 +301,10 @@ impl Volume {
                 (Op::SnapshotWrite(tag, _), Err(OpError::NoSuchSnapshot(_))) => {
                     let given_up = self.model.snapshots.contains_key(&tag.0);
                     assert!(!given_up || self.store.snapshot(tag).is_none());
+                }
+                (Op::SnapshotWrite(tag, _), Err(OpError::Bookmark(_))) => {
+                    let info = self.store.snapshot(tag).expect("known");
+                    assert_eq!(info.state, SnapState::Bookmark);
                 }
                 (Op::SnapshotWrite(tag, _), Err(OpError::Squashed(_))) => {
                     assert_eq!(

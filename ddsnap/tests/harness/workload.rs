@@ -18,6 +18,9 @@ pub enum Step {
         write: bool,
     },
     Create(u32),
+    CreateBookmark(u32),
+    ToBookmark(u32),
+    WhenFull(u32, bool),
     Delete(u32),
     Priority(u32, i8),
     Usecount(u32, i32),
@@ -151,7 +154,10 @@ pub fn choose(rng: &mut Rng, shape: &Shape, model: &Model, next_tag: &mut u32) -
             }
         }
         60..=71 => {
-            if tags.len() as u64 >= shape.snapshots {
+            // Bookmarks hold no data: with as many snapshots as before the store fills as before.
+            let bookmarks = model.snapshots.values().filter(|s| s.is_bookmark()).count();
+            let most = bookmarks.max(tags.len() - bookmarks);
+            if most as u64 >= shape.snapshots {
                 return Step::Delete(tag(rng));
             }
             // Now and then a tag that was used before.
@@ -161,10 +167,15 @@ pub fn choose(rng: &mut Rng, shape: &Shape, model: &Model, next_tag: &mut u32) -
                 *next_tag
             };
             *next_tag = (*next_tag).max(tag + 1);
-            Step::Create(tag)
+            match rng.chance(25) {
+                true => Step::CreateBookmark(tag),
+                false => Step::Create(tag),
+            }
         }
-        72..=77 => Step::Delete(tag(rng)),
-        78..=81 => Step::Priority(tag(rng), rng.below(256) as u8 as i8),
+        72..=76 => Step::Delete(tag(rng)),
+        77 => Step::ToBookmark(tag(rng)),
+        78 => Step::WhenFull(tag(rng), rng.chance(80)),
+        79..=81 => Step::Priority(tag(rng), rng.below(256) as u8 as i8),
         82..=85 => Step::Usecount(tag(rng), rng.below(4) as i32 - 2),
         86..=95 => Step::Background(1 + rng.below(64) as usize),
         96..=98 => Step::FlushOrigin,

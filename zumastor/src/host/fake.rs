@@ -396,6 +396,7 @@ impl Host for Fake {
                 SnapshotState::Live
             },
             doubtful: false,
+            to_bookmark: false,
             persistent_usecount: 0,
             devices: 0,
             sectors: 204_800,

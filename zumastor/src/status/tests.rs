@@ -95,6 +95,7 @@ fn what_the_server_knows_is_told() {
         priority: 0,
         state,
         doubtful: false,
+        to_bookmark: false,
         persistent_usecount: 0,
         devices: 1,
         sectors: 8,

@@ -11,6 +11,7 @@ fn snapshot() -> Snapshot {
         priority: -128,
         state: SnapshotState::Squashed,
         doubtful: true,
+        to_bookmark: true,
         persistent_usecount: 5,
         devices: 6,
         sectors: 0x0100,
@@ -22,7 +23,7 @@ const SNAPSHOT: [u8; SNAPSHOT_BYTES] = [
     9, 0, 0, 0, 0, 0, 0, 0, // sequence
     0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, // created
     0x80, // priority
-    3,    // squashed and doubtful
+    11,   // squashed, doubtful, becomes a bookmark
     5, 0, 0, 0, // persistent use count
     6, 0, 0, 0, // devices
     0, 1, 0, 0, 0, 0, 0, 0, // sectors
@@ -84,6 +85,9 @@ fn requests_are_these_bytes() {
     let tag = SnapTag(0x0403_0201);
     let golden: &[(Request, u16, &[u8])] = &[
         (Request::Create(tag), 0x10, &[1, 2, 3, 4]),
+        (Request::CreateBookmark(tag), 0x19, &[1, 2, 3, 4]),
+        (Request::ToBookmark(tag), 0x1a, &[1, 2, 3, 4]),
+        (Request::WhenFull(tag, true), 0x1b, &[1, 2, 3, 4, 1]),
         (Request::Delete(tag), 0x11, &[1, 2, 3, 4]),
         (Request::List, 0x12, &[]),
         (Request::Status, 0x20, &[]),
@@ -182,6 +186,10 @@ fn replies_are_these_bytes() {
     let golden: &[(Reply, u16, Vec<u8>)] = &[
         (refused, 0x8000, vec![17, 0, 0, 0, 2, 0, b'n', b'o']),
         (Reply::Created, 0x8010, vec![]),
+        (Reply::BookmarkCreated, 0x8019, vec![]),
+        (Reply::IsBookmark, 0x801a, vec![]),
+        (Reply::WhenFull(true), 0x801b, vec![1]),
+        (Reply::State(SnapshotState::Bookmark), 0x8014, vec![4]),
         (Reply::Deleted, 0x8011, vec![]),
         (list, 0x8012, list_body),
         (Reply::Status(status()), 0x8020, status_body),
@@ -372,10 +380,10 @@ fn random_bodies_never_panic() {
         seed ^= seed << 17;
         seed
     };
-    let codes: Vec<u16> = (0x10..0x18)
+    let codes: Vec<u16> = (0x10..0x1c)
         .chain(0x20..0x22)
         .chain(0x8000..0x8001)
-        .chain(0x8010..0x8018)
+        .chain(0x8010..0x801c)
         .chain(0x8020..0x8023)
         .collect();
     for _ in 0..200_000 {

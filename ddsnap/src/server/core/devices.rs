@@ -43,11 +43,11 @@ impl<E: Engine> Core<E> {
             status: errno as i32,
             sectors,
         };
-        let squashed = snapshot
+        let lost = snapshot
             .and_then(|tag| self.engine.snapshot(tag))
-            .is_some_and(|info| info.state == SnapState::Squashed);
+            .is_some_and(|info| info.state != SnapState::Live);
         // One that was up before is there, with I/O in flight perhaps, whatever is said now.
-        if !(squashed && returning) {
+        if !(lost && returning) {
             let right = match self.sectors(snapshot) {
                 Err(_) => {
                     warn!(
@@ -65,8 +65,11 @@ impl<E: Engine> Core<E> {
                 warn!("device {device}: it has {sectors} sectors, it should have {right}");
                 return refuse(Errno::EINVAL, right);
             }
-            if squashed {
-                warn!("device {device}: {} is squashed", name_of(snapshot));
+            if lost {
+                warn!(
+                    "device {device}: {} has no data any more",
+                    name_of(snapshot)
+                );
                 return refuse(Errno::EIO, 0);
             }
         }
@@ -125,16 +128,16 @@ impl<E: Engine> Core<E> {
         self.shown.get(&tag).copied().unwrap_or_default()
     }
 
-    /// Tells a device to stop if it shows a squashed snapshot and has not been told yet.
+    /// Tells a device to stop if it shows a snapshot that is squashed or a bookmark by now, and has not been told yet.
     pub(super) fn stop_device(&mut self, number: u32, out: &mut Output) {
         let Some(device) = self.devices.get_mut(&number) else {
             return;
         };
-        let squashed = device
+        let lost = device
             .snapshot
             .and_then(|tag| self.engine.snapshot(tag))
-            .is_some_and(|info| info.state == SnapState::Squashed);
-        if squashed && device.stop == Stop::Running {
+            .is_some_and(|info| info.state != SnapState::Live);
+        if lost && device.stop == Stop::Running {
             device.stop = Stop::Asked;
             out.channel(0, Answer::DeviceStop { device: number });
         }
@@ -155,7 +158,7 @@ impl<E: Engine> Core<E> {
         shown
     }
 
-    /// Tells the devices to stop whose snapshots the engine has squashed. Of one that only a list
+    /// Tells the devices to stop whose snapshots the engine has squashed or made bookmarks. Of one that only a list
     /// needed nothing is in flight.
     pub(super) fn stop_squashed(&mut self, out: &mut Output) {
         if self.engine.draining().is_empty() {
@@ -188,7 +191,7 @@ impl<E: Engine> Core<E> {
         for tag in self.engine.draining() {
             let mut devices = self.devices.values();
             if !devices.any(|device| device.snapshot == Some(tag) && device.stop != Stop::Stopped) {
-                info!("squashed snapshot {tag} is quiet: its chunks are freed");
+                info!("snapshot {tag} is quiet: what is left of its data is freed");
                 self.engine.set_quiet(tag);
                 self.background = true;
                 self.refusing = false;

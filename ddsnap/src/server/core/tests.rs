@@ -228,6 +228,43 @@ fn a_snapshot_is_made_between_the_ends_of_a_barrier() {
     );
 }
 
+/// A bookmark was made without a barrier: devices went on writing to chunks that they knew to be unique, and the
+/// list of what changed since lacked these.
+#[test]
+fn a_bookmark_is_made_as_a_snapshot_is_and_what_becomes_one_needs_no_barrier() {
+    let fake = Fake::with_snapshots(&[1]);
+    let mut core = attached(&fake);
+    let out = command(&mut core, Request::CreateBookmark(SnapTag(2)));
+    assert_eq!(out.channel, [reply(1, Answer::BarrierBegin)]);
+    assert_eq!(out.clients, []);
+    assert_eq!(send(&mut core, &[write(10, 5)]).channel, []);
+    let out = send(&mut core, &[ask(1, Ask::BarrierReached)]);
+    let ended = reply(1, Answer::BarrierEnd { created: true });
+    assert_eq!(out.channel, [ended, may_write(10)]);
+    assert_eq!(told(&out), &Reply::BookmarkCreated);
+    let out = command(&mut core, Request::CreateBookmark(SnapTag(1)));
+    assert_eq!(errno_of(&out), Errno::EEXIST as i32);
+
+    // One that a device shows is kept as it is; one without becomes a bookmark at once.
+    let identified = [identify(20, 7, Some(1), ORIGIN_SECTORS)];
+    assert_eq!(send(&mut core, &identified).channel.len(), 1);
+    let out = command(&mut core, Request::ToBookmark(SnapTag(1)));
+    assert_eq!(errno_of(&out), Errno::EBUSY as i32);
+    send(&mut core, &[ask(21, Ask::Gone { device: 7 })]);
+    let out = command(&mut core, Request::ToBookmark(SnapTag(1)));
+    assert_eq!(
+        (told(&out), &out.channel[..]),
+        (&Reply::IsBookmark, &[][..])
+    );
+    // And no device of it comes up any more.
+    let out = send(&mut core, &[identify(22, 7, Some(1), ORIGIN_SECTORS)]);
+    let status = Errno::EIO as i32;
+    let refused = Answer::Identify { status, sectors: 0 };
+    assert_eq!(out.channel, [reply(22, refused)]);
+    let out = command(&mut core, Request::WhenFull(SnapTag(1), true));
+    assert_eq!(told(&out), &Reply::WhenFull(true));
+}
+
 #[test]
 fn without_the_module_there_is_no_barrier() {
     let fake = Fake::default();

@@ -30,7 +30,7 @@ use crate::format::journal::Entry;
 use crate::format::snaptable::State as SnapshotState;
 use crate::format::superblock::Superblock;
 use crate::units::{MetaBlock, SnapSeq, SnapTag, StoreChunk};
-use prove::{Proof, Report, each_entry, mendable, previous, prove, served, tags};
+use prove::{Proof, Report, each_entry, mendable, previous, prove, served_keepers, tags};
 use walk::sentence;
 
 /// The devices of a store that is to be checked.
@@ -287,10 +287,10 @@ fn replay(
         },
     );
     drop_old_owners(media, superblock, state, &behind)?;
-    let all: Vec<u64> = state.snapshots.live().keys().copied().collect();
-    for Gap { what, live } in &behind.gaps {
-        let lives = |seq: &u64| state.snapshots.live().contains_key(seq);
-        let hurt: Vec<u64> = live.iter().copied().filter(lives).collect();
+    let all: Vec<u64> = state.snapshots.keepers().map(|(seq, _)| seq).collect();
+    for Gap { what, keepers } in &behind.gaps {
+        let kept = |seq: &u64| state.snapshots.is_keeper(*seq);
+        let hurt: Vec<u64> = keepers.iter().copied().filter(kept).collect();
         report(Event::Problem(Problem {
             device: media.meta_name(),
             place: Place::Journal,
@@ -326,7 +326,7 @@ fn replay(
             continue;
         };
         let before = previous(media, &state.exceptions, (chunk.0, seq.0));
-        let hurt = served(&state.snapshots, before, seq.0, chunk);
+        let hurt = served_keepers(&state.snapshots, before, seq.0, chunk);
         let what = match asked {
             true => "but that data is damaged and the origin has changed".to_owned(),
             false => "but that data is not there: either it was never acknowledged and the origin \

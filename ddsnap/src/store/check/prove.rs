@@ -352,15 +352,17 @@ impl Prover<'_, '_> {
         place: Place,
         what: String,
     ) -> Result<(), StoreError> {
-        let live = self.snapshots.live().keys().copied();
+        let (live, bookmarks) = (self.snapshots.live(), self.snapshots.bookmarks());
         let (what, hurt): (String, Vec<u64>) = match kind {
             Kind::Overlays => {
                 let last = to.map_or(u64::MAX, |to| to.0.saturating_sub(u64::from(to.1 == 0)));
                 let what = format!("{what}; chunks that snapshots got of their own are lost");
-                (
-                    what,
-                    live.filter(|seq| (from.0..=last).contains(seq)).collect(),
-                )
+                let keepers = live.keys().chain(bookmarks.keys()).copied();
+                let mut hurt: Vec<u64> = keepers
+                    .filter(|&seq| from.0 <= seq && seq <= last)
+                    .collect();
+                hurt.sort_unstable();
+                (what, hurt)
             }
             _ => {
                 let end = to.map_or("the end".to_owned(), |to| to.0.to_string());
@@ -368,7 +370,8 @@ impl Prover<'_, '_> {
                     "{what}; what was saved of origin chunks {} to {end} is lost",
                     from.0
                 );
-                (what, served(self.snapshots, 0, u64::MAX, Chunk(from.0)))
+                let hurt = served_keepers(self.snapshots, 0, u64::MAX, Chunk(from.0));
+                (what, hurt)
             }
         };
         self.loss(media.meta_name(), place, what, &hurt)
@@ -404,8 +407,21 @@ impl Prover<'_, '_> {
         }
         if let Some(wrong) = self.wrong(kind, key, value) {
             self.rebuild = true;
-            let hurt = self.hurt(media, kind, key);
+            // One whose key is possible becomes a mark, and no bookmark loses it.
+            let keys = wrong_key(self.snapshots, self.next_seq, kind, key).is_some();
+            let hurt = match keys {
+                true => self.hurt_keepers(media, kind, key),
+                false => self.hurt(media, kind, key),
+            };
             let what = format!("{} {wrong}", describe(kind, key, value));
+            return self.loss(media.meta_name(), Place::Store, what, &hurt);
+        }
+        if value.is_mark() {
+            let hurt = self.hurt(media, kind, key);
+            if hurt.is_empty() {
+                return Ok(());
+            }
+            let what = format!("{} has no data", describe(kind, key, value));
             return self.loss(media.meta_name(), Place::Store, what, &hurt);
         }
         let place = StoreChunk(value.place);
@@ -423,14 +439,8 @@ impl Prover<'_, '_> {
 
     /// Why an entry cannot be used.
     fn wrong(&self, kind: Kind, key: Key, value: Value) -> Option<&'static str> {
-        unusable(
-            self.snapshots,
-            self.next_seq,
-            (self.contains)(StoreChunk(value.place)),
-            kind,
-            key,
-            value,
-        )
+        let contained = (self.contains)(StoreChunk(value.place));
+        unusable(self.snapshots, self.next_seq, contained, kind, key, value)
     }
 
     /// Live snapshots that an entry serves, as far as is known.
@@ -439,8 +449,26 @@ impl Prover<'_, '_> {
         if kind == Kind::Overlays {
             return live.contains_key(&a).then_some(a).into_iter().collect();
         }
+        // Of most marks that is all there is to know.
+        if served(self.snapshots, 0, b, Chunk(a)).is_empty() {
+            return Vec::new();
+        }
         let before = previous(media, self.exceptions, (a, b));
         served(self.snapshots, before, b, Chunk(a))
+    }
+
+    /// As [`hurt`](Self::hurt), with the bookmarks that lose the key.
+    fn hurt_keepers(&self, media: &mut Media, kind: Kind, (a, b): Key) -> Vec<u64> {
+        if kind == Kind::Overlays {
+            return self
+                .snapshots
+                .is_keeper(a)
+                .then_some(a)
+                .into_iter()
+                .collect();
+        }
+        let before = previous(media, self.exceptions, (a, b));
+        served_keepers(self.snapshots, before, b, Chunk(a))
     }
 
     fn batch(&self) -> u64 {
@@ -517,18 +545,32 @@ impl Prover<'_, '_> {
     }
 }
 
-/// Why an entry cannot be used; `contained`: its place lies in the data region.
+/// Why an entry cannot be used; `contained`: its place lies in the data region. A mark has no place.
 pub(crate) fn unusable(
     snapshots: &Snapshots,
     next_seq: u64,
     contained: bool,
     kind: Kind,
-    (a, b): Key,
+    key: Key,
     value: Value,
 ) -> Option<&'static str> {
-    if !contained {
+    if !contained && value != Value::MARK {
         return Some("lies outside the data region");
     }
+    if let Some(wrong) = wrong_key(snapshots, next_seq, kind, key) {
+        return Some(wrong);
+    }
+    (kind == Kind::Overlays && value.crc != 0)
+        .then_some("has a checksum, which its changing data cannot have")
+}
+
+/// Why there can be no such key.
+pub(crate) fn wrong_key(
+    snapshots: &Snapshots,
+    next_seq: u64,
+    kind: Kind,
+    (a, b): Key,
+) -> Option<&'static str> {
     if kind == Kind::Exceptions {
         return if b == 0 || b >= next_seq {
             Some("is of no snapshot sequence given so far")
@@ -538,12 +580,13 @@ pub(crate) fn unusable(
             None
         };
     }
+    let live = snapshots.live().contains_key(&a);
     match snapshots.get(SnapSeq(a)) {
         None => Some("is of a snapshot that is not there"),
-        Some(snapshot) if !snapshots.has(snapshot, Chunk(b)) => {
+        // A bookmark is cut with the origin.
+        Some(snapshot) if live && !snapshots.has(snapshot, Chunk(b)) => {
             Some("is beyond the end of its snapshot")
         }
-        Some(_) if value.crc != 0 => Some("has a checksum, which its changing data cannot have"),
         Some(_) => None,
     }
 }
@@ -613,6 +656,24 @@ pub(super) fn tags(snapshots: &Snapshots, sequences: &[u64]) -> Vec<SnapTag> {
         .filter_map(|&seq| snapshots.get(SnapSeq(seq)))
         .map(|snapshot| snapshot.tag)
         .collect()
+}
+
+/// The live snapshots and bookmarks in (`before`, `upto`] that are long enough to have a chunk of the origin.
+pub(super) fn served_keepers(
+    snapshots: &Snapshots,
+    before: u64,
+    upto: u64,
+    chunk: Chunk,
+) -> Vec<u64> {
+    let mut found = served(snapshots, before, upto, chunk);
+    let bookmarks = snapshots.bookmarks().iter();
+    found.extend(
+        bookmarks
+            .filter(|&(&seq, &chunks)| before < seq && seq <= upto && chunk.0 < chunks)
+            .map(|(&seq, _)| seq),
+    );
+    found.sort_unstable();
+    found
 }
 
 /// The live snapshots in (`before`, `upto`] that are long enough to have a chunk of the origin.

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use super::prove::{Owned, Report, each_entry, unusable};
+use super::prove::{Owned, Report, each_entry, unusable, wrong_key};
 use super::{CheckDevices, CheckOptions, Checked, Event, Examined, Severity, examine};
 use crate::format::block::Kind;
 use crate::format::node::Value;
@@ -117,9 +117,15 @@ fn make_sound(
             let (snapshots, next) = (&state.snapshots, state.next_seq.0);
             let kept = !proof.bad.contains(&place.0)
                 && unusable(snapshots, next, inside, old.kind, key, value).is_none();
-            match kept {
-                true => tree.put(media, &mut blocks, (key, Some(value))),
-                false => Ok(()),
+            // What was lost is the data. The key says to bookmarks that the chunk changed, and no snapshot that
+            // needs the data lives.
+            let marks = !snapshots.bookmarks().is_empty()
+                && wrong_key(snapshots, next, old.kind, key).is_none()
+                && (old.kind == Kind::Exceptions || snapshots.bookmarks().contains_key(&key.0));
+            match (kept, marks) {
+                (true, _) => tree.put(media, &mut blocks, (key, Some(value))),
+                (false, true) => tree.put(media, &mut blocks, (key, Some(Value::MARK))),
+                (false, false) => Ok(()),
             }
         })?;
         let new = Index::new(old.kind, tree.finish(&mut media, &mut blocks)?);
@@ -131,7 +137,9 @@ fn make_sound(
     let mut owned = Owned::default();
     for index in [&state.exceptions, &state.overlays] {
         each_entry(&mut media, &superblock, index, &mut |_, _, value| {
-            owned.insert(StoreChunk(value.place));
+            if !value.is_mark() {
+                owned.insert(StoreChunk(value.place));
+            }
             Ok(())
         })?;
     }
@@ -154,12 +162,12 @@ fn make_sound(
     })
 }
 
-/// Squashes snapshots, and gives up a revert to one of them: the origin stays half of each.
+/// Squashes snapshots and bookmarks, and gives up a revert to one of them: the origin stays half of each.
 fn give_up(state: &mut State, hurt: &BTreeSet<SnapTag>) {
     let squashed: Vec<SnapSeq> = hurt
         .iter()
         .filter_map(|&tag| state.snapshots.by_tag(tag))
-        .filter(|snapshot| snapshot.state == SnapshotState::Live)
+        .filter(|snapshot| state.snapshots.is_keeper(snapshot.seq.0))
         .map(|snapshot| snapshot.seq)
         .collect();
     squashed
