@@ -116,6 +116,18 @@ pub struct Options {
     /// Chunks copied out before, as many for each snapshot.
     #[arg(long, default_value_t = 0)]
     preload: u64,
+    /// Bookmarks in place of snapshots: changes are noted and nothing is copied.
+    #[arg(long)]
+    bookmarks: bool,
+}
+
+impl Options {
+    fn create(&self, store: &mut Store, tag: u32) -> Result<()> {
+        match self.bookmarks {
+            true => volume::create_bookmark(store, tag),
+            false => volume::create(store, tag),
+        }
+    }
 }
 
 /// Runs all loads on a new store.
@@ -136,7 +148,7 @@ pub fn run(options: &Options) -> Result<()> {
         store
             .delete(SnapTag(number))?
             .context("cannot delete the oldest snapshot")?;
-        volume::create(&mut store, options.snapshots + number)?;
+        options.create(&mut store, options.snapshots + number)?;
         // What setting up left to do is not part of the load.
         while store.background_step(4096)? {}
         counter.take();
@@ -144,13 +156,13 @@ pub fn run(options: &Options) -> Result<()> {
         measured.print(*load, &counter.take(), files.chunk);
     }
     let first = u32::try_from(options.loads.len())?;
-    commands(&mut store, first, options.snapshots)?;
+    commands(&mut store, first, options)?;
     store.close()?;
     Ok(())
 }
 
 /// Times of deleting the oldest snapshot and creating one, as many as there were before.
-fn commands(store: &mut Store, first: u32, snapshots: u32) -> Result<()> {
+fn commands(store: &mut Store, first: u32, options: &Options) -> Result<()> {
     let (mut deleting, mut creating) = (Vec::new(), Vec::new());
     for number in first..first + COMMANDS {
         let started = Instant::now();
@@ -159,7 +171,7 @@ fn commands(store: &mut Store, first: u32, snapshots: u32) -> Result<()> {
             .context("cannot delete the oldest snapshot")?;
         deleting.push(started.elapsed());
         let started = Instant::now();
-        volume::create(store, snapshots + number)?;
+        options.create(store, options.snapshots + number)?;
         creating.push(started.elapsed());
     }
     for (name, mut times) in [("delete", deleting), ("create", creating)] {
@@ -177,7 +189,7 @@ fn preload(store: &mut Store, options: &Options, origin_chunks: u64) -> Result<(
     let order = Permutation::new(origin_chunks, 7);
     let mut next = 0;
     for tag in 0..options.snapshots {
-        volume::create(store, tag)?;
+        options.create(store, tag)?;
         let end = next + share;
         while next < end {
             let group = next..end.min(next + PRELOAD_GROUP);

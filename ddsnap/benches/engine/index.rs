@@ -46,6 +46,9 @@ pub struct Options {
     /// Chunks change from the first on, and not at random places.
     #[arg(long)]
     dense: bool,
+    /// A bookmark in place of the snapshot: no exceptions but marks.
+    #[arg(long)]
+    marks: bool,
 }
 
 /// The chunks in the order in which they change.
@@ -109,7 +112,10 @@ pub fn build(options: &Options) -> Result<()> {
     let mut devices = options.devices(Box::new(meta));
     volume::initialize(&mut devices, ChunkShift::MIN)?;
     let mut store = volume::open(devices)?;
-    volume::create(&mut store, TAG)?;
+    match options.marks {
+        true => volume::create_bookmark(&mut store, TAG)?,
+        false => volume::create(&mut store, TAG)?,
+    }
     let mut writer = Writer {
         store,
         order: options.order(),

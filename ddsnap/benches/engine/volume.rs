@@ -66,7 +66,14 @@ pub fn create(store: &mut Store, tag: u32) -> Result<()> {
         .with_context(|| format!("cannot create snapshot {tag}"))
 }
 
-/// Has the chunks copied out as one commit group.
+/// Creates a bookmark.
+pub fn create_bookmark(store: &mut Store, tag: u32) -> Result<()> {
+    store
+        .create_bookmark(SnapTag(tag), i64::from(tag))?
+        .with_context(|| format!("cannot create bookmark {tag}"))
+}
+
+/// Has the chunks copied out, or their change noted, as one commit group.
 pub fn copy_out(store: &mut Store, chunks: impl Iterator<Item = u64>) -> Result<()> {
     let mut ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
     while !ops.is_empty() {

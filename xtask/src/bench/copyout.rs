@@ -10,6 +10,8 @@ use super::{Files, Scale, fio};
 use crate::ui::Step;
 
 const DEPTHS: [u64; 3] = [1, 32, 256];
+/// The depth at which noting a change is compared with copying out.
+const TRACKED: u64 = 32;
 /// The share of the bound asked for, at the depths the project promises something for.
 const GOAL: Goal = Goal::AtLeast(0.7);
 
@@ -33,6 +35,38 @@ pub fn measure(
             one(program, files, scale, (random, depth), figures)?;
         }
     }
+    track(program, files, scale, figures)
+}
+
+/// First writes that only a bookmark needs to know of, against copy-outs in the same minute.
+fn track(program: &Program, files: &Files, scale: &Scale, figures: &mut Vec<Figure>) -> Result<()> {
+    let step = Step::start(format!(
+        "changes noted for a bookmark, random, depth {TRACKED}"
+    ));
+    let load = format!("random:{TRACKED}");
+    let rate = format!("random/qd{TRACKED}/rate");
+    let mut rounds = Vec::new();
+    for _ in 0..scale.rounds {
+        let copies = args("copyout", files, scale, &load);
+        let marks = [&copies[..], &["--bookmarks".to_owned()]].concat();
+        rounds.push(Round {
+            bound: program.run(&copies)?.get(&rate)?,
+            rate: program.run(&marks)?.get(&rate)?,
+            raw: 0.0,
+        });
+    }
+    let round = median(rounds).context("no round was measured")?;
+    step.done(&format!(
+        "{:.0}/s, copy-outs {:.0}/s",
+        round.rate, round.bound
+    ));
+    figures.push(Figure::new(
+        format!("track/random/qd{TRACKED}"),
+        round.rate,
+        "1/s",
+        (round.bound, "copy-outs"),
+        Goal::AtLeast(4.0),
+    ));
     Ok(())
 }
 

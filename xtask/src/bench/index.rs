@@ -59,6 +59,13 @@ pub fn measure(
     dense("build")?;
     dense("change")?;
     let dense = dense("sweep")?;
+    let marks = |what| {
+        let mut args = args(what, CACHE_BYTES);
+        args.push("--marks".to_owned());
+        program.run(&args)
+    };
+    let marks_built = marks("build")?.get("exceptions")?;
+    let marks = marks("open")?;
     files.remove(FILE)?;
     for swept in [&swept, &dense] {
         ensure!(
@@ -99,6 +106,12 @@ pub fn measure(
             bounded.get("disk_bytes")? / exceptions,
             "B",
             16.0,
+        ),
+        Figure::limited(
+            "disk/mark",
+            marks.get("disk_bytes")? / marks_built,
+            "B",
+            12.0,
         ),
         Figure::limited(
             "memory/exception",
