@@ -7,13 +7,16 @@ use ddsnap::format::journal::{self, ENTRY_LEN, HEADER_LEN, MAX_RECORD_ENTRIES, R
 use ddsnap::units::SnapSeq;
 
 use super::input::Input;
-use super::volume::{Volume, exercise, with_base};
+use super::volume::{BOOKMARKS, Volume, exercise, with_base};
 
 const BLOCK: u64 = 4096;
 
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
-    let number = 1 + input.u8() % 2;
+    let number = match input.u8() {
+        byte if byte % 16 == 10 => BOOKMARKS,
+        byte => 1 + byte % 2,
+    };
     with_base(number, |base| {
         let volume = base.volume();
         let mut end = End::find(&volume);
@@ -45,7 +48,12 @@ pub fn run(data: &[u8]) {
 /// Entries as FORMAT.md has them; kinds and numbers that there are none of too.
 fn entry(kind: u8, input: &mut Input<'_>) -> [u8; ENTRY_LEN] {
     let mut bytes = [0; ENTRY_LEN];
-    bytes[..4].copy_from_slice(&u32::from(kind % 18).to_le_bytes());
+    // Those of bookmarks came later, and inputs that found something name the others so.
+    let kind = match kind {
+        0xe0.. => 18 + kind % 8,
+        _ => kind % 18,
+    };
+    bytes[..4].copy_from_slice(&u32::from(kind).to_le_bytes());
     bytes[4..8].copy_from_slice(&(input.edge() as u32).to_le_bytes());
     for field in [8, 16, 24] {
         bytes[field..field + 8].copy_from_slice(&input.edge().to_le_bytes());

@@ -32,13 +32,13 @@ pub fn run(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::volume::BASES;
+    use super::super::volume::NUMBERS;
     use super::*;
 
     /// Without an edit the base opens, is sound, and works: else the target would test nothing.
     #[test]
     fn bases_are_sound_and_sealing_changes_nothing() {
-        for number in 0..BASES {
+        for number in 0..NUMBERS {
             with_base(number, |base| {
                 let volume = base.volume();
                 let mut image = base.image();

@@ -16,7 +16,11 @@ const DATA: usize = 1;
 const META: usize = 2;
 
 /// Number of different stores.
-pub const BASES: u8 = 4;
+const BASES: u8 = 6;
+/// Numbers of them in an input.
+pub const NUMBERS: u8 = 16;
+/// The number of a store with bookmarks that crashed.
+pub const BOOKMARKS: u8 = 13;
 
 /// A store as it lies on its disks.
 pub struct Base {
@@ -30,17 +34,23 @@ thread_local! {
     static BASES_HERE: [Base; BASES as usize] = std::array::from_fn(|number| make(number as u8));
 }
 
-/// Calls `f` with base `number`, modulo [`BASES`].
+/// Calls `f` with the base of a number, modulo [`NUMBERS`]: those without bookmarks came first, and inputs that
+/// found something name them so.
 pub fn with_base<T>(number: u8, f: impl FnOnce(&Base) -> T) -> T {
-    BASES_HERE.with(|bases| f(&bases[usize::from(number % BASES)]))
+    let base = match number % NUMBERS {
+        12 => 4,
+        BOOKMARKS => 5,
+        number => number % 4,
+    };
+    BASES_HERE.with(|bases| f(&bases[usize::from(base)]))
 }
 
 /// 0: closed. 1: crashed, with a journal to replay. 2: the same with metadata on its own device. 3:
-/// closed, with trees of two levels.
+/// closed, with trees of two levels. 4: closed, with bookmarks. 5: the same, crashed.
 fn make(number: u8) -> Base {
     let (chunk, origin_chunks, meta_bytes) = match number {
         0 => (512, 24, 0),
-        1 => (4096, 24, 0),
+        1 | 4 | 5 => (4096, 24, 0),
         2 => (4096, 24, 600 << 10),
         _ => (512, 700, 0),
     };
@@ -66,13 +76,19 @@ fn make(number: u8) -> Base {
     let mut store = open(&machine, separate_meta).unwrap();
     for round in 0..4 {
         let tag = SnapTag(round);
-        store.create(tag, i64::from(round)).unwrap().unwrap();
+        let bookmark = number > 3 && round % 2 == 1;
+        let created = match bookmark {
+            true => store.create_bookmark(tag, i64::from(round)),
+            false => store.create(tag, i64::from(round)),
+        };
+        created.unwrap().unwrap();
         let written = |n: u64| (n * 7 + u64::from(round) * 5) % origin_chunks;
         let count = origin_chunks / if number == 3 { 2 } else { 3 };
         let mut ops: Vec<Op> = (0..count)
             .map(|n| Op::OriginWrite(Chunk(written(n))))
             .collect();
-        ops.extend((0..3).map(|n| Op::SnapshotWrite(tag, Chunk(n * 3))));
+        let own = (0..3).map(|n| Op::SnapshotWrite(tag, Chunk(n * 3)));
+        ops.extend(own.filter(|_| !bookmark));
         for group in ops.chunks(40) {
             assert!(store.commit(group).unwrap().iter().all(Result::is_ok));
         }
@@ -84,8 +100,14 @@ fn make(number: u8) -> Base {
     }
     store.set_priority(SnapTag(2), -3).unwrap().unwrap();
     store.adjust_usecount(SnapTag(2), 2).unwrap().unwrap();
-    store.delete(SnapTag(1)).unwrap().unwrap();
-    if number == 0 || number == 3 {
+    if number > 3 {
+        store.to_bookmark(SnapTag(0)).unwrap().unwrap();
+        store.set_to_bookmark(SnapTag(2), true).unwrap().unwrap();
+        while store.background_step(50).unwrap() {}
+    } else {
+        store.delete(SnapTag(1)).unwrap().unwrap();
+    }
+    if matches!(number, 0 | 3 | 4) {
         while store.background_step(50).unwrap() {}
         store.delete(SnapTag(0)).unwrap().unwrap();
         store.close().unwrap();
@@ -201,6 +223,22 @@ pub fn exercise(store: &mut Store, origin_chunks: u64) -> Option<()> {
         ops.push(Op::SnapshotWrite(new, Chunk(2)));
     }
     store.commit(&ops).ok()?;
+    let _ = store.create_bookmark(SnapTag(78), 6).ok()?;
+    store.commit(&ops).ok()?;
+    let _ = store.to_bookmark(new).ok()?;
+    for pair in tags.windows(2) {
+        let mut runs = Vec::new();
+        if let Ok(mut changes) = store.changes(Some(pair[0]), pair[1]) {
+            for _ in 0..40 {
+                if !matches!(
+                    store.changes_step(&mut changes, &mut runs, 100).ok()?,
+                    Ok(true)
+                ) {
+                    break;
+                }
+            }
+        }
+    }
     if let Some(&tag) = tags.first() {
         let _ = store.delete(tag).ok()?;
     }
