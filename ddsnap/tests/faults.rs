@@ -289,6 +289,10 @@ fn a_failed_read_harms_nothing() {
     )
     .unwrap();
     volume.store = store;
+    // For a bookmark alone nothing is read.
+    let create = Step::Create(u32::MAX - 1);
+    volume.prepare(&create);
+    volume.apply(&create);
     let mut failed = 0;
     for chunk in 0..SHAPE.origin_chunks {
         faults.fail(Call::Read, 0);
