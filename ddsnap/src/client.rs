@@ -250,7 +250,7 @@ impl Client {
     /// # Errors
     /// Refused with `ENOENT`, `EBUSY` (its use count is not 0) or `EIO` (it is squashed, or the store is broken);
     /// or the connection's errors.
-    pub fn to_bookmark(&mut self, tag: SnapTag) -> Result<()> {
+    pub fn turn_to_bookmark(&mut self, tag: SnapTag) -> Result<()> {
         match self.call(Request::ToBookmark(tag))? {
             Reply::IsBookmark => Ok(()),
             other => Err(self.unexpected(&other)),

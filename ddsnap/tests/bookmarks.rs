@@ -145,7 +145,7 @@ fn a_list_from_a_bookmark_is_that_of_a_snapshot_in_its_place() {
             }
             if rng.chance(40) {
                 let tag = tags[rng.below(tags.len() as u64) as usize];
-                marked.to_bookmark(SnapTag(tag)).unwrap().unwrap();
+                marked.turn_to_bookmark(SnapTag(tag)).unwrap().unwrap();
             }
             if rng.chance(20) {
                 let gone = tags.swap_remove(rng.below(tags.len() as u64) as usize);
@@ -196,7 +196,7 @@ fn a_snapshot_that_becomes_a_bookmark_gives_its_data_back_and_keeps_its_changes(
     write(&mut store, 20..35);
     let wanted: Vec<u64> = (10..30).chain([150]).collect();
     assert_eq!(listed(&mut store, 1, 2), wanted);
-    store.to_bookmark(SnapTag(1)).unwrap().unwrap();
+    store.turn_to_bookmark(SnapTag(1)).unwrap().unwrap();
     assert_eq!(listed(&mut store, 1, 2), wanted);
     settle(&mut store);
     // 15 chunks are the second snapshot's.
@@ -204,7 +204,7 @@ fn a_snapshot_that_becomes_a_bookmark_gives_its_data_back_and_keeps_its_changes(
     assert_eq!(listed(&mut store, 1, 2), wanted);
     store.audit(true).unwrap();
     // Once more, and after a restart: nothing changes. It is read neither as a snapshot nor as a revert's.
-    store.to_bookmark(SnapTag(1)).unwrap().unwrap();
+    store.turn_to_bookmark(SnapTag(1)).unwrap().unwrap();
     drop(store);
     let (mut store, _) = SHAPE.open(&machine).unwrap();
     assert_eq!(listed(&mut store, 1, 2), wanted);
@@ -305,9 +305,7 @@ fn a_bookmark_goes_before_a_write_fails_for_want_of_metadata() {
     let refused = groups().find_map(|chunks| {
         let ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
         let answers = commit(&mut store, &ops);
-        let full = answers
-            .iter()
-            .any(|answer| *answer == Err(OpError::StoreFull));
+        let full = answers.contains(&Err(OpError::StoreFull));
         full.then_some(ops)
     });
     let refused = refused.expect("there are more chunks than room for marks");
@@ -344,7 +342,7 @@ fn the_superblock_tells_of_bookmarks_before_a_record_does() {
     type Make = fn(&mut Store);
     let ways: [Make; 3] = [
         |store| bookmark(store, 2),
-        |store| store.to_bookmark(SnapTag(1)).unwrap().unwrap(),
+        |store| store.turn_to_bookmark(SnapTag(1)).unwrap().unwrap(),
         |store| store.set_to_bookmark(SnapTag(1), true).unwrap().unwrap(),
     ];
     for make in ways {

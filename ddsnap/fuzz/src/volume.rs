@@ -101,7 +101,7 @@ fn make(number: u8) -> Base {
     store.set_priority(SnapTag(2), -3).unwrap().unwrap();
     store.adjust_usecount(SnapTag(2), 2).unwrap().unwrap();
     if number > 3 {
-        store.to_bookmark(SnapTag(0)).unwrap().unwrap();
+        store.turn_to_bookmark(SnapTag(0)).unwrap().unwrap();
         store.set_to_bookmark(SnapTag(2), true).unwrap().unwrap();
         while store.background_step(50).unwrap() {}
     } else {
@@ -225,7 +225,7 @@ pub fn exercise(store: &mut Store, origin_chunks: u64) -> Option<()> {
     store.commit(&ops).ok()?;
     let _ = store.create_bookmark(SnapTag(78), 6).ok()?;
     store.commit(&ops).ok()?;
-    let _ = store.to_bookmark(new).ok()?;
+    let _ = store.turn_to_bookmark(new).ok()?;
     for pair in tags.windows(2) {
         let mut runs = Vec::new();
         if let Ok(mut changes) = store.changes(Some(pair[0]), pair[1]) {

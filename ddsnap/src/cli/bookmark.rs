@@ -40,7 +40,7 @@ impl Bookmark {
         match (self.convert, self.when_full) {
             (true, _) => refused(
                 &format!("make a bookmark of snapshot {tag}"),
-                client.to_bookmark(tag).map(|()| 0),
+                client.turn_to_bookmark(tag).map(|()| 0),
             ),
             (false, Some(whether)) => refused(
                 &format!("set what becomes of snapshot {tag}"),

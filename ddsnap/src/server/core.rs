@@ -453,7 +453,7 @@ impl<E: Engine> Core<E> {
                 Request::ToBookmark(tag)
                     if self.channel != ChannelState::Lost && !self.greeting =>
                 {
-                    let reply = self.to_bookmark(tag);
+                    let reply = self.turn_to_bookmark(tag);
                     out.client(waiting.client, reply);
                 }
                 Request::Revert(tag) if self.channel != ChannelState::Lost && !self.greeting => {
@@ -551,8 +551,8 @@ impl<E: Engine> Core<E> {
         })
     }
 
-    fn to_bookmark(&mut self, tag: SnapTag) -> Reply {
-        match self.engine.to_bookmark(tag) {
+    fn turn_to_bookmark(&mut self, tag: SnapTag) -> Reply {
+        match self.engine.turn_to_bookmark(tag) {
             Ok(Ok(())) => {
                 info!("snapshot {tag} is a bookmark");
                 self.background = true;

@@ -59,7 +59,7 @@ pub trait Engine {
     ///
     /// # Errors
     /// A device failed; if the store has latched, whether it is one is not known.
-    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()>;
+    fn turn_to_bookmark(&mut self, tag: SnapTag) -> Answer<()>;
 
     /// Sets whether a snapshot becomes a bookmark when it is given up.
     ///

@@ -245,12 +245,12 @@ impl Engine for Fake {
     fn create_bookmark(&mut self, tag: SnapTag, now: i64) -> Answer<()> {
         let created = self.create(tag, now);
         if let Ok(Ok(())) = created {
-            self.to_bookmark(tag)?.expect("it was just created");
+            self.turn_to_bookmark(tag)?.expect("it was just created");
         }
         created
     }
 
-    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
+    fn turn_to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
         self.call(format!("to bookmark {tag}"))?;
         Ok(self.change(tag, |info| {
             info.state = SnapState::Bookmark;

@@ -100,8 +100,8 @@ impl Engine for StoreEngine {
         self.answer(result)
     }
 
-    fn to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
-        let result = self.store.to_bookmark(tag);
+    fn turn_to_bookmark(&mut self, tag: SnapTag) -> Answer<()> {
+        let result = self.store.turn_to_bookmark(tag);
         self.answer(result)
     }
 

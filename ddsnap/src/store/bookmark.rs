@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// The store cannot go on. Inner: there is no such snapshot, or it is squashed, in use, or the origin is
     /// being reverted to it.
-    pub fn to_bookmark(&mut self, tag: SnapTag) -> Result<Result<(), OpError>, StoreError> {
+    pub fn turn_to_bookmark(&mut self, tag: SnapTag) -> Result<Result<(), OpError>, StoreError> {
         self.check_latch()?;
         let snapshot = match self.of_tag(tag, State::Live) {
             Ok(snapshot) => snapshot,

@@ -108,7 +108,11 @@ impl Volume {
             }
             Step::ToBookmark(tag) => {
                 let known = self.model.snapshots.get_mut(tag);
-                match self.store.to_bookmark(SnapTag(*tag)).expect("to bookmark") {
+                match self
+                    .store
+                    .turn_to_bookmark(SnapTag(*tag))
+                    .expect("to bookmark")
+                {
                     Ok(()) => {
                         let snapshot = known.expect("known");
                         if snapshot.is_live() {
