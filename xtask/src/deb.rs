@@ -46,10 +46,7 @@ pub fn build() -> Result<Vec<PathBuf>> {
     packages::require(PACKAGES)?;
     packages::require_build_dependencies(&root)?;
     let sources = sources(&root)?;
-    let key = Key::new("deb-1")
-        .text(&compilers()?)
-        .files(&root, &sources)?
-        .finish();
+    let key = key(&root, &sources)?;
     let cache_dir = paths::cache()?.join("deb");
     paths::make_dir(&cache_dir)?;
     // They are built and published in this checkout's target/.
@@ -61,7 +58,7 @@ pub fn build() -> Result<Vec<PathBuf>> {
         let _lock = lock::take(&cache_dir.join("lock"))?;
         if !cached.is_dir() {
             cache::prune(&cache_dir, "", KEPT)?;
-            make(&root, &sources, &cached)?;
+            make(&root, &sources, &key, &cached)?;
         }
     }
     cache::touch(&cached)?;
@@ -112,6 +109,12 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
+/// What stands for the packages that are made from `sources` below `root`.
+fn key(root: &Path, sources: &[PathBuf]) -> Result<String> {
+    let key = Key::new("deb-1").text(&compilers()?).files(root, sources)?;
+    Ok(key.finish())
+}
+
 fn compilers() -> Result<String> {
     let out = Command::new("rustc")
         .arg("--version")
@@ -120,7 +123,7 @@ fn compilers() -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-fn make(root: &Path, sources: &[PathBuf], cached: &Path) -> Result<()> {
+fn make(root: &Path, sources: &[PathBuf], wanted: &str, cached: &Path) -> Result<()> {
     let work = paths::target().join("deb-build");
     let copy = work.join("zumastor");
     paths::make_dir(&copy)?;
@@ -129,6 +132,12 @@ fn make(root: &Path, sources: &[PathBuf], cached: &Path) -> Result<()> {
     let step = Step::start(format!("Debian packages ({})", paths::shown(&log)));
     let manifests: Vec<PathBuf> = MANIFESTS.iter().map(PathBuf::from).collect();
     mirror(root, &copy, sources.iter().chain(&manifests))?;
+    // The key was made before the locks were waited for.
+    if key(&copy, sources)? != wanted {
+        bail!(
+            "the sources of the packages changed while another build was waited for; run it again"
+        );
+    }
     remove_products(&work)?;
     run_logged(
         Command::new("dpkg-buildpackage")
