@@ -127,19 +127,37 @@ impl<'a> Run<'a> {
     fn one(&mut self, step: &Step, note: &dyn Fn(&str)) -> Result<()> {
         let title = self.title(step);
         note(&title);
+        if step.within > 0 {
+            self.await_moment(step.within).context(title.clone())?;
+        }
+        let limit = self.left().map(|left| step.limit.min(left));
+        limit
+            .and_then(|limit| self.step(step, limit, note))
+            .context(title)
+    }
+
+    /// What is left of the scenario's time.
+    fn left(&self) -> Result<Duration> {
         let all = self.scenario.timeout;
-        match all.checked_sub(self.started.elapsed()) {
-            None => bail!("{title}: the scenario's {} are over", ui::seconds(all)),
-            Some(left) => self.step(step, step.limit.min(left), note).context(title),
+        let left = all.checked_sub(self.started.elapsed());
+        left.with_context(|| format!("the scenario's {} are over", ui::seconds(all)))
+    }
+
+    /// Lets the machines run until a random moment within so many seconds, and watches them meanwhile.
+    fn await_moment(&mut self, seconds: u64) -> Result<()> {
+        let moment = Instant::now() + Duration::from_millis(self.seeds.below(seconds * 1000));
+        loop {
+            self.check()?;
+            let left = moment.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(self.left()?).min(RETRY));
         }
     }
 
     fn step(&mut self, step: &Step, limit: Duration, note: &dyn Fn(&str)) -> Result<()> {
         let on = step.on;
-        if step.within > 0 {
-            let wait = self.seeds.below(step.within * 1000);
-            std::thread::sleep(Duration::from_millis(wait));
-        }
         match &step.action {
             Action::Run { script, wanted } => {
                 self.tell(on, &format!("$ {}", script.trim_end()));
