@@ -149,6 +149,8 @@ impl Done {
             number, name, seed, ..
         } = job;
         let text = format!("job {number}, shape {name}, seed {seed}, {place}: {problem}");
+        // At once: the run may take hours, and be ended before it has.
+        eprintln!("LOST: {text}");
         if let Ok(mut losses) = self.losses.lock() {
             losses.push(text);
         }
@@ -240,10 +242,9 @@ fn report(flags: &Flags, seed: u64, done: &Done, took: Duration) -> anyhow::Resu
     let (points, operations) = (count(&done.points), count(&done.operations));
     let losses = done.losses();
     for loss in &losses {
-        eprintln!("LOST: {loss}");
         let job = loss.split([' ', ',']).nth(1).unwrap_or_default();
         eprintln!(
-            "  again: cargo xtask crashtest --points {} --seed {seed} --job {job}",
+            "job {job} again: cargo xtask crashtest --points {} --seed {seed} --job {job}",
             flags.points
         );
     }
