@@ -113,12 +113,14 @@ pub trait Host: Send + Sync {
     fn create_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
     /// Deletes snapshot `tag`.
     fn delete_snapshot(&self, server: &Path, tag: u32) -> Result<()>;
-    /// All snapshots the server has, oldest first.
+    /// All snapshots and bookmarks the server has, oldest first.
     fn snapshots(&self, server: &Path) -> Result<Vec<Stored>>;
     /// What the server says of its store; waits a few seconds at most.
     fn store_state(&self, server: &Path) -> Result<StoreState>;
     /// Gives snapshot `tag` a priority, -128 (given up first) to 127 (never).
     fn set_priority(&self, server: &Path, tag: u32, priority: i8) -> Result<()>;
+    /// Says whether snapshot `tag`, which has data, becomes a bookmark when it is given up, instead of vanishing.
+    fn set_to_bookmark(&self, server: &Path, tag: u32, to_bookmark: bool) -> Result<()>;
     /// The snapshot whose content the server is giving to the origin.
     fn reverting(&self, server: &Path) -> Result<Option<u32>>;
     /// Has the server give the origin the content of snapshot `tag`; as long as that takes, hearing bytes done of
@@ -133,8 +135,8 @@ pub trait Host: Send + Sync {
     ) -> Result<Resized>;
     /// Size of the origin or a snapshot in sectors.
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64>;
-    /// Chunk size, length of the origin, and lengths of these snapshots.
-    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry>;
+    /// Chunk size and length of the origin.
+    fn geometry(&self, server: &Path) -> Result<Geometry>;
 
     /// The device-mapper device called `name`.
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>>;

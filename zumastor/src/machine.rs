@@ -103,8 +103,6 @@ pub struct Geometry {
     pub chunk: ChunkShift,
     /// Length of the origin.
     pub origin: Sectors,
-    /// Lengths of the snapshots asked for, in sectors; 0 for one that is gone.
-    pub snapshots: Vec<u64>,
 }
 
 fn by(holders: &[String]) -> String {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized, SnapshotState};
+use ddsnap::client::{ChannelState, Client, ClientError, Level, NewSizes, Resized};
 use ddsnap::units::{Sectors, SnapTag};
 
 use crate::host::{CREATE_DEADLINE, PROBE_DEADLINE, Probe};
@@ -35,12 +35,10 @@ pub fn delete_snapshot(server: &Path, tag: u32) -> Result<()> {
     gone.with_context(|| format!("could not delete snapshot {tag}"))
 }
 
-/// All snapshots the server has, oldest first; bookmarks have no devices, and none of them is the daemon's.
+/// All snapshots and bookmarks the server has, oldest first.
 pub fn snapshots(server: &Path) -> Result<Vec<Stored>> {
     let list = connect(server, QUERY_DEADLINE).and_then(|mut c| c.list());
-    let mut snapshots = list.context("could not list the snapshots")?;
-    snapshots.retain(|snapshot| snapshot.state != SnapshotState::Bookmark);
-    Ok(snapshots)
+    list.context("could not list the snapshots")
 }
 
 /// Gives snapshot `tag` a priority.
@@ -49,6 +47,13 @@ pub fn set_priority(server: &Path, tag: u32, priority: i8) -> Result<()> {
         connect(server, QUERY_DEADLINE).and_then(|mut c| c.set_priority(SnapTag(tag), priority));
     set.map(|_| ())
         .with_context(|| format!("could not change the priority of snapshot {tag}"))
+}
+
+/// Says whether snapshot `tag` becomes a bookmark when it is given up.
+pub fn set_to_bookmark(server: &Path, tag: u32, to_bookmark: bool) -> Result<()> {
+    let set = connect(server, QUERY_DEADLINE)
+        .and_then(|mut c| c.set_to_bookmark(SnapTag(tag), to_bookmark));
+    set.with_context(|| format!("could not say what becomes of snapshot {tag} in a full store"))
 }
 
 /// The snapshot whose content the server is giving to the origin.
@@ -124,22 +129,12 @@ pub fn probe(spec: &ProcessSpec, socket: &Path) -> Probe {
 }
 
 /// Asks for what replication must know of a store.
-pub fn geometry(server: &Path, tags: &[u32]) -> Result<Geometry> {
+pub fn geometry(server: &Path) -> Result<Geometry> {
     let ask = || {
         let mut client = connect(server, QUERY_DEADLINE)?;
-        let chunk = client.status()?.chunk;
-        let origin = Sectors(client.size(None)?);
-        let mut snapshots = Vec::with_capacity(tags.len());
-        for tag in tags {
-            snapshots.push(match client.size(Some(SnapTag(*tag))) {
-                Err(ClientError::Refused { .. }) => 0,
-                size => size?,
-            });
-        }
         Ok::<_, ClientError>(Geometry {
-            chunk,
-            origin,
-            snapshots,
+            chunk: client.status()?.chunk,
+            origin: Sectors(client.size(None)?),
         })
     };
     ask().context("could not ask the snapshot server for sizes")

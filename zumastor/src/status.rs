@@ -20,7 +20,9 @@ use crate::jobs::{JobState, JobView};
 use crate::layout::Layout;
 use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
-use crate::volume::{DefineVolume, Volume, doubtful_line, server_spec, squashed_line};
+use crate::volume::{
+    DefineVolume, Volume, bookmark_line, doubtful_line, server_spec, squashed_line,
+};
 
 pub mod json;
 pub mod table;
@@ -52,6 +54,8 @@ pub enum SnapshotHealth {
     Fine,
     /// It lost its data to a full store.
     Squashed,
+    /// It lost its data to a full store, and replication goes on from it.
+    Bookmark,
     /// It may show what was written behind the volume's back.
     Doubtful,
     /// The store does not have it.
@@ -221,6 +225,13 @@ impl View {
                 Some(s) if s.state == SnapshotState::Squashed => {
                     unwell.push((id, SnapshotHealth::Squashed));
                     warnings.push(squashed_line(name, id));
+                }
+                Some(s) if s.state == SnapshotState::Bookmark => {
+                    unwell.push((id, SnapshotHealth::Bookmark));
+                    let line = bookmark_line(id);
+                    if !self.notes.contains(&line) {
+                        self.notes.push(line);
+                    }
                 }
                 Some(s) if s.doubtful => {
                     unwell.push((id, SnapshotHealth::Doubtful));

@@ -109,6 +109,9 @@ impl Host for System {
     fn set_priority(&self, server: &Path, tag: u32, priority: i8) -> Result<()> {
         server::set_priority(server, tag, priority)
     }
+    fn set_to_bookmark(&self, server: &Path, tag: u32, to_bookmark: bool) -> Result<()> {
+        server::set_to_bookmark(server, tag, to_bookmark)
+    }
     fn reverting(&self, server: &Path) -> Result<Option<u32>> {
         server::reverting(server)
     }
@@ -126,8 +129,8 @@ impl Host for System {
     fn size_sectors(&self, server: &Path, tag: Option<u32>) -> Result<u64> {
         server::size_sectors(server, tag)
     }
-    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry> {
-        server::geometry(server, tags)
+    fn geometry(&self, server: &Path) -> Result<Geometry> {
+        server::geometry(server)
     }
     fn dm_find(&self, name: &str) -> Result<Option<DmDevice>> {
         dm::find(name)

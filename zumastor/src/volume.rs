@@ -26,6 +26,7 @@ use crate::supervise::Supervisor;
 mod define;
 mod doubt;
 mod forget;
+mod hold;
 mod many;
 mod master;
 mod remount;
@@ -397,11 +398,11 @@ impl Volume {
         }
     }
 
-    /// Takes out of `wanted` what cannot be had: devices of squashed snapshots, mounts where there is
-    /// nothing to mount. What is there already stays.
+    /// Takes out of `wanted` what cannot be had: devices of squashed snapshots and of bookmarks, mounts where
+    /// there is nothing to mount. What is there already stays.
     fn leave_out(&mut self, wanted: &mut Wanted, observed: &Observed, stored: &[Stored]) {
-        let squashed = |s: &&Stored| s.state == SnapshotState::Squashed;
-        for tag in stored.iter().filter(squashed).map(|s| s.tag.0) {
+        for found in stored.iter().filter(|s| s.state != SnapshotState::Live) {
+            let tag = found.tag.0;
             let which = Some(tag);
             if !observed.devices.contains_key(&which) {
                 wanted.devices.remove(&which);
@@ -409,8 +410,13 @@ impl Volume {
             if !observed.mounts.contains(&which) {
                 wanted.mounts.remove(&which);
             }
-            if self.snapshots().iter().any(|s| s.id == tag) {
-                self.warnings.push(squashed_line(&self.name, tag));
+            let listed = self.snapshots().iter().any(|s| s.id == tag);
+            match found.state {
+                SnapshotState::Squashed if listed => {
+                    self.warnings.push(squashed_line(&self.name, tag));
+                }
+                SnapshotState::Bookmark if listed => self.notes.push(bookmark_line(tag)),
+                _ => {}
             }
         }
         for tag in self.plain.keys() {
@@ -612,6 +618,15 @@ pub fn squashed_line(volume: &str, tag: u32) -> String {
     format!(
         "snapshot {tag} is squashed: its data was given up when the store was full; `zumastor forget \
          snapshot {volume} {tag}` takes it out of the list"
+    )
+}
+
+/// What there is to say of a snapshot that became a bookmark.
+#[must_use]
+pub fn bookmark_line(tag: u32) -> String {
+    format!(
+        "snapshot {tag} is a bookmark: its data was given up when the store was full; the next increment starts \
+         from it all the same"
     )
 }
 

@@ -4,6 +4,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{Context, string, verb, volume_of, volume_operand};
+use crate::config::HoldPolicy;
 use crate::control::Request;
 use crate::replicate::socket::{self, Open};
 use crate::volume::{DefineSource, DefineTarget};
@@ -69,6 +70,17 @@ pub fn target_command() -> Command {
                 .help("Most bytes a second"),
         )
         .arg(flag("uncompressed", "Send the data as it is").short('u'))
+        .arg(
+            Arg::new("on-full")
+                .long("on-full")
+                .value_name("WHAT")
+                .value_parser(["bookmark", "protect"])
+                .default_value("bookmark")
+                .help(
+                    "What a full store does with the snapshot that the next increment starts from: its data \
+                     goes and what changes stays known, or writes to the volume fail",
+                ),
+        )
 }
 
 /// The arguments of `VERB source`.
@@ -182,6 +194,10 @@ pub fn define_target(matches: &ArgMatches, context: &mut Context) -> u8 {
         period: matches.get_one("period").copied(),
         ratelimit: matches.get_one("ratelimit").copied(),
         uncompressed: matches.get_flag("uncompressed"),
+        on_full: match matches.get_one::<String>("on-full").map(String::as_str) {
+            Some("protect") => HoldPolicy::Protect,
+            _ => HoldPolicy::Bookmark,
+        },
     }))
 }
 

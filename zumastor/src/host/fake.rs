@@ -54,6 +54,10 @@ pub struct State {
     pub old_mount: bool,
     /// Snapshots that lost their data.
     pub squashed: BTreeSet<u32>,
+    /// Bookmarks.
+    pub bookmarks: BTreeSet<u32>,
+    /// Snapshots that become bookmarks when they are given up.
+    pub to_bookmark: BTreeSet<u32>,
     /// Pauses made.
     pub pauses: u32,
     /// Running processes by their pid files, with their numbers.
@@ -179,6 +183,20 @@ impl Fake {
         let mut stall = self.stall.lock().expect("no test panics here");
         *stall = Some(Stall { line, reached, go });
         (hears, sender)
+    }
+
+    /// What a full store does to a snapshot; true if it may.
+    pub fn give_up(&self, tag: u32) -> bool {
+        let mut state = self.state();
+        if state.priorities.get(&tag) == Some(&127) {
+            return false;
+        }
+        if state.to_bookmark.remove(&tag) {
+            state.bookmarks.insert(tag);
+        } else {
+            state.snapshots.remove(&tag);
+        }
+        true
     }
 
     /// Notes a call; fails it if it is the one to fail.
@@ -371,7 +389,11 @@ impl Host for Fake {
     }
 
     fn delete_snapshot(&self, _server: &Path, tag: u32) -> Result<()> {
-        self.call(format!("delete {tag}"))?.snapshots.remove(&tag);
+        let mut state = self.call(format!("delete {tag}"))?;
+        state.snapshots.remove(&tag);
+        state.bookmarks.remove(&tag);
+        state.to_bookmark.remove(&tag);
+        state.priorities.remove(&tag);
         Ok(())
     }
 
@@ -392,11 +414,13 @@ impl Host for Fake {
             priority: state.priorities.get(&tag).copied().unwrap_or(0),
             state: if state.squashed.contains(&tag) {
                 SnapshotState::Squashed
+            } else if state.bookmarks.contains(&tag) {
+                SnapshotState::Bookmark
             } else {
                 SnapshotState::Live
             },
             doubtful: false,
-            to_bookmark: false,
+            to_bookmark: state.to_bookmark.contains(&tag),
             persistent_usecount: 0,
             devices: 0,
             sectors: 204_800,
@@ -414,6 +438,17 @@ impl Host for Fake {
     fn set_priority(&self, _server: &Path, tag: u32, priority: i8) -> Result<()> {
         let mut state = self.call(format!("priority {tag} {priority}"))?;
         state.priorities.insert(tag, priority);
+        Ok(())
+    }
+
+    fn set_to_bookmark(&self, _server: &Path, tag: u32, to_bookmark: bool) -> Result<()> {
+        let mut state = self.call(format!("when full {tag} {to_bookmark}"))?;
+        assert!(!state.bookmarks.contains(&tag), "{tag} is a bookmark");
+        if to_bookmark {
+            state.to_bookmark.insert(tag);
+        } else {
+            state.to_bookmark.remove(&tag);
+        }
         Ok(())
     }
 
@@ -466,12 +501,11 @@ impl Host for Fake {
         Ok(origin.unwrap_or(ORIGIN_SECTORS))
     }
 
-    fn geometry(&self, server: &Path, tags: &[u32]) -> Result<Geometry> {
+    fn geometry(&self, server: &Path) -> Result<Geometry> {
         let sectors = self.size_sectors(server, None)?;
         Ok(Geometry {
             chunk: ddsnap::units::ChunkShift::MAX,
             origin: ddsnap::units::Sectors(sectors),
-            snapshots: vec![sectors; tags.len()],
         })
     }
 

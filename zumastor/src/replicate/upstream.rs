@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
+use ddsnap::units::{ChunkRun, ChunkShift};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use super::device::{Changes, Device};
 use super::files::Files;
 use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
-use crate::replication::standing::Standing;
+use crate::replication::standing::{Held, Standing};
 use crate::replication::sums::Sums;
 use crate::replication::volume::Upstream;
 use crate::volume::{Volume, Volumes};
@@ -26,8 +26,8 @@ pub struct Sending {
     server: PathBuf,
     files: Files,
     chunk: ChunkShift,
-    /// Lengths of snapshots.
-    lengths: Vec<(Uuid, Sectors)>,
+    /// What the greeting named.
+    held: Vec<Held>,
     base: Option<Device>,
     snapshot: Option<Device>,
     changes: Option<Changes>,
@@ -51,7 +51,7 @@ impl Sending {
             server,
             files,
             chunk: standing.chunk,
-            lengths: standing.held.iter().map(|h| (h.id, h.length)).collect(),
+            held: standing.held.clone(),
             base: None,
             snapshot: None,
             changes: None,
@@ -62,17 +62,29 @@ impl Sending {
         with(self.volumes.as_ref(), &self.volume, change)
     }
 
-    fn device(&self, id: Uuid) -> Result<(Device, u32)> {
-        let (path, number) = self.with(|v| Ok((v.node(Some(id))?, v.number_of(id)?)))?;
-        let length = self.lengths.iter().find(|(held, _)| *held == id);
-        let length = length.map_or(Sectors(0), |(_, length)| *length);
-        Ok((Device::open(&path, false, self.chunk, length)?, number))
+    fn held(&self, id: Uuid) -> Result<Held> {
+        let found = self.held.iter().find(|held| held.id == id);
+        found
+            .copied()
+            .with_context(|| format!("snapshot {id} is not here"))
+    }
+
+    /// Its device, unless it is a bookmark, and its number.
+    fn device(&self, id: Uuid) -> Result<(Option<Device>, u32)> {
+        let held = self.held(id)?;
+        let number = self.with(|v| v.number_of(id))?;
+        if !held.data {
+            return Ok((None, number));
+        }
+        let path = self.with(|v| v.node(Some(id)))?;
+        let device = Device::open(&path, false, self.chunk, held.length)?;
+        Ok((Some(device), number))
     }
 
     /// Of a cycle that ended between the other side's part and ours, the sums are with the position.
     fn recover_sums(&self, snapshot: Uuid) -> Result<()> {
-        let length = self.lengths.iter().find(|(held, _)| *held == snapshot);
-        let chunks = length.map_or(u64::MAX, |(_, length)| length.to_chunks(self.chunk));
+        let held = self.held(snapshot);
+        let chunks = held.map_or(u64::MAX, |held| held.length.to_chunks(self.chunk));
         let noted = self.files.load(&self.noted())?;
         let noted = noted.filter(|noted| noted.snapshot == snapshot && noted.position >= chunks);
         match noted.and_then(|noted| noted.sums) {
@@ -111,8 +123,8 @@ impl Upstream for Sending {
         let base = begin.base.map(|base| self.device(base)).transpose()?;
         let from = base.as_ref().map(|(_, number)| *number);
         self.changes = Some(Changes::list(&self.server, from, to)?);
-        self.snapshot = Some(snapshot);
-        self.base = base.map(|(device, _)| device);
+        self.snapshot = snapshot;
+        self.base = base.and_then(|(device, _)| device);
         Ok(self.base.is_some())
     }
 

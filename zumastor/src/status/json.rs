@@ -28,6 +28,7 @@ fn volume(view: &View) -> Value {
         view.health(id).map(|health| match health {
             SnapshotHealth::Fine => "ok",
             SnapshotHealth::Squashed => "squashed",
+            SnapshotHealth::Bookmark => "bookmark",
             SnapshotHealth::Doubtful => "doubtful",
             SnapshotHealth::Missing => "missing",
         })

@@ -142,6 +142,7 @@ pub fn snapshots(view: &View, now: i64) -> String {
         let mut state = match view.health(snapshot.id) {
             Some(SnapshotHealth::Fine) => "ok",
             Some(SnapshotHealth::Squashed) => "squashed",
+            Some(SnapshotHealth::Bookmark) => "bookmark",
             Some(SnapshotHealth::Doubtful) => "doubtful",
             Some(SnapshotHealth::Missing) => "missing",
             None => "-",

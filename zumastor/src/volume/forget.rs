@@ -176,8 +176,9 @@ impl Volume {
             );
         }
         let server = self.layout.server_socket(&self.name);
-        let priority = if protect { PROTECTED } else { 0 };
-        self.patiently(|| self.host.set_priority(&server, id, priority))?;
+        let held = self.is_held_fast(id);
+        let priority = |protect| if protect || held { PROTECTED } else { 0 };
+        self.patiently(|| self.host.set_priority(&server, id, priority(protect)))?;
         let before = self.config.clone();
         for listed in &mut self.config.snapshots.list {
             if listed.id == id {
@@ -187,7 +188,7 @@ impl Volume {
         if let Err(error) = self.save() {
             self.config = before;
             // What the document says counts, and the next start sees to that.
-            let old = if snapshot.protected { PROTECTED } else { 0 };
+            let old = priority(snapshot.protected);
             let _ = self.host.set_priority(&server, id, old);
             return Err(error);
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Note, Out, Volume, describe};
 use crate::config::{MANUAL, Snapshot};
-use crate::machine::Stored;
+use crate::machine::{SnapshotState, Stored};
 use crate::names;
 use crate::plan::Level;
 
@@ -107,7 +107,7 @@ impl Volume {
             listed.any(|s| s.id == tag || s.twin == Some(tag))
                 || snapshots.deleting.iter().any(|d| d.id == tag)
         };
-        stored.retain(|s| !known(s.tag.0));
+        stored.retain(|s| !known(s.tag.0) && s.state != SnapshotState::Bookmark);
         Ok(stored)
     }
 

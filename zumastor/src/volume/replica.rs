@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Note, Out, Volume};
-use crate::config::{Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target};
+use crate::config::{HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target};
 use crate::machine::{SnapshotState, Stored};
 use crate::names;
 use crate::plan::{Action, Level};
@@ -53,6 +53,9 @@ pub struct DefineTarget {
     pub ratelimit: Option<u64>,
     /// Send as it is.
     pub uncompressed: bool,
+    /// What becomes of the hold when the store is full.
+    #[serde(default)]
+    pub on_full: HoldPolicy,
 }
 
 /// Which replication of a volume is meant.
@@ -126,7 +129,7 @@ impl Volume {
                 period: None,
                 ratelimit: None,
                 window: None,
-                on_full: Default::default(),
+                on_full: request.on_full,
                 uncompressed: false,
                 full: false,
                 stopped: false,
@@ -138,9 +141,11 @@ impl Volume {
             target.period = request.period;
             target.ratelimit = request.ratelimit;
             target.uncompressed = request.uncompressed;
+            target.on_full = request.on_full;
             Ok(())
         })?;
         self.log(&format!("has the target {}", request.host));
+        self.holds_moved();
         Ok(())
     }
 
@@ -158,6 +163,7 @@ impl Volume {
         for held in [target.hold, target.sending].into_iter().flatten() {
             self.let_go(held.id, out);
         }
+        self.holds_moved();
         Ok(())
     }
 
@@ -323,21 +329,22 @@ impl Volume {
         }
         let stored = self.settle_snapshots()?;
         let socket = self.layout.server_socket(&self.name);
-        let listed: Vec<Snapshot> = self.config.snapshots.list.clone();
-        let tags: Vec<u32> = listed.iter().map(|snapshot| snapshot.id).collect();
-        let geometry = self.host.geometry(&socket, &tags)?;
-        let live = |id: u32| {
-            let is_live = |s: &&Stored| s.tag.0 == id && s.state == SnapshotState::Live;
-            stored.iter().any(|s| is_live(&s))
-        };
-        let held = listed.iter().zip(&geometry.snapshots);
-        let held = held.filter(|(snapshot, _)| live(snapshot.id));
-        let held = held.map(|(snapshot, sectors)| Held {
-            id: snapshot.uuid,
-            number: snapshot.id,
-            taken: snapshot.created.unsigned_abs(),
-            length: Sectors(*sectors),
-            data: true,
+        let geometry = self.host.geometry(&socket)?;
+        let held = self.snapshots().iter().filter_map(|snapshot| {
+            let found = stored.iter().find(|s| s.tag.0 == snapshot.id)?;
+            let data = match found.state {
+                SnapshotState::Live => true,
+                // A doubtful one may have missed what was written: nothing starts from it.
+                SnapshotState::Bookmark if !found.doubtful => false,
+                SnapshotState::Bookmark | SnapshotState::Squashed => return None,
+            };
+            Some(Held {
+                id: snapshot.uuid,
+                number: snapshot.id,
+                taken: snapshot.created.unsigned_abs(),
+                length: Sectors(found.sectors),
+                data,
+            })
         });
         let config = &self.config;
         let source = config.source.as_ref().filter(|_| *peer == Peer::Source);
@@ -430,7 +437,14 @@ impl Volume {
     /// It cannot be taken.
     pub fn snapshot_to_send(&mut self, host: &str) -> Result<()> {
         let sending = self.target(host)?.sending;
-        if self.config.master.is_none() || sending.is_some_and(|s| self.number_of(s.uuid).is_ok()) {
+        if self.config.master.is_none() {
+            return Ok(());
+        }
+        let stored = self.settle_snapshots()?;
+        // One that was given up meanwhile has nothing to send.
+        let live = |s: &Stored| s.state == SnapshotState::Live;
+        let is_there = |id| stored.iter().any(|s| s.tag.0 == id && live(s));
+        if sending.is_some_and(|s| self.number_of(s.uuid).is_ok() && is_there(s.id)) {
             return Ok(());
         }
         // Taken before, for a machine that could not be reached: nobody has begun to receive it.
@@ -455,17 +469,19 @@ impl Volume {
     pub fn pin(&mut self, host: &str, uuid: Uuid) -> Result<()> {
         let pinned = self.snapref(uuid)?;
         let before = self.target(host)?.sending;
-        if before == Some(pinned) {
-            return Ok(());
+        if before != Some(pinned) {
+            self.change(|config| {
+                if let Some(target) = config.targets.get_mut(host) {
+                    target.sending = Some(pinned);
+                }
+                Ok(())
+            })?;
         }
-        self.change(|config| {
-            if let Some(target) = config.targets.get_mut(host) {
-                target.sending = Some(pinned);
-            }
-            Ok(())
-        })?;
-        if let Some(before) = before {
+        // Before anything is offered, or a full store could still give it up as any other.
+        self.hold_when_full(pinned.id)?;
+        if let Some(before) = before.filter(|before| *before != pinned) {
             self.let_go(before.id, &mut |_| ());
+            self.holds_moved();
         }
         Ok(())
     }
@@ -488,6 +504,7 @@ impl Volume {
         if let Some(before) = before {
             self.let_go(before.id, &mut |_| ());
         }
+        self.holds_moved();
         Ok(())
     }
 

@@ -236,21 +236,12 @@ impl Volume {
             }
             there
         });
-        let wanted = |id| match snapshots.find(id) {
-            Some(snapshot) if snapshot.protected => PROTECTED,
-            _ => 0,
-        };
         for found in &stored {
-            // Others than these two were set by hand.
-            let (id, is) = (found.tag.0, found.priority);
-            let differs = snapshots.find(id).is_some() && wanted(id) != is;
-            if differs && (is == PROTECTED || wanted(id) == PROTECTED) {
-                if let Err(error) = host.set_priority(&server, id, wanted(id)) {
-                    warnings.push(format!("{error:#}"));
-                }
+            if let Err(error) = self.keep_when_full(found) {
+                warnings.push(format!("{error:#}"));
             }
         }
-        if *snapshots != before {
+        if self.config.snapshots != before {
             if let Err(error) = self.save() {
                 warnings.push(format!("{error:#}"));
             }

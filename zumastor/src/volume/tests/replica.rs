@@ -5,7 +5,7 @@ use ddsnap::units::Sectors;
 use uuid::Uuid;
 
 use super::*;
-use crate::config::Incoming;
+use crate::config::{HoldPolicy, Incoming};
 use crate::replication::message::Begin;
 use crate::replication::standing::{Epoch, Held, Role};
 
@@ -17,6 +17,7 @@ fn target(host: &str) -> DefineTarget {
         period: Some(60),
         ratelimit: None,
         uncompressed: false,
+        on_full: HoldPolicy::Bookmark,
     }
 }
 
@@ -265,4 +266,170 @@ fn rotations_take_what_arrives_and_give_it_up() {
     arrive(&mut volume, &begin(3, Some(2)));
     volume.release_old_hold().expect("let go");
     assert_eq!(bench.stored(), [4, 5]);
+}
+
+fn uuid_of(volume: &Volume, id: u32) -> Uuid {
+    volume.config.snapshots.find(id).expect("listed").uuid
+}
+
+/// A cycle to beta, of which everything is durable.
+fn cycle(volume: &mut Volume) -> u32 {
+    volume.snapshot_to_send("beta").expect("taken");
+    let id = volume.config.snapshots.list.last().expect("one").id;
+    let uuid = uuid_of(volume, id);
+    volume.pin("beta", uuid).expect("pinned");
+    volume.move_hold("beta", uuid, None).expect("moved");
+    id
+}
+
+fn to_beta() -> Peer {
+    Peer::Target("beta".into())
+}
+
+/// A full store took the snapshot that the next increment was to start from: everything was sent again.
+#[test]
+fn a_hold_given_up_is_a_bookmark_that_the_next_cycle_starts_from() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let first = cycle(&mut volume);
+    assert!(bench.fake.give_up(first));
+
+    volume.snapshot_to_send("beta").expect("taken");
+    let standing = volume.standing(&to_beta(), &|_| 0).expect("stands");
+    let held: Vec<_> = standing.held.iter().map(|h| (h.number, h.data)).collect();
+    assert_eq!(held, [(first, false), (2, true)]);
+    assert_eq!(standing.hold, Some(uuid_of(&volume, first)));
+    // Nothing can be shown of it, and that is no failure.
+    bench.fake.reboot();
+    let mut volume = bench.reload();
+    let report = volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert!(report.is_clean());
+    assert_eq!(volume.warnings, Vec::<String>::new());
+    assert_eq!(volume.notes, [bookmark_line(first)]);
+    assert_eq!(bench.devices(), ["v", "v(2)"]);
+
+    let second = uuid_of(&volume, 2);
+    volume.pin("beta", second).expect("pinned");
+    volume.move_hold("beta", second, None).expect("moved");
+    assert_eq!(bench.stored(), [2], "no target needs it any more");
+    let again = bench.reload();
+    assert!(again.config.snapshots.find(first).is_none());
+}
+
+/// What was on its way was given up, and nothing was ever sent again: there was a snapshot to send, it said.
+#[test]
+fn what_is_given_up_on_its_way_is_replaced() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let hold = cycle(&mut volume);
+    volume.snapshot_to_send("beta").expect("taken");
+    volume
+        .pin("beta", uuid_of(&volume, 2))
+        .expect("pinned before it is offered");
+    assert!(bench.fake.give_up(2));
+    volume.snapshot_to_send("beta").expect("taken");
+    // It may have arrived all the same: it is kept until the greeting tells.
+    assert_eq!(bench.stored(), [hold, 2, 4]);
+    volume
+        .pin("beta", uuid_of(&volume, 4))
+        .expect("the next one");
+    assert_eq!(bench.stored(), [hold, 4]);
+}
+
+/// The store and the document disagreed after a crash between the two, until somebody looked.
+#[test]
+fn the_store_learns_who_is_held_whatever_was_cut_short() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let marked =
+        |bench: &Bench| -> Vec<u32> { bench.fake.state().to_bookmark.iter().copied().collect() };
+    let first = volume
+        .snapshot(None, &mut |_| ())
+        .expect("taken")
+        .expect("one");
+    let uuid = uuid_of(&volume, first);
+    // The document has it, the store does not.
+    bench.fake.state().fail = Some(format!("when full {first} true"));
+    volume.pin("beta", uuid).expect_err("nothing is offered");
+    assert!(marked(&bench).is_empty());
+    bench.fake.state().fail = None;
+    volume.pin("beta", uuid).expect("pinned, the second time");
+    assert_eq!(marked(&bench), [first]);
+    volume.move_hold("beta", uuid, None).expect("moved");
+
+    // The hold has moved, the store does not know.
+    let second = volume
+        .snapshot(None, &mut |_| ())
+        .expect("taken")
+        .expect("one");
+    volume
+        .pin("beta", uuid_of(&volume, second))
+        .expect("pinned");
+    bench.fake.state().fail = Some(format!("when full {first} false"));
+    let moved = volume.move_hold("beta", uuid_of(&volume, second), None);
+    moved.expect("the cycle is over");
+    assert_eq!(marked(&bench), [first, second]);
+    bench.fake.state().fail = None;
+    let mut volume = bench.reload();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(marked(&bench), [second]);
+
+    // Its bookmark is nobody's, and the deletion was cut short.
+    assert!(bench.fake.give_up(second));
+    bench.fake.state().fail = Some(format!("delete {second}"));
+    volume
+        .forget_target("beta", &mut |_| ())
+        .expect("forgotten");
+    assert_eq!(bench.stored(), [first, second]);
+    bench.fake.state().fail = None;
+    let mut volume = bench.reload();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(bench.stored(), [first]);
+}
+
+/// Somebody wanted writes to fail rather than a replication to start anew, and a full store took the base.
+#[test]
+fn a_target_may_have_its_hold_protected() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    let mut wanted = target("beta");
+    volume.define_target(&wanted).expect("defined");
+    let first = cycle(&mut volume);
+    wanted.on_full = HoldPolicy::Protect;
+    volume.define_target(&wanted).expect("changed");
+    assert!(!bench.fake.give_up(first));
+    volume
+        .protect(first, true, &mut |_| ())
+        .expect("by hand too");
+    volume
+        .protect(first, false, &mut |_| ())
+        .expect("not by hand");
+    assert!(!bench.fake.give_up(first), "the target needs it still");
+    let second = cycle(&mut volume);
+    assert_eq!(bench.stored(), [second]);
+    wanted.on_full = HoldPolicy::Bookmark;
+    volume.define_target(&wanted).expect("changed");
+    assert!(bench.fake.give_up(second));
+    assert_eq!(bench.stored(), [second]);
+}
+
+/// A bookmark that somebody else made was listed as a snapshot, or its number was given twice.
+#[test]
+fn bookmarks_of_others_are_left_alone() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    for id in [0, 7] {
+        bench.fake.state().snapshots.insert(id, 1 + u64::from(id));
+        bench.fake.state().bookmarks.insert(id);
+    }
+    volume
+        .define_master(MasterFlags::default(), &mut |_| ())
+        .expect("again");
+    assert!(volume.config.snapshots.list.is_empty());
+    volume.define_target(&target("beta")).expect("defined");
+    assert_eq!(cycle(&mut volume), 2);
+    assert_eq!(bench.stored(), [0, 2, 7]);
 }
