@@ -674,7 +674,12 @@ impl<E: Engine> Core<E> {
 
     /// Whether a request waits for background steps.
     fn is_awaited(&self) -> bool {
-        let create = |waiting: &Waiting| matches!(waiting.request, Request::Create(_));
+        let create = |waiting: &Waiting| {
+            matches!(
+                waiting.request,
+                Request::Create(_) | Request::CreateBookmark(_)
+            )
+        };
         !self.no_room.is_empty() || (self.create_waits && self.waiting.iter().any(create))
     }
 

@@ -114,3 +114,24 @@ fn a_snapshot_is_created_when_there_is_room_for_it() {
     let out = send(&mut core, &[reached]);
     assert_eq!(told(&out), &Reply::Created);
 }
+
+/// Steps that had failed were tried again after up to a minute while a bookmark waited for them, which is given up
+/// after half of that.
+#[test]
+fn steps_that_fail_are_tried_each_second_while_a_bookmark_is_to_be_created() {
+    for request in [
+        Request::Create(SnapTag(5)),
+        Request::CreateBookmark(SnapTag(5)),
+    ] {
+        let (fake, mut core) = full();
+        fake.0.borrow_mut().no_table_room = true;
+        fake.0.borrow_mut().background_fails = true;
+        command(&mut core, request);
+        let reached = ask(2, Ask::BarrierReached);
+        send(&mut core, &[Asked { id: 1, ..reached }]);
+        for seconds in 0..10 {
+            step(&mut core, seconds);
+            tick(&mut core, seconds + 1);
+        }
+    }
+}
