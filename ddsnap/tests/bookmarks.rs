@@ -424,6 +424,48 @@ fn what_lay_behind_the_end_counts_as_changed_when_the_origin_grows_again() {
     }
 }
 
+/// A snapshot keeps its length when the origin is cut. As a bookmark of that length it did not list what the origin
+/// had lost, nor did one that a full store made of it.
+#[test]
+fn a_snapshot_longer_than_the_origin_becomes_a_bookmark_that_ends_with_it() {
+    let bytes = |chunks: u64| chunks * SHAPE.chunk_bytes;
+    for full in [false, true] {
+        let (machine, mut store) = volume(&SHAPE);
+        snapshot(&mut store, 1);
+        write(&mut store, [3]);
+        drop(store);
+        machine.set_len(ORIGIN, bytes(99) + 1024);
+        let (mut store, _) = SHAPE.open(&machine).unwrap();
+        if full {
+            store.set_to_bookmark(SnapTag(1), true).unwrap().unwrap();
+            let mut tag = 3;
+            while store.take_given_up().is_empty() {
+                write(&mut store, 0..99);
+                snapshot(&mut store, tag);
+                store.set_priority(SnapTag(tag), 127).unwrap().unwrap();
+                tag += 1;
+            }
+        } else {
+            store.turn_to_bookmark(SnapTag(1)).unwrap().unwrap();
+        }
+        settle(&mut store);
+        machine.set_len(ORIGIN, bytes(200));
+        let request = ResizeRequest {
+            origin: Some(bytes(200)),
+            ..ResizeRequest::default()
+        };
+        store.resize_begin(&request).unwrap().unwrap();
+        while store.resize_step().unwrap().unwrap().is_none() {}
+        snapshot(&mut store, 2);
+        let all: Vec<u64> = match full {
+            true => (0..200).collect(),
+            false => [3].into_iter().chain(99..200).collect(),
+        };
+        assert_eq!(listed(&mut store, 1, 2), all, "{full}");
+        store.audit(true).unwrap();
+    }
+}
+
 fn put(machine: &Machine, offset: u64, from: &[u8]) {
     let mut origin = machine.device(ORIGIN);
     origin.write(&[Write { offset, from }]).unwrap();

@@ -54,7 +54,9 @@ impl Store {
             return Ok(Err(OpError::InUse(tag)));
         }
         self.announce_bookmarks()?;
-        self.record(&[Entry::ToBookmark(snapshot.seq)])?;
+        let mut entries = vec![Entry::ToBookmark(snapshot.seq)];
+        entries.extend(self.bookmark_cut(self.media.origin_length, &[snapshot]));
+        self.record(&entries)?;
         self.sweep.want();
         Ok(Ok(()))
     }
@@ -117,14 +119,21 @@ impl Store {
 
     /// The origin is about to have this length: what lies behind counts as changed, should it grow again.
     pub(super) fn cut_bookmarks(&mut self, length: Sectors) -> Result<(), StoreError> {
+        match self.bookmark_cut(length, &[]) {
+            Some(cut) => self.record(&[cut]),
+            None => Ok(()),
+        }
+    }
+
+    /// What has bookmarks end with an origin of this length, if any is longer, or of the snapshots that become one.
+    pub(super) fn bookmark_cut(&self, length: Sectors, becoming: &[Snapshot]) -> Option<Entry> {
         let cuts = kept!(
             "bookmarks-cut",
             "what the origin lost with its end would not be listed after it grew again"
         );
-        if cuts && self.state.snapshots.has_longer_bookmark(length) {
-            self.record(&[Entry::CutBookmarks(length)])?;
-        }
-        Ok(())
+        let longer = self.state.snapshots.has_longer_bookmark(length)
+            || becoming.iter().any(|snapshot| snapshot.length > length);
+        (cuts && longer).then_some(Entry::CutBookmarks(length))
     }
 
     /// The bookmark to give up when metadata is short: unused before used, of least priority, oldest. Never one

@@ -122,6 +122,9 @@ impl Store {
                 if self.has_recent() {
                     return Ok(self.wait_for(Need::Checkpoint));
                 }
+                if self.must_wait_for_quiet(&[bookmark]) {
+                    return Ok(Room::Full);
+                }
                 self.give_up(&[bookmark], Instead::Nothing)?;
                 return Ok(Room::Changed);
             }
@@ -142,14 +145,19 @@ impl Store {
                 return Ok(self.wait_for(Need::Survey));
             }
         };
-        // One squashed snapshot's chunks come free as soon as its device is quiet: to squash others
-        // meanwhile would cost one snapshot after the other for the same need.
-        let used = victims.iter().any(|victim| snapshots.in_use(victim));
-        if used && snapshots.draining().next().is_some() {
+        if self.must_wait_for_quiet(&victims) {
             return Ok(Room::Full);
         }
         self.give_up(&victims, Instead::Bookmark)?;
         Ok(Room::Changed)
+    }
+
+    /// What a squashed snapshot has comes free as soon as its device is quiet: to squash others meanwhile would
+    /// cost one after the other for the same need.
+    fn must_wait_for_quiet(&self, victims: &[Snapshot]) -> bool {
+        let snapshots = &self.state.snapshots;
+        let used = victims.iter().any(|victim| snapshots.in_use(victim));
+        used && snapshots.draining().next().is_some()
     }
 
     fn wait_for(&mut self, need: Need) -> Room {
@@ -239,13 +247,19 @@ impl Store {
         if victims.iter().any(|&(fate, _)| fate == Fate::Bookmark) {
             self.announce_bookmarks()?;
         }
-        for part in victims.chunks(self.ring.max_entries()) {
+        // One entry more for the end of bookmarks.
+        let most = self.ring.max_entries().saturating_sub(1).max(1);
+        for part in victims.chunks(most) {
             let entry = |&(fate, victim): &(Fate, &Snapshot)| match fate {
                 Fate::Bookmark => Entry::ToBookmark(victim.seq),
                 Fate::Squashed => Entry::Squash(victim.seq),
                 Fate::Deleted => Entry::Delete(victim.seq),
             };
-            self.record(&part.iter().map(entry).collect::<Vec<_>>())?;
+            let becoming = part.iter().filter(|(fate, _)| *fate == Fate::Bookmark);
+            let becoming: Vec<Snapshot> = becoming.map(|(_, victim)| **victim).collect();
+            let mut entries: Vec<Entry> = part.iter().map(entry).collect();
+            entries.extend(self.bookmark_cut(self.media.origin_length, &becoming));
+            self.record(&entries)?;
             let given_up = part.iter().map(|&(fate, victim)| (victim.tag, fate));
             self.given_up.extend(given_up);
         }
