@@ -317,6 +317,34 @@ fn a_bookmark_goes_before_a_write_fails_for_want_of_metadata() {
     store.audit(true).unwrap();
 }
 
+/// The marks of a bookmark in use come free when its user has stopped. Until then one bookmark after the other was
+/// squashed for the same need.
+#[test]
+fn no_bookmark_in_use_is_squashed_while_the_keys_of_another_are_about_to_come_free() {
+    let (_machine, mut store) = volume(&SMALL_META);
+    for tag in [1, 2] {
+        bookmark(&mut store, tag);
+        store.set_in_use(SnapTag(tag), true);
+    }
+    let refused = (0..120_000).step_by(500).find_map(|first| {
+        let chunks = (first..first + 500).step_by(5);
+        let ops: Vec<Op> = chunks.map(|chunk| Op::OriginWrite(Chunk(chunk))).collect();
+        let answers = commit(&mut store, &ops);
+        answers.contains(&Err(OpError::StoreFull)).then_some(ops)
+    });
+    assert_eq!(store.take_given_up(), [(SnapTag(1), Fate::Squashed)]);
+    assert_eq!(store.draining(), [SnapTag(1)]);
+    let refused = refused.expect("there are more chunks than room for marks");
+    // Its keys are those of the other one too.
+    store.set_quiet(SnapTag(1));
+    commit(&mut store, &refused);
+    assert_eq!(store.take_given_up(), [(SnapTag(2), Fate::Squashed)]);
+    store.set_quiet(SnapTag(2));
+    let answers = commit(&mut store, &refused);
+    assert!(answers.iter().all(|answer| *answer == Ok(Done::Unique)));
+    store.audit(true).unwrap();
+}
+
 /// A write that a list had to have was answered before its mark was durable: after a power cut the list lacked it.
 #[test]
 fn a_mark_is_durable_before_the_write_is_answered() {
