@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The agent of a volume: where its servers stand in line.
 //!
-//! The first server in line is told to start and is active until its connection closes; further ones
-//! are told to wait. So a new server (an upgrade, or a supervisor's restart) takes over when the old
-//! one has gone, and never touches the store beside it.
+//! The first server in line is told to start and is active until its connection closes or its process
+//! ends; further ones are told to wait. So a new server (an upgrade, or a supervisor's restart) takes over
+//! when the old one has gone, and never touches the store beside it.
 //!
 //! The original agent also handed each device a socket to the server, and ended when the server died,
 //! which failed all I/O. Here devices ask through the kernel's channel under the agent socket's
@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
 use tracing::{debug, info, warn};
 
+use crate::daemon::pidfd;
 use crate::protocol::address::{SocketFile, SocketName, peer_is_trusted};
 use crate::protocol::codec::{CodecError, FrameReader};
 use crate::protocol::line::{FromAgent, ToAgent};
@@ -34,6 +35,9 @@ struct Server {
     reader: FrameReader,
     /// None until it has said who it is.
     pid: Option<u32>,
+    /// Polls readable at the end of its process. The connection may last longer: the kernel closes what
+    /// requests under way in an io_uring hold when it gets to it.
+    process: Option<OwnedFd>,
     /// Its place in line, from the moment it has said who it is.
     place: Option<u64>,
     /// What it was told last.
@@ -71,6 +75,10 @@ pub struct Ended {
     _connections: Vec<Server>,
 }
 
+/// How long the end of the other agent's server is waited for: one that was killed just before needs a
+/// moment to be gone.
+const SERVER_END: Duration = Duration::from_secs(1);
+
 /// Takes the name of an agent: listens on it. One that listens there already and has no server is asked to
 /// make room, and waited for up to `patience`.
 ///
@@ -82,15 +90,56 @@ pub fn listen(name: &SocketName, patience: Duration) -> io::Result<(OwnedFd, Soc
         other => return other,
     }
     let deadline = Instant::now() + patience;
-    let mut other = name.connect(patience)?;
+    let mut active = ask_for_room(name, deadline)?;
+    if let Some(pid) = active
+        && has_ended(pid)?
+    {
+        active = ask_for_room(name, deadline)?;
+    }
+    match active {
+        None => name.listen(),
+        Some(pid) => Err(in_use(format!(
+            "an agent with server {pid} listens on it; stop that server first"
+        ))),
+    }
+}
+
+/// Whether process `pid` is gone, or is within [`SERVER_END`].
+fn has_ended(pid: u32) -> io::Result<bool> {
+    match pidfd::open(pid) {
+        Ok(fd) => pidfd::wait_gone(&fd, SERVER_END),
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn in_use(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::AddrInUse, text)
+}
+
+/// Asks the agent that listens on `name` to end, and waits for that until `deadline`; the process of its
+/// server if it has one, for whose sake it stays.
+fn ask_for_room(name: &SocketName, deadline: Instant) -> io::Result<Option<u32>> {
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let mut other = match name.connect(left()) {
+        // It has gone meanwhile.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ) =>
+        {
+            return Ok(None);
+        }
+        other => other?,
+    };
     let ready = ToAgent::AgentReady {
         pid: std::process::id(),
     };
     other.write_all(&ready.to_frame().encode())?;
-    let in_use = |text: String| io::Error::new(io::ErrorKind::AddrInUse, text);
     let mut reader = FrameReader::default();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left();
         if left.is_zero() {
             return Err(in_use(
                 "another process listens on it and does not make room".into(),
@@ -100,11 +149,11 @@ pub fn listen(name: &SocketName, patience: Duration) -> io::Result<(OwnedFd, Soc
         let mut bytes = [0; 256];
         match other.read(&mut bytes) {
             // It has gone, and its listener and socket file before this connection.
-            Ok(0) => return name.listen(),
+            Ok(0) => return Ok(None),
             Ok(count) => reader.extend(&bytes[..count]),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
-                io::ErrorKind::ConnectionReset => return name.listen(),
+                io::ErrorKind::ConnectionReset => return Ok(None),
                 _ => return Err(error),
             },
         }
@@ -113,12 +162,7 @@ pub fn listen(name: &SocketName, patience: Duration) -> io::Result<(OwnedFd, Soc
             .map_err(|error| in_use(error.to_string()))?;
         match frame.map(|frame| FromAgent::from_frame(&frame)) {
             None => {}
-            Some(Ok(FromAgent::InUse { active_pid })) => {
-                let text = format!(
-                    "an agent with server {active_pid} listens on it; stop that server first"
-                );
-                return Err(in_use(text));
-            }
+            Some(Ok(FromAgent::InUse { active_pid })) => return Ok(Some(active_pid)),
             Some(other) => {
                 let text = format!("another process listens on it and says {other:?}");
                 return Err(in_use(text));
@@ -156,12 +200,13 @@ impl Agent {
                     None => {}
                 }
             }
-            for (server, _) in self
-                .servers
-                .iter_mut()
-                .zip(ready)
-                .filter(|(_, ready)| **ready)
-            {
+            let (spoken, ended) = ready.split_at(self.servers.len());
+            let watched = self.servers.iter_mut().filter(|s| s.process.is_some());
+            for (server, _) in watched.zip(ended).filter(|(_, ended)| **ended) {
+                server.gone = true;
+            }
+            let servers = self.servers.iter_mut().zip(spoken);
+            for (server, _) in servers.filter(|(_, spoken)| **spoken) {
                 server.listen();
             }
             if *knocked {
@@ -199,6 +244,7 @@ impl Agent {
         None
     }
 
+    /// What is ready: signals, the listener, the connections, and the processes that are watched.
     fn wait(&self) -> io::Result<Vec<bool>> {
         let full = self.servers.len() >= MAX_SERVERS;
         let knocks = if full {
@@ -212,6 +258,8 @@ impl Agent {
         ];
         let streams = self.servers.iter().map(|server| server.stream.as_fd());
         fds.extend(streams.map(|stream| PollFd::new(stream, PollFlags::POLLIN)));
+        let processes = self.servers.iter().filter_map(|s| s.process.as_ref());
+        fds.extend(processes.map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -247,6 +295,7 @@ impl Agent {
                 stream,
                 reader: FrameReader::default(),
                 pid: None,
+                process: None,
                 place: None,
                 told: None,
                 successor: None,
@@ -320,12 +369,20 @@ impl Server {
         }
     }
 
+    /// Watches process `pid`, which it says it is, if that is so here too: in another namespace the
+    /// number is another process's.
+    fn watch(&self, pid: u32) -> Option<OwnedFd> {
+        let peer = getsockopt(&self.stream, sockopt::PeerCredentials).ok()?;
+        (u32::try_from(peer.pid()) == Ok(pid)).then(|| pidfd::open(pid).ok())?
+    }
+
     fn take_messages(&mut self) -> Result<(), CodecError> {
         while let Some(frame) = self.reader.next_frame()? {
             match ToAgent::from_frame(&frame)? {
                 ToAgent::ServerReady { pid, socket } => {
                     info!("server {pid} is ready to serve on {socket}");
                     self.pid = Some(pid);
+                    self.process = self.watch(pid);
                 }
                 ToAgent::AgentReady { pid } => self.successor = Some(pid),
             }
@@ -349,5 +406,56 @@ impl Server {
             self.gone = true;
         }
         self.told = Some(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use std::process::{Command, Stdio};
+    use std::thread;
+
+    /// An agent was started behind a `kill -9` of the server. The other agent had not yet seen that
+    /// server's end, for the kernel takes a process apart in its own time, and the new one gave up.
+    #[test]
+    fn a_server_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: SocketName = dir.path().join("agent").to_str().unwrap().parse().unwrap();
+        let (listener, file) = name.listen().unwrap();
+        let mut server = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let active_pid = server.id();
+        let other = thread::spawn(move || {
+            let (mut asked, mut connections) = (0, Vec::new());
+            while asked < 2 {
+                poll(
+                    &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
+                    PollTimeout::NONE,
+                )
+                .unwrap();
+                let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
+                let fd = accept4(fd, SockFlag::SOCK_CLOEXEC).unwrap();
+                // SAFETY: accept4 has just made this descriptor; nobody else knows it.
+                let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+                let mut stream = UnixStream::from(fd);
+                // A connection that says nothing only looks whether somebody answers.
+                if stream.read(&mut [0; 256]).unwrap() == 0 {
+                    continue;
+                }
+                asked += 1;
+                if asked == 1 {
+                    let refusal = FromAgent::InUse { active_pid };
+                    stream.write_all(&refusal.to_frame().encode()).unwrap();
+                    server.kill().unwrap();
+                    server.wait().unwrap();
+                }
+                connections.push(stream);
+            }
+            drop((listener, file));
+        });
+        let taken = listen(&name, Duration::from_secs(60));
+        assert!(taken.is_ok(), "{:?}", taken.err());
+        other.join().unwrap();
     }
 }

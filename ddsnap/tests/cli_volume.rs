@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ddsnap::daemon::pidfd;
 use ddsnap::device::BlockDevice;
 use ddsnap::device::uring::Access;
 use ddsnap::server::start::open_device;
@@ -53,9 +54,10 @@ fn ddsnap(args: &[&str]) -> Ran {
     }
 }
 
+/// Whether a thread of the process lives: until the last has ended, it may hold the store.
 fn is_alive(pid: Pid) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
+    pidfd::open(pid.as_raw().try_into().unwrap())
+        .is_ok_and(|fd| !pidfd::wait_gone(&fd, Duration::ZERO).unwrap())
 }
 
 /// What chunk `chunk` holds after its `version`th writing.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ddsnap::device::{BlockDevice, Read, Write};
-use ddsnap::store::{Devices, Done, Location, Op, OpenOptions, Store};
+use ddsnap::store::{Budget, Devices, Done, Location, Op, OpenOptions, Store};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::shape::{DATA, META, ORIGIN, Shape};
 
@@ -194,6 +194,35 @@ fn a_commit_on_a_full_store_does_bounded_work() {
         large <= 40,
         "{small} reads, and {large} of ten times as many"
     );
+}
+
+/// Operations of the metadata's device by the worst of 60,000 commits of a chunk each, all over the
+/// volume, with an index much larger than the cache, a sweep and checkpoints, and a background step after
+/// each one.
+fn operations_of_the_worst_commit(budget: Budget) -> u64 {
+    let old = 200_000;
+    let (mut store, _) = filled(old, 1 << 20);
+    store.delete(SnapTag(1)).unwrap().unwrap();
+    store.set_budget(budget);
+    let mut worst = 0;
+    for turn in 0..60_000 {
+        let chunk = turn * 7919 % old;
+        let before = store.operations();
+        store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+        worst = worst.max(store.operations() - before);
+        let _ = store.background_step(256).unwrap();
+    }
+    println!("{budget:?}: {worst} operations");
+    worst
+}
+
+/// A disk that takes 8 ms to seek made a request wait for what a fast one does in passing.
+#[test]
+fn a_commit_on_a_slow_disk_does_less_for_others() {
+    let fast = operations_of_the_worst_commit(Budget::MOST);
+    let slow = operations_of_the_worst_commit(Budget::LEAST);
+    assert!(slow < fast, "{slow} operations, {fast} on a fast disk");
+    assert!(slow <= 4, "{slow} operations");
 }
 
 /// Nobody does background steps here: even so nothing is done in a request that would take long.

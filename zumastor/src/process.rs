@@ -8,16 +8,16 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ddsnap::daemon::pidfd;
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::Devices;
@@ -90,7 +90,7 @@ pub fn run(argv: &[OsString], deadline: Duration) -> Result<Output> {
         .env("LC_ALL", "C.UTF-8")
         .spawn()
         .with_context(|| format!("could not run '{name}'"))?;
-    let gone = pidfd_open(child.id()).and_then(|fd| wait_readable(&fd, deadline));
+    let gone = exit_fd(child.id()).and_then(|fd| is_gone_within(&fd, deadline));
     if !matches!(gone, Ok(true)) {
         // Reaped below, so the number cannot have been given away.
         child
@@ -118,29 +118,6 @@ fn slurp(mut file: File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn pidfd_open(pid: u32) -> Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = Errno::result(fd).with_context(|| format!("could not watch process {pid}"))?;
-    // SAFETY: the kernel just gave us this descriptor and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
-}
-
-/// Waits until `fd` polls readable; false if the deadline came first.
-fn wait_readable(fd: &OwnedFd, deadline: Duration) -> Result<bool> {
-    let end = Instant::now() + deadline;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(e) => return Err(e).context("could not wait for a process"),
-        }
-    }
-}
-
 /// The daemon of `spec` with a pidfd that is certain to be it.
 fn find_fd(spec: &ProcessSpec) -> Result<Option<(u32, OwnedFd)>> {
     let Ok(text) = fs::read_to_string(&spec.pidfile) else {
@@ -149,7 +126,7 @@ fn find_fd(spec: &ProcessSpec) -> Result<Option<(u32, OwnedFd)>> {
     let Ok(pid) = text.trim().parse::<u32>() else {
         return Ok(None);
     };
-    let Ok(fd) = pidfd_open(pid) else {
+    let Ok(fd) = pidfd::open(pid) else {
         return Ok(None);
     };
     // Read after the pidfd was opened: if the line matches, the pidfd is that process.
@@ -189,7 +166,12 @@ pub fn find(spec: &ProcessSpec) -> Result<Option<u32>> {
 
 /// A descriptor that polls readable when process `pid` is gone.
 pub fn exit_fd(pid: u32) -> Result<OwnedFd> {
-    pidfd_open(pid)
+    pidfd::open(pid).with_context(|| format!("could not watch process {pid}"))
+}
+
+/// Waits until the process of `fd` is gone; false if the deadline came first.
+fn is_gone_within(fd: &OwnedFd, deadline: Duration) -> Result<bool> {
+    pidfd::wait_gone(fd, deadline).context("could not wait for a process")
 }
 
 /// Starts the daemon of `spec`, which puts itself into the background once it is up.
@@ -246,7 +228,7 @@ fn end(spec: &ProcessSpec, how: &[(libc::c_int, Duration)]) -> Result<()> {
             Err(Errno::ESRCH) => return Ok(()),
             result => result.with_context(|| format!("could not signal process {pid}"))?,
         }
-        if wait_readable(&fd, deadline)? {
+        if is_gone_within(&fd, deadline)? {
             return Ok(());
         }
     }
@@ -299,7 +281,7 @@ impl Found {
 
     /// Waits until it is gone; false if the deadline came first.
     pub fn is_gone_within(&self, deadline: Duration) -> Result<bool> {
-        wait_readable(&self.fd, deadline)
+        is_gone_within(&self.fd, deadline)
     }
 
     /// The files it has open, its directories and its program.
@@ -315,7 +297,7 @@ pub fn all() -> Vec<Found> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let found = entries.filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
-        let fd = pidfd_open(pid).ok()?;
+        let fd = pidfd::open(pid).ok()?;
         // Read after the pidfd was opened, so it is that process's.
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let argv = line.strip_suffix(b"\0").unwrap_or(&line).split(|b| *b == 0);
@@ -436,7 +418,7 @@ mod tests {
 
     #[test]
     fn run_does_not_wait_for_a_daemon_that_keeps_the_output_open() {
-        let begin = Instant::now();
+        let begin = std::time::Instant::now();
         run(&argv(&["sh", "-c", "sleep 5 & echo up"]), KILL_DEADLINE).expect("sh runs");
         assert!(begin.elapsed() < Duration::from_secs(4));
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the agent and the server have in common as daemons: going to the background, the log, the pid
-//! file, and holding on to memory.
+//! file, holding on to memory, and waiting for each other's end.
 
 pub mod background;
 pub mod log;
 pub mod memory;
 pub mod outlive;
+pub mod pidfd;
 pub mod pidfile;
 
 use std::io;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ddsnap::daemon::pidfd;
 use ddsnap::device::uring::{Access, UringDevice};
 use ddsnap::store::{Devices, OpenOptions, Store};
 use nix::sys::signal::{Signal, kill};
@@ -71,15 +72,10 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a thread of the process lives: until the last has ended, it may hold sockets and locks.
 pub fn is_alive(pid: Pid) -> bool {
-    // A zombie of another parent answers kill(0) too; its state is in /proc.
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .starts_with(" Z")
-    })
+    pidfd::open(pid.as_raw().try_into().unwrap())
+        .is_ok_and(|fd| !pidfd::wait_gone(&fd, Duration::ZERO).unwrap())
 }
 
 impl Volume {
