@@ -53,13 +53,19 @@ fn pause(failures: u32, chance: u8) -> Duration {
         .mul_f64(0.75 + f64::from(chance) / 512.0)
 }
 
+/// So much later; a century, if that is more than time has.
+fn later(then: Instant, period: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    then + period.min(CENTURY)
+}
+
 impl Due {
     /// A cycle that began then has ended.
     fn ended(&mut self, (began, now): (Instant, Instant), period: Duration, how: End, chance: u8) {
         match how {
             End::Done => {
                 self.failures = 0;
-                self.next = began + period;
+                self.next = later(began, period);
             }
             // Something got through: the trouble is a new one.
             End::Failed { moved: true } => self.fail(now, 1, chance),
@@ -140,6 +146,10 @@ impl Daemon {
                 due.ended((cycle.began, now), period, how, chance);
                 periods.cycles.remove(&key);
             }
+            if due.failures == 0 {
+                // The period may have become shorter.
+                due.next = due.next.min(later(now, period));
+            }
             if now < due.next {
                 continue;
             }
@@ -166,7 +176,12 @@ impl Daemon {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Handle, lock};
     use super::*;
+    use crate::config;
+    use crate::host::fake::Fake;
+    use crate::layout::Layout;
+    use crate::status::View;
 
     /// A machine that is away for a night was asked each second, by everybody at once.
     #[test]
@@ -197,5 +212,47 @@ mod tests {
         assert_eq!((due.failures, due.next), (1, now + Duration::from_secs(1)));
         due.ended((began, now), period, End::Done, 128);
         assert_eq!((due.failures, due.next), (0, began + period));
+    }
+
+    /// A period of an age ended the thread that looks after all of them.
+    #[test]
+    fn a_period_longer_than_time_is_never_due() {
+        let began = Instant::now();
+        let mut due = Due {
+            next: began,
+            failures: 0,
+        };
+        let period = Duration::from_secs(u64::MAX);
+        due.ended((began, began), period, End::Done, 128);
+        assert!(due.next > began + Duration::from_secs(86_400 * 365));
+    }
+
+    /// Who had made a day an hour waited for the rest of the day.
+    #[test]
+    fn a_shorter_period_counts_from_when_it_is_set() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let daemon = Daemon::new(Arc::new(Fake::default()), layout.clone()).expect("new");
+        // With a target beta and a period of a minute.
+        let document = include_str!("../config/golden/v2.yaml");
+        std::fs::create_dir_all(layout.volume("v")).expect("made");
+        std::fs::write(layout.config("v"), document).expect("written");
+        let mut view = View::starting("v");
+        view.config = config::load(&layout, "v").expect("read");
+        view.up = true;
+        lock(&daemon.volumes).insert("v".into(), Handle::new(view));
+        let key: Key = ("v".into(), Some("beta".into()));
+        let (now, day) = (Instant::now(), Duration::from_secs(86_400));
+        let mut periods = Periods::default();
+        for (failures, next) in [(0, Duration::from_secs(60)), (3, day)] {
+            let due = Due {
+                next: now + day,
+                failures,
+            };
+            periods.due.insert(key.clone(), due);
+            daemon.look(&mut periods, now);
+            // What failed has a pause of its own.
+            assert_eq!(periods.due[&key].next, now + next, "{failures}");
+        }
     }
 }
