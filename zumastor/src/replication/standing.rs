@@ -10,6 +10,8 @@ use super::wire::{Put, Take, WireError};
 
 /// The most snapshots and bookmarks a greeting names; the newest are kept if there are more.
 pub const MAX_HELD: usize = 8192;
+/// The last epoch that is believed: after it come more than there will ever be failovers.
+const MAX_EPOCH: u64 = 1 << 62;
 /// Length of one of them on the wire.
 const HELD_BYTES: usize = 16 + 4 + 8 + 8 + 1;
 
@@ -151,8 +153,16 @@ impl Standing {
     pub fn decode(take: &mut Take<'_>) -> Result<Standing, WireError> {
         let volume = take.some_uuid("the volume's UUID")?;
         let lineage = take.uuid()?;
+        let number = take.u64()?;
+        if number > MAX_EPOCH {
+            let what = "the epoch";
+            return Err(WireError::Value {
+                what,
+                found: number,
+            });
+        }
         let epoch = Epoch {
-            number: take.u64()?,
+            number,
             owner: take.some_uuid("the epoch's owner")?,
             since: take.u64()?,
         };

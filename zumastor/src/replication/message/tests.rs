@@ -146,3 +146,16 @@ fn hostile_counts_take_no_memory() {
     hello[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(Message::decode(Kind::Hello, &hello).is_err());
 }
+
+/// Of the last epoch there is a replica could never be made a master again: the number did not grow.
+#[test]
+fn an_epoch_that_has_no_next_is_refused() {
+    let mut messages = messages();
+    let Message::Hello(hello) = &mut messages[0] else {
+        panic!("the first is a greeting")
+    };
+    hello.standing.epoch.number = u64::MAX;
+    let bytes = messages[0].encode();
+    let text = Message::decode(Kind::Hello, &bytes).expect_err("refused");
+    assert!(text.to_string().contains("the epoch"), "{text}");
+}
