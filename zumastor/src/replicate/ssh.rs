@@ -1,13 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The way to another machine: one ssh command, whose standard streams carry the stream.
+//!
+//! What the command starts may outlive it and keep its streams open, as an ssh does that shares its connection: so
+//! nobody here waits for the end of a stream alone.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::layout::Layout;
 use crate::replication::link::Link;
@@ -19,8 +30,103 @@ const COMPLAINT_MAX_BYTES: usize = 2000;
 
 /// A running command.
 pub struct Remote {
-    child: Arc<Mutex<Child>>,
+    process: Arc<Mutex<Process>>,
+    /// No more complaints are waited for.
+    quiet: Arc<EventFd>,
     complaints: Option<JoinHandle<String>>,
+}
+
+/// The command's process, with those it has started in a group.
+struct Process {
+    child: Child,
+    /// Its number may be another's.
+    reaped: bool,
+}
+
+impl Process {
+    /// Ends all of the group.
+    fn kill(&self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().filter(|_| !self.reaped) {
+            // They may be gone already.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+}
+
+fn lock(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
+    process.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// This end of one of the command's streams.
+struct Stream {
+    pipe: fs::File,
+    /// Readable when the stream is of no more use.
+    end: Arc<EventFd>,
+}
+
+impl Stream {
+    fn new(pipe: OwnedFd, end: &Arc<EventFd>) -> Result<Stream> {
+        let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
+        fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let (pipe, end) = (pipe.into(), end.clone());
+        Ok(Stream { pipe, end })
+    }
+
+    /// Waits until the pipe is ready, unless the stream is of no more use.
+    fn wait(&self, ready: PollFlags) -> io::Result<()> {
+        let mut polled = [
+            PollFd::new(self.end.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.pipe.as_fd(), ready),
+        ];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match polled[0].any() {
+            Some(false) => Ok(()),
+            _ => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.pipe.read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLIN)?;
+                }
+                read => return read,
+            }
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.pipe.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLOUT)?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn event() -> Result<Arc<EventFd>> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Ok(Arc::new(EventFd::from_flags(flags)?))
+}
+
+/// Fails only when the counter is full, and then it is readable anyway.
+fn tell(event: &EventFd) {
+    let _ = event.write(1);
 }
 
 /// The command that reaches other machines: `own`, or what /etc/zumastor/ssh_command has.
@@ -46,6 +152,7 @@ pub fn connect(command: &str, host: &str, words: &[&str]) -> Result<(Link, Remot
         remote.push(' ');
         remote.push_str(&quoted(word));
     }
+    let (end, quiet) = (event()?, event()?);
     let mut child = Command::new(program)
         .args(parts)
         .arg(host)
@@ -53,36 +160,51 @@ pub fn connect(command: &str, host: &str, words: &[&str]) -> Result<(Link, Remot
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .with_context(|| format!("could not run '{command}'"))?;
     let reader = child.stdout.take().context("no way from the command")?;
     let writer = child.stdin.take().context("no way to the command")?;
     let stderr = child.stderr.take().context("no complaints")?;
+    let stderr = Stream::new(stderr.into(), &quiet)?;
     let complaints = thread::Builder::new()
         .name("replication-ssh".into())
         .spawn(move || last_of(stderr))?;
-    let child = Arc::new(Mutex::new(child));
-    let cut = child.clone();
+    let reaped = false;
+    let process = Arc::new(Mutex::new(Process { child, reaped }));
+    let (reader, writer) = (
+        Stream::new(reader.into(), &end)?,
+        Stream::new(writer.into(), &end)?,
+    );
+    let cut = process.clone();
     let link = Link {
         reader: Box::new(reader),
-        writer: Box::new(writer) as Box<dyn Write + Send>,
+        writer: Box::new(writer),
         cut: Arc::new(move || {
-            // It may be gone already.
-            let _ = cut.lock().unwrap_or_else(PoisonError::into_inner).kill();
+            lock(&cut).kill();
+            tell(&end);
         }),
     };
     let complaints = Some(complaints);
-    Ok((link, Remote { child, complaints }))
+    let remote = Remote {
+        process,
+        quiet,
+        complaints,
+    };
+    Ok((link, remote))
 }
 
 impl Remote {
     /// Waits for the command's end; gives what it complained of.
     pub fn finish(mut self) -> String {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process = lock(&self.process);
         // The line was closed, which cuts what still runs.
-        let _ = child.kill();
-        let _ = child.wait();
-        drop(child);
+        process.kill();
+        let _ = process.child.wait();
+        process.reaped = true;
+        drop(process);
+        // What was said is there.
+        tell(&self.quiet);
         let said = self.complaints.take().map(JoinHandle::join);
         said.and_then(Result::ok).unwrap_or_default()
     }
@@ -110,6 +232,8 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// A volume's name may hold what a shell would run.
@@ -119,20 +243,21 @@ mod tests {
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
+    fn fake(dir: &tempfile::TempDir, script: &str) -> String {
+        let path = dir.path().join("fake-ssh");
+        fs::write(&path, script).expect("written");
+        let mut mode = fs::metadata(&path).expect("there").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        fs::set_permissions(&path, mode).expect("set");
+        path.to_string_lossy().into_owned()
+    }
+
     /// Why ssh failed was lost: only that the stream ended was told.
     #[test]
     fn streams_pass_and_complaints_are_kept() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("fake-ssh");
-        fs::write(
-            &path,
-            "#!/bin/sh\nread line; echo \"got $line\"; echo \"$1 $2 failed\" >&2\n",
-        )
-        .expect("written");
-        let mut mode = fs::metadata(&path).expect("there").permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
-        fs::set_permissions(&path, mode).expect("set");
-        let command = path.to_string_lossy().into_owned();
+        let script = "#!/bin/sh\nread line; echo \"got $line\"; echo \"$1 $2 failed\" >&2\n";
+        let command = fake(&dir, script);
         let (mut link, remote) = connect(&command, "beta", &["receive", "v"]).expect("runs");
         link.writer.write_all(b"hello\n").expect("written");
         drop(link.writer);
@@ -140,5 +265,25 @@ mod tests {
         link.reader.read_to_string(&mut said).expect("read");
         assert_eq!(said, "got hello\n");
         assert_eq!(remote.finish(), "beta zumastor 'receive' 'v' failed");
+    }
+
+    /// An ssh that shares its connection leaves a process behind, which keeps its standard error; a script around
+    /// ssh one that keeps all three. The job did not end before it.
+    #[test]
+    fn what_a_command_leaves_behind_holds_up_nobody() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = "#!/bin/sh\necho failed >&2; setsid sleep 20 & sleep 20 & echo; wait $!\n";
+        let command = fake(&dir, script);
+        let begin = Instant::now();
+        let (mut link, remote) = connect(&command, "beta", &["receive", "v"]).expect("runs");
+        link.reader.read_exact(&mut [0]).expect("it has begun");
+        let mut reader = link.reader;
+        let reads = thread::spawn(move || reader.read(&mut [0]));
+        (link.cut)();
+        // Cut is cut, however that is told.
+        let _ = reads.join().expect("it ends");
+        drop(link.writer);
+        assert_eq!(remote.finish(), "failed");
+        assert!(begin.elapsed() < Duration::from_secs(15));
     }
 }
