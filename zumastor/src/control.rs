@@ -12,7 +12,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -296,6 +296,33 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>
     }
     let message: Message<T> = serde_json::from_slice(&line).context("a malformed message")?;
     Ok(Some(message.body))
+}
+
+/// Reads from a connection until a moment, however slowly what is read comes.
+#[derive(Debug)]
+pub struct Within<'a> {
+    stream: &'a UnixStream,
+    end: Instant,
+}
+
+impl<'a> Within<'a> {
+    /// Reads for so long.
+    #[must_use]
+    pub fn new(stream: &'a UnixStream, time: Duration) -> Self {
+        let end = Instant::now() + time;
+        Within { stream, end }
+    }
+}
+
+impl Read for Within<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(into)
+    }
 }
 
 /// Whether the process at the other end belongs to root.

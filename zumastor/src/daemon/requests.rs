@@ -17,7 +17,7 @@ use ddsnap::stdio::complain;
 
 use super::{Daemon, Handle, lock};
 use crate::config::{self, VolumeConfig};
-use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role};
+use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role, Within};
 use crate::jobs::{Ended, Ending, Job, Jobs, Running};
 use crate::note::{Note, Out};
 use crate::plan::Level;
@@ -85,9 +85,8 @@ impl Daemon {
 
     /// Reads one request and answers it to the end.
     fn answer(self: &Arc<Self>, stream: &UnixStream, permit: Arc<Permit>) -> Result<()> {
-        stream.set_read_timeout(Some(PEER_DEADLINE))?;
         stream.set_write_timeout(Some(PEER_DEADLINE))?;
-        let mut reader = BufReader::new(stream);
+        let mut reader = BufReader::new(Within::new(stream, PEER_DEADLINE));
         let request = match control::receive(&mut reader) {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),

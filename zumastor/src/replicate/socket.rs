@@ -11,11 +11,12 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{self, PEER_DEADLINE};
+use crate::control::{self, PEER_DEADLINE, Within};
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +49,13 @@ pub struct Answer {
 /// # Errors
 /// It is not said, or not in time.
 pub fn accept(stream: &UnixStream) -> Result<Open> {
-    stream.set_read_timeout(Some(PEER_DEADLINE))?;
-    stream.set_write_timeout(Some(PEER_DEADLINE))?;
-    let open = control::receive(&mut BufReader::with_capacity(1, stream))?;
+    accept_within(stream, PEER_DEADLINE)
+}
+
+fn accept_within(stream: &UnixStream, deadline: Duration) -> Result<Open> {
+    stream.set_write_timeout(Some(deadline))?;
+    let reader = Within::new(stream, deadline);
+    let open = control::receive(&mut BufReader::with_capacity(1, reader))?;
     open.context("nobody said what the connection is for")
 }
 
@@ -99,5 +104,29 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Each byte had the whole time again: a few connections that said one now and then kept all others out.
+    #[test]
+    fn who_does_not_say_in_time_what_he_wants_is_left() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let begin = Instant::now();
+        let drip = thread::spawn(move || {
+            let mut theirs = theirs;
+            while begin.elapsed() < Duration::from_secs(15) && theirs.write_all(b" ").is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        accept_within(&ours, Duration::from_millis(300)).expect_err("nothing was said");
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        drop(ours);
+        drip.join().expect("it ends");
     }
 }
