@@ -185,6 +185,12 @@ impl Encoder {
     }
 }
 
+/// Length of the head of an extent of so many runs.
+#[must_use]
+pub fn head_bytes(runs: usize) -> usize {
+    1 + 1 + 2 + 4 + 32 + 32 + runs * (8 + 4)
+}
+
 /// The head of an extent of zeros.
 #[must_use]
 pub fn zeros(runs: &[ChunkRun], bytes: u64) -> Vec<u8> {

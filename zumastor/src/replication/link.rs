@@ -4,7 +4,8 @@
 //! Three threads go with each. One reads frames, so that what the other side says is heard while this one
 //! is busy; extents wait for the batch that seals them, and their memory is bounded: who sends more than
 //! was agreed on breaks the rules. One says "still there" when nothing else was said for a while. One cuts
-//! the link when the other side is silent for too long; it never writes, so it is never held up.
+//! the link when no byte came for too long, or when the other side takes none of what is said; it never
+//! writes, so it is never held up. Bytes count and not frames: of a slow line a frame takes minutes.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,7 +23,19 @@ use super::wire::WireError;
 /// Messages that may wait to be looked at.
 const MOST_WAITING: usize = 1000;
 /// How often who waits looks whether he still should.
-const LOOK: Duration = Duration::from_millis(500);
+pub(super) const LOOK: Duration = Duration::from_millis(500);
+/// Bytes handed over at a time: a pipe takes all that it is given before it says so.
+const PIECE: usize = 16 << 10;
+/// What an extent takes beside its bytes, for whoever sends millions of short ones.
+const EXTENT_ROOM: usize = 256;
+/// No piece is being written.
+const IDLE: u64 = u64::MAX;
+
+/// How much of the room for extents one takes, in bytes.
+#[must_use]
+pub fn room_of(extent_bytes: usize) -> usize {
+    extent_bytes + EXTENT_ROOM
+}
 
 /// The two directions of a connection.
 pub struct Link {
@@ -67,6 +80,9 @@ pub enum LinkError {
     /// Nothing came.
     #[error("the other side was silent for {0} s")]
     Silent(u64),
+    /// Nothing was taken.
+    #[error("the other side took nothing of what it was sent for {0} s")]
+    Stuck(u64),
     /// Nobody waits any more.
     #[error("it was cancelled")]
     Cancelled,
@@ -84,16 +100,75 @@ pub enum Incoming {
     Extent(Vec<u8>),
 }
 
-type Writer = FrameWriter<Box<dyn Write + Send>>;
+type Writer = FrameWriter<Speaking>;
+
+/// When what happened last, in milliseconds since `start`.
+struct Times {
+    start: Instant,
+    heard: AtomicU64,
+    said: AtomicU64,
+    /// When the piece that is being written was begun, or [`IDLE`].
+    writing: AtomicU64,
+}
+
+impl Times {
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn note(&self, what: &AtomicU64) {
+        what.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn since(&self, then: &AtomicU64) -> Duration {
+        match then.load(Ordering::Relaxed) {
+            IDLE => Duration::ZERO,
+            then => Duration::from_millis(self.now().saturating_sub(then)),
+        }
+    }
+}
+
+/// The way from the other side.
+struct Hearing {
+    reader: Box<dyn Read + Send>,
+    times: Arc<Times>,
+}
+
+impl Read for Hearing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(into)?;
+        self.times.note(&self.times.heard);
+        Ok(count)
+    }
+}
+
+/// The way to it.
+struct Speaking {
+    writer: Box<dyn Write + Send>,
+    times: Arc<Times>,
+}
+
+impl Write for Speaking {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.times.note(&self.times.writing);
+        let written = self.writer.write(&bytes[..bytes.len().min(PIECE)]);
+        self.times.writing.store(IDLE, Ordering::Relaxed);
+        self.times.note(&self.times.said);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
 
 struct Shared {
     writer: Mutex<Option<Writer>>,
-    start: Instant,
-    /// Milliseconds since `start`.
-    heard: AtomicU64,
-    said: AtomicU64,
+    times: Arc<Times>,
+    /// Why the link was cut, in seconds: 0 if it was not for that.
     silent: AtomicU64,
-    /// Bytes of extents that wait, and messages.
+    stuck: AtomicU64,
+    /// Room that extents take which wait, and messages.
     waiting_bytes: AtomicUsize,
     waiting: AtomicUsize,
     closing: Mutex<bool>,
@@ -102,8 +177,15 @@ struct Shared {
 }
 
 impl Shared {
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+    /// Why the link was cut, if it was.
+    fn why_cut(&self) -> Option<LinkError> {
+        let silent = self.silent.load(Ordering::Relaxed);
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        match (silent, stuck) {
+            (0, 0) => None,
+            (0, stuck) => Some(LinkError::Stuck(stuck)),
+            (silent, _) => Some(LinkError::Silent(silent)),
+        }
     }
 }
 
@@ -117,20 +199,35 @@ pub struct Line {
     inbox: mpsc::Receiver<Result<Incoming, LinkError>>,
     timing: Timing,
     threads: Vec<JoinHandle<()>>,
+    /// When the last words have been waited for long enough.
+    patience: Option<Instant>,
 }
 
 impl Line {
-    /// Takes up a link on which `most` bytes of extents may wait.
+    /// Takes up a link on which extents may wait that take `most` bytes of room ([`room_of`]).
     ///
     /// # Errors
     /// No thread can be started.
     pub fn open(link: Link, timing: Timing, most: usize) -> io::Result<Line> {
-        let shared = Arc::new(Shared {
-            writer: Mutex::new(Some(FrameWriter::new(link.writer))),
+        let times = Arc::new(Times {
             start: Instant::now(),
             heard: AtomicU64::new(0),
             said: AtomicU64::new(0),
+            writing: AtomicU64::new(IDLE),
+        });
+        let writer = FrameWriter::new(Speaking {
+            writer: link.writer,
+            times: times.clone(),
+        });
+        let reader = Hearing {
+            reader: link.reader,
+            times: times.clone(),
+        };
+        let shared = Arc::new(Shared {
+            writer: Mutex::new(Some(writer)),
+            times,
             silent: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
             waiting_bytes: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             closing: Mutex::new(false),
@@ -143,8 +240,8 @@ impl Line {
             inbox,
             timing,
             threads: Vec::new(),
+            patience: None,
         };
-        let reader = link.reader;
         let hears = shared.clone();
         let thread = thread::Builder::new().name("replication-in".into());
         line.threads
@@ -176,8 +273,11 @@ impl Line {
         let writer = writer
             .as_mut()
             .ok_or_else(|| LinkError::Write(io::ErrorKind::BrokenPipe.into()))?;
-        writer.send(kind, parts).map_err(LinkError::Write)?;
-        self.shared.said.store(self.shared.now(), Ordering::Relaxed);
+        let sent = writer.send(kind, parts);
+        sent.map_err(|error| {
+            let cut = self.shared.why_cut();
+            cut.unwrap_or(LinkError::Write(error))
+        })?;
         Ok(writer.bytes())
     }
 
@@ -200,31 +300,36 @@ impl Line {
         }
     }
 
-    /// What came already, if anything did.
+    /// What comes within `time`, if anything does.
     ///
     /// # Errors
     /// Nothing will.
-    pub fn poll(&mut self) -> Result<Option<Incoming>, LinkError> {
-        match self.inbox.try_recv() {
+    pub fn poll(&mut self, time: Duration) -> Result<Option<Incoming>, LinkError> {
+        match self.inbox.recv_timeout(time) {
             Ok(came) => self.taken(came).map(Some),
-            Err(_) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(LinkError::Frame(FrameError::Ended)),
         }
+    }
+
+    /// What the other side says when the link is of no more use, until it has ended; for the deadline at most.
+    pub fn last_words(&mut self) -> Option<Incoming> {
+        let deadline = self.timing.deadline;
+        let end = *self
+            .patience
+            .get_or_insert_with(|| Instant::now() + deadline);
+        let left = end.checked_duration_since(Instant::now())?;
+        self.poll(left).ok().flatten()
     }
 
     fn taken(&self, came: Result<Incoming, LinkError>) -> Result<Incoming, LinkError> {
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        let silent = self.shared.silent.load(Ordering::Relaxed);
-        match came {
-            Err(_) if silent > 0 => Err(LinkError::Silent(silent)),
-            came => came,
-        }
+        came.map_err(|error| self.shared.why_cut().unwrap_or(error))
     }
 
-    /// Extents of so many bytes need no room any more.
-    pub fn dealt_with(&self, bytes: usize) {
-        self.shared
-            .waiting_bytes
-            .fetch_sub(bytes, Ordering::Relaxed);
+    /// Extents that took so much room need none any more.
+    pub fn dealt_with(&self, room: usize) {
+        self.shared.waiting_bytes.fetch_sub(room, Ordering::Relaxed);
     }
 
     /// Says that nothing more comes, and waits until the other side does, for the deadline at most: what
@@ -234,7 +339,7 @@ impl Line {
         let end = Instant::now() + self.timing.deadline;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             match self.inbox.recv_timeout(left) {
-                Ok(Ok(Incoming::Extent(bytes))) => self.dealt_with(bytes.len()),
+                Ok(Ok(Incoming::Extent(bytes))) => self.dealt_with(room_of(bytes.len())),
                 Ok(Ok(Incoming::Said(_))) => {}
                 Ok(Err(_)) | Err(_) => break,
             }
@@ -259,7 +364,7 @@ impl Drop for Line {
 
 fn listen(
     shared: &Shared,
-    reader: Box<dyn Read + Send>,
+    reader: Hearing,
     most: usize,
     sender: &mpsc::Sender<Result<Incoming, LinkError>>,
 ) {
@@ -268,26 +373,20 @@ fn listen(
     loop {
         let came = match reader.next(&mut payload) {
             Err(error) => Err(error.into()),
-            Ok(kind) => {
-                shared.heard.store(shared.now(), Ordering::Relaxed);
-                match kind {
-                    Kind::Alive => continue,
-                    Kind::Extent => {
-                        let bytes = std::mem::take(&mut payload);
-                        let before = shared
-                            .waiting_bytes
-                            .fetch_add(bytes.len(), Ordering::Relaxed);
-                        if before + bytes.len() > most {
-                            Err(LinkError::TooMuch)
-                        } else {
-                            Ok(Incoming::Extent(bytes))
-                        }
-                    }
-                    kind => Message::decode(kind, &payload)
-                        .map(Incoming::Said)
-                        .map_err(LinkError::Message),
+            Ok(Kind::Alive) => continue,
+            Ok(Kind::Extent) => {
+                let bytes = std::mem::take(&mut payload);
+                let room = room_of(bytes.len());
+                let before = shared.waiting_bytes.fetch_add(room, Ordering::Relaxed);
+                if before + room > most {
+                    Err(LinkError::TooMuch)
+                } else {
+                    Ok(Incoming::Extent(bytes))
                 }
             }
+            Ok(kind) => Message::decode(kind, &payload)
+                .map(Incoming::Said)
+                .map_err(LinkError::Message),
         };
         let extent = matches!(came, Ok(Incoming::Extent(_)));
         let before = shared.waiting.fetch_add(1, Ordering::Relaxed);
@@ -312,14 +411,10 @@ fn pause(shared: &Shared, time: Duration) -> bool {
     *waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-fn since(shared: &Shared, then: &AtomicU64) -> Duration {
-    let then = then.load(Ordering::Relaxed);
-    Duration::from_millis(shared.now().saturating_sub(then))
-}
-
 fn keep_alive(shared: &Shared, timing: Timing) {
+    let times = &shared.times;
     while !pause(shared, timing.alive) {
-        if since(shared, &shared.said) < timing.alive {
+        if times.since(&times.said) < timing.alive {
             continue;
         }
         // Who is writing says something anyway.
@@ -329,19 +424,27 @@ fn keep_alive(shared: &Shared, timing: Timing) {
                 // If it fails, the others will notice.
                 let _ = writer.send(Kind::Alive, &[]);
             }
-            shared.said.store(shared.now(), Ordering::Relaxed);
+            times.note(&times.said);
         }
     }
 }
 
 fn keep_watch(shared: &Shared, timing: Timing) {
+    let times = &shared.times;
     while !pause(shared, timing.deadline) {
-        let silence = since(shared, &shared.heard);
-        if silence > timing.deadline {
-            let seconds = silence.as_secs().max(1);
-            shared.silent.store(seconds, Ordering::Relaxed);
-            (shared.cut)();
-            return;
+        for (last, why) in [
+            (&times.heard, &shared.silent),
+            (&times.writing, &shared.stuck),
+        ] {
+            let waited = times.since(last);
+            if waited > timing.deadline {
+                why.store(waited.as_secs().max(1), Ordering::Relaxed);
+                (shared.cut)();
+                return;
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::units::{Chunk, ChunkRun};
 
 use super::extent::{Coding, Digests, EXTENT_BYTES, Extent, ExtentError, Shape};
-use super::link::{Incoming, Line, Link, LinkError, Timing};
+use super::link::{Incoming, Line, Link, LinkError, Timing, room_of};
 use super::message::{Begin, Hello, Message};
 use super::progress::Progress;
 use super::receiver::{Action, Event, Receiver};
@@ -123,7 +123,7 @@ impl End<'_> {
     fn failed(&mut self, error: &anyhow::Error) -> Outcome {
         let text = sentence(error);
         if error.is::<LinkError>() {
-            while let Ok(came) = self.line.hear(&|| false) {
+            while let Some(came) = self.line.last_words() {
                 match came {
                     Incoming::Said(Message::Fail { sentence }) => {
                         return Outcome::Failed(format!("the sending side failed: {sentence}"));
@@ -243,9 +243,10 @@ impl End<'_> {
     fn apply(&mut self) -> Result<Option<Event>> {
         let extents = std::mem::take(&mut self.extents);
         let all: usize = extents.iter().map(Vec::len).sum();
+        let room = extents.iter().map(|extent| room_of(extent.len())).sum();
         let applied = self.apply_all(&extents);
         drop(extents);
-        self.line.dealt_with(all);
+        self.line.dealt_with(room);
         self.wire += all as u64;
         match applied {
             Err(error) => match error.downcast_ref::<ExtentError>() {

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::units::{Chunk, ChunkRun};
 
-use super::extent::{Digests, EXTENT_BYTES, Encoder, MAX_RUNS, Shape, ZERO_BYTES, zeros};
+use super::extent::{
+    Digests, EXTENT_BYTES, Encoder, MAX_RUNS, Shape, ZERO_BYTES, head_bytes, zeros,
+};
 use super::frame::Kind;
-use super::link::{Incoming, Line, Link, LinkError, Timing};
+use super::link::{Incoming, LOOK, Line, Link, LinkError, Timing, room_of};
 use super::message::{Begin, Hello, Message};
 use super::progress::Progress;
 use super::sender::{Action, Event, IN_FLIGHT, Outcome, Sender};
 use super::sums::{Root, Sums};
 use super::volume::{Upstream, Watch};
 
-/// Encoded bytes after which a batch ends. With [`IN_FLIGHT`] of them waiting the receiver takes 26 MiB.
+/// Room of extents, as the receiver counts it, after which a batch ends; one more may come. With [`IN_FLIGHT`] of
+/// them waiting the receiver takes 27 MiB.
 pub const BATCH_BYTES: usize = 8 << 20;
 /// Bytes of data after which a batch ends, however well they compress.
 pub const BATCH_DATA: u64 = 64 << 20;
@@ -152,18 +155,20 @@ impl End<'_> {
 
     /// Takes up what came while a batch was being made.
     fn collect(&mut self) {
-        while self.broken.is_none() {
-            match self.line.poll() {
-                Ok(None) => return,
-                Ok(Some(Incoming::Said(message))) => {
-                    self.events.push_back(Event::Received(message));
-                }
-                Ok(Some(Incoming::Extent(_))) => {
-                    self.broken = Some(self.fail("the receiving side sends data"));
-                }
-                Err(error) => self.broken = Some(Outcome::Failed(sentence(&error.into()))),
+        while self.broken.is_none() && self.collect_one(Duration::ZERO) {}
+    }
+
+    /// Takes up one thing that comes within `time`; whether one did.
+    fn collect_one(&mut self, time: Duration) -> bool {
+        match self.line.poll(time) {
+            Ok(None) => return false,
+            Ok(Some(Incoming::Said(message))) => self.events.push_back(Event::Received(message)),
+            Ok(Some(Incoming::Extent(_))) => {
+                self.broken = Some(self.fail("the receiving side sends data"));
             }
+            Err(error) => self.broken = Some(Outcome::Failed(sentence(&error.into()))),
         }
+        true
     }
 
     fn fail(&mut self, what: &str) -> Outcome {
@@ -201,9 +206,9 @@ impl End<'_> {
     }
 
     fn hear_reason(&mut self) -> Option<Event> {
-        match self.line.hear(&|| false) {
-            Ok(Incoming::Said(message)) => Some(Event::Received(message)),
-            Ok(Incoming::Extent(_)) | Err(_) => None,
+        match self.line.last_words() {
+            Some(Incoming::Said(message)) => Some(Event::Received(message)),
+            Some(Incoming::Extent(_)) | None => None,
         }
     }
 
@@ -380,7 +385,7 @@ impl End<'_> {
         let mut change = Sums::new(self.chunk);
         let mut last = false;
         let mut position = self.copy()?.position;
-        while batch.sent < BATCH_BYTES && batch.data < BATCH_DATA {
+        while batch.room() < BATCH_BYTES && batch.data < BATCH_DATA {
             self.check_cancel()?;
             let Some(piece) = self.next_piece(most)? else {
                 last = true;
@@ -472,7 +477,7 @@ impl End<'_> {
         let (head, data) = copy
             .encoder
             .encode(&batch.runs, old, (&batch.new, &batch.news));
-        batch.sent += head.len() + data.len();
+        batch.sent += room_of(head.len() + data.len());
         self.wire = self.line.send(Kind::Extent, &[&head, data])?;
         batch.clear();
         self.brake();
@@ -484,24 +489,24 @@ impl End<'_> {
             return Ok(());
         }
         let head = zeros(&batch.zeros, batch.zero_bytes);
-        batch.sent += head.len();
+        batch.sent += room_of(head.len());
         self.wire = self.line.send(Kind::Extent, &[&head])?;
         batch.zeros.clear();
         batch.zero_bytes = 0;
         Ok(())
     }
 
-    /// Waits until so many bytes are allowed.
-    fn brake(&self) {
+    /// Waits until so many bytes are allowed, unless the line breaks.
+    fn brake(&mut self) {
         let Some(rate) = self.options.rate.filter(|rate| *rate > 0) else {
             return;
         };
         let due = Duration::from_secs_f64(self.wire as f64 / rate as f64);
         while let Some(left) = due.checked_sub(self.began.elapsed()) {
-            if left.is_zero() || self.watch.cancelled() {
+            if left.is_zero() || self.watch.cancelled() || self.broken.is_some() {
                 return;
             }
-            std::thread::sleep(left.min(Duration::from_millis(200)));
+            self.collect_one(left.min(LOOK));
         }
     }
 
@@ -541,7 +546,7 @@ enum Step {
 /// A batch in the making.
 #[derive(Default)]
 struct Batch {
-    /// Encoded bytes.
+    /// Room that its extents take so far.
     sent: usize,
     /// Bytes of data.
     data: u64,
@@ -555,6 +560,12 @@ struct Batch {
 }
 
 impl Batch {
+    /// Room that it takes at most, with the extents that are yet to be sent.
+    fn room(&self) -> usize {
+        let data = room_of(head_bytes(self.runs.len()) + self.new.len());
+        self.sent + data + room_of(head_bytes(self.zeros.len()))
+    }
+
     fn clear(&mut self) {
         self.runs.clear();
         self.old.clear();

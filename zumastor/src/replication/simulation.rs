@@ -12,17 +12,19 @@ mod pipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use disk::{Node, Shared};
-use pipe::{Fault, pipe};
+use pipe::{Fault, deaf, pipe, silent};
 
-use super::link::Timing;
+use super::frame::{FrameReader, Kind};
+use super::link::{Timing, room_of};
 use super::message::Wishes;
 use super::receive::receive;
-use super::send::{Options, send};
-use super::sender::Outcome;
+use super::send::{Options, WINDOW_BYTES, send};
+use super::sender::{IN_FLIGHT, Outcome};
 use super::standing::Role;
 use super::volume::Watch;
 
@@ -235,6 +237,74 @@ fn a_base_that_differs_is_not_built_upon() {
         );
     }
     assert_eq!(down.hello(Wishes::default(), random).standing, before);
+}
+
+/// What is under way without an acknowledgement is bounded, and the receiver leaves who sends more. Chunks that
+/// were left over from an extent came on top of a full batch: of data that hardly compresses a cycle failed where the
+/// other side's disk was slow.
+#[test]
+fn no_more_is_sent_than_the_receiver_has_room_for() {
+    let random = &mut Random(7);
+    let up = Node::shared(1, Role::Master, 65_536, random);
+    up.fill(random, |chunk| match chunk % 32 {
+        0 => 0,
+        _ => 496,
+    });
+    up.snapshot(random);
+    let down = Node::shared(2, Role::Replica, 65_536, random);
+    let own = up.hello(Wishes::default(), random);
+    let (link, sent) = silent(down.hello(Wishes::default(), random), own.nonce);
+    let options = Options {
+        timing: Timing {
+            alive: TIMING.deadline,
+            deadline: Duration::from_secs(5),
+        },
+        ..Options::default()
+    };
+    send(&mut up.clone(), link, own, &options, &Quiet);
+    let sent = sent.lock().unwrap();
+    let (mut reader, mut payload) = (FrameReader::new(&sent[..]), Vec::new());
+    let (mut room, mut batches) = (0, 0);
+    while let Ok(kind) = reader.next(&mut payload) {
+        match kind {
+            Kind::Extent => room += room_of(payload.len()),
+            Kind::Batch => batches += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(batches, IN_FLIGHT);
+    assert!(room <= WINDOW_BYTES, "{room} of {WINDOW_BYTES}");
+}
+
+/// Neither end left an other side that could not be written to and only said, again and again, that it was there.
+#[test]
+fn an_end_leaves_who_hears_nothing_and_only_says_that_he_is_there() {
+    let random = &mut Random(6);
+    let node = |role, random: &mut Random| Node::shared(1, role, 20, random);
+    let timing = Timing {
+        alive: Duration::from_secs(20),
+        deadline: Duration::from_millis(300),
+    };
+    let options = Options {
+        timing,
+        ..Options::default()
+    };
+    let (mut up, mut down) = (node(Role::Master, random), node(Role::Replica, random));
+    up.write_some(random);
+    up.snapshot(random);
+    let (own, peer) = (
+        up.hello(Wishes::default(), random),
+        down.hello(Wishes::default(), random),
+    );
+    let (near, far) = (deaf(peer.clone()), deaf(own.clone()));
+    let (sender, ended) = mpsc::channel();
+    let other = sender.clone();
+    thread::spawn(move || sender.send(send(&mut up, near, own, &options, &Quiet)));
+    thread::spawn(move || other.send(receive(&mut down, far, peer, timing, &Quiet)));
+    for _ in 0..2 {
+        let outcome = ended.recv_timeout(TIMING.deadline).expect("it ends");
+        assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+    }
 }
 
 /// A replica that is wrong, or a replication that no longer goes on, is found by some history.

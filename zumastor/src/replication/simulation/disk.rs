@@ -214,6 +214,16 @@ impl Shared {
         }
     }
 
+    /// Gives each chunk as many random bytes as `bytes` says, and zeros behind.
+    pub(super) fn fill(&self, random: &mut Random, bytes: fn(usize) -> usize) {
+        let mut node = self.node();
+        for chunk in 0..node.chunks() {
+            let mut data = [0; CHUNK_BYTES];
+            data[..bytes(chunk)].fill_with(|| random.next() as u8);
+            node.put(chunk, &data);
+        }
+    }
+
     pub(super) fn snapshot(&self, random: &mut Random) {
         let id = new_id(random);
         let mut node = self.node();

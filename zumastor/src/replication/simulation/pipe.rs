@@ -4,8 +4,12 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
 
+use super::super::frame::{FrameWriter, Kind};
 use super::super::link::Link;
+use super::super::message::{Hello, Message};
 use super::Random;
 
 /// What goes wrong in one direction, at a byte of it.
@@ -130,4 +134,60 @@ pub(super) fn pipe([there, back]: [Fault; 2], seed: u64) -> (Link, Link) {
         end(&ways[1], &ways[0], there, seed),
         end(&ways[0], &ways[1], back, !seed),
     )
+}
+
+/// Greets, then says that it is there until the link is cut; whoever writes to it fails.
+pub(super) fn deaf(hello: Hello) -> Link {
+    let (way, gone) = (Arc::new(Way::default()), Arc::new(Way::default()));
+    gone.state.lock().unwrap().cut = true;
+    let mut writer = FrameWriter::new(Out(way.clone(), Fault::None));
+    thread::spawn(move || {
+        let hello = Message::Hello(Box::new(hello)).encode();
+        let mut sent = writer.send(Kind::Hello, &[&hello]);
+        while sent.is_ok() {
+            thread::sleep(Duration::from_millis(20));
+            sent = writer.send(Kind::Alive, &[]);
+        }
+    });
+    let cut = way.clone();
+    Link {
+        reader: Box::new(In(way, Random(1))),
+        writer: Box::new(Out(gone, Fault::None)),
+        cut: Arc::new(move || {
+            cut.state.lock().unwrap().cut = true;
+            cut.changed.notify_all();
+        }),
+    }
+}
+
+/// Greets, is ready for a copy from the beginning, and then says nothing; what it is sent is kept.
+pub(super) fn silent(hello: Hello, nonce: [u8; 16]) -> (Link, Arc<Mutex<Vec<u8>>>) {
+    struct Keep(Arc<Mutex<Vec<u8>>>);
+    impl Write for Keep {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(from);
+            Ok(from.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let way = Arc::new(Way::default());
+    let mut writer = FrameWriter::new(Out(way.clone(), Fault::None));
+    let ready = Message::Ready { nonce, position: 0 };
+    for message in [Message::Hello(Box::new(hello)), ready] {
+        writer.send(message.kind(), &[&message.encode()]).unwrap();
+    }
+    // Dropping it would end the stream.
+    std::mem::forget(writer);
+    let (kept, cut) = (Arc::default(), way.clone());
+    let link = Link {
+        reader: Box::new(In(way, Random(1))),
+        writer: Box::new(Keep(Arc::clone(&kept))),
+        cut: Arc::new(move || {
+            cut.state.lock().unwrap().cut = true;
+            cut.changed.notify_all();
+        }),
+    };
+    (link, kept)
 }
