@@ -53,7 +53,10 @@ fn a_group_during_a_sweep_takes_less_than_100_ms() {
     store.create(SnapTag(2), 2).unwrap().unwrap();
     store.close().unwrap();
     let mut store = Store::open(DENSE.devices(&machine), &options).unwrap().0;
-    store.delete(SnapTag(1)).unwrap().unwrap();
+    store
+        .delete(SnapTag(1))
+        .expect("the store works")
+        .expect("it is there");
     let (mut steps, mut next) = (0u64, 0);
     let (mut worst, mut worst_reads) = (Duration::ZERO, Duration::ZERO);
     let mut more = true;
@@ -202,15 +205,20 @@ fn a_commit_on_a_full_store_does_bounded_work() {
 fn operations_of_the_worst_commit(budget: Budget) -> u64 {
     let old = 200_000;
     let (mut store, _) = filled(old, 1 << 20);
-    store.delete(SnapTag(1)).unwrap().unwrap();
+    store
+        .delete(SnapTag(1))
+        .expect("the store works")
+        .expect("it is there");
     store.set_budget(budget);
     let mut worst = 0;
     for turn in 0..60_000 {
         let chunk = turn * 7919 % old;
         let before = store.operations();
-        store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+        store
+            .commit(&[Op::OriginWrite(Chunk(chunk))])
+            .expect("the store works");
         worst = worst.max(store.operations() - before);
-        let _ = store.background_step(256).unwrap();
+        let _ = store.background_step(256).expect("the store works");
     }
     println!("{budget:?}: {worst} operations");
     worst
@@ -231,7 +239,9 @@ fn without_background_steps_a_commit_waits_and_does_nothing() {
     let (mut store, reads) = filled(20_000, 1 << 20);
     for chunk in 20_000..24_000 {
         let before = reads.get();
-        store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+        store
+            .commit(&[Op::OriginWrite(Chunk(chunk))])
+            .expect("the store works");
         assert!(reads.get() - before < 50, "{} reads", reads.get() - before);
     }
     assert!(store.is_making_room());
