@@ -1,0 +1,65 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# What the scenarios of replication do in their guests. The volume is called data where it is written and copy
+# where it is replicated to; both have their origin on vdc and their store on vdd.
+#
+#   replica.sh upstream HOST [OPTIONS]   makes data with a file system, to be replicated to HOST
+#   replica.sh downstream HOST [OPTIONS] makes copy, a replica of HOST's data
+#   replica.sh write ROUND               overwrites a file, removes one, and syncs
+#   replica.sh slow RATE                 what this machine sends is so slow from now on
+#   replica.sh sum data|copy             checksum of the newest snapshot that both have, a line for each MiB
+#   replica.sh kill ROUND                kills a process of replication or of the volume, another one each round
+set -eu
+
+last() { ddsnap status --last "/var/run/zumastor/servers/$1"; }
+
+# A checksum of each MiB, so that a difference says where it is; the sum of sums comes last.
+sums() {
+	local at mib
+	mib=$(($(blockdev --getsize64 "$1") / 1048576))
+	for ((at = 0; at < mib; at += 16)); do
+		dd if="$1" bs=1M skip=$at count=16 status=none | md5sum
+	done
+}
+
+case $1 in
+upstream)
+	host=$2
+	shift 2
+	zumastor define volume data /dev/vdc /dev/vdd --initialize
+	mkfs.ext4 -q /dev/mapper/data
+	zumastor define master data
+	zumastor define target data "$host" -n copy "$@"
+	;;
+downstream)
+	host=$2
+	shift 2
+	zumastor define volume copy /dev/vdc /dev/vdd --initialize
+	zumastor define source copy "$host" -n data "$@"
+	;;
+write)
+	cd /var/mount/zumastor/data
+	rm -f "file$((($2 + 3) % 8))"
+	head -c "$((1 + RANDOM % 3))M" /dev/urandom >"file$(($2 % 8))"
+	echo "round $2" >round
+	sync -f .
+	;;
+slow)
+	tc qdisc replace dev eth1 root netem rate "$2"
+	;;
+sum)
+	# The replica has each snapshot twice: as it arrived, and to be mounted.
+	number=$(last "$2")
+	[ "$2" = data ] || number=$((number - 1))
+	sums "/dev/mapper/$2($number)"
+	;;
+kill)
+	patterns=('^zumastor daemon|^/usr/bin/zumastor daemon' 'ddsnap server' 'zumastor (receive|send)' '^ssh |sshd: root@notty')
+	# There may be none of it just now.
+	pkill -KILL -f "${patterns[$(($2 % 4))]}" || true
+	;;
+*)
+	echo "$0: what is $1?" >&2
+	exit 2
+	;;
+esac
