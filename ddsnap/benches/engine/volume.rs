@@ -56,7 +56,12 @@ pub fn open(devices: Devices) -> Result<Store> {
     let options = OpenOptions {
         cache_bytes: CACHE_BYTES,
     };
-    Ok(Store::open(devices, &options)?.0)
+    let mut store = Store::open(devices, &options)?.0;
+    // There are no devices: what was squashed or is a bookmark serves none, as a server finds out.
+    for tag in store.draining() {
+        store.set_quiet(tag);
+    }
+    Ok(store)
 }
 
 /// Creates a snapshot.
