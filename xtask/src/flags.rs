@@ -163,6 +163,9 @@ pub struct BenchReplication {
 /// Options of `bench engine`.
 #[derive(Args)]
 pub struct BenchEngine {
+    /// What to measure; everything when nothing is named.
+    #[arg(value_enum, value_name = "PART")]
+    pub parts: Vec<EnginePart>,
     /// Write the figures as JSON here and a chart beside it [default: engine.json in the directory].
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -172,6 +175,17 @@ pub struct BenchEngine {
     /// A short run to try the program; its numbers say little.
     #[arg(long)]
     pub quick: bool,
+}
+
+/// A part of `bench engine`, in the order in which they are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EnginePart {
+    /// Copy-outs of one snapshot, and changes noted for a bookmark.
+    Copyouts,
+    /// Copy-outs with 1 to 4,096 snapshots.
+    Snapshots,
+    /// An index of ten million exceptions: sizes, openings, pauses, lists of changes.
+    Index,
 }
 
 /// What a guest started by hand contains.

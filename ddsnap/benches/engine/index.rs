@@ -239,6 +239,11 @@ pub fn open(options: &Options) -> Result<()> {
         "open_resident_bytes {}",
         resident_bytes()?.saturating_sub(before)
     );
+    // A bookmark's chunks are nowhere to be looked up.
+    if options.marks {
+        store.close()?;
+        return Ok(());
+    }
     let order = options.order();
     let started = Instant::now();
     // One in eight: every leaf is met, as a leaf holds hundreds.

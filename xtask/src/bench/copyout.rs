@@ -35,7 +35,8 @@ pub fn measure(
             one(program, files, scale, (random, depth), figures)?;
         }
     }
-    track(program, files, scale, figures)
+    track(program, files, scale, figures)?;
+    remove(files)
 }
 
 /// First writes that only a bookmark needs to know of, against copy-outs in the same minute.
@@ -70,13 +71,19 @@ fn track(program: &Program, files: &Files, scale: &Scale, figures: &mut Vec<Figu
     Ok(())
 }
 
-/// The origin's and the store's file.
-fn lay_out(files: &Files, scale: &Scale) -> Result<()> {
+/// Makes the origin's and the store's file.
+pub fn lay_out(files: &Files, scale: &Scale) -> Result<()> {
     let step = Step::start("files for origin and store");
     fio::lay_out(&files.path("origin"), scale.origin_bytes)?;
     fio::lay_out(&files.path("store"), scale.store_bytes)?;
     step.done("written");
     Ok(())
+}
+
+/// Removes what [`lay_out`] made.
+pub fn remove(files: &Files) -> Result<()> {
+    files.remove("origin")?;
+    files.remove("store")
 }
 
 fn one(

@@ -21,8 +21,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
-use crate::flags::BenchEngine;
+use crate::flags::{BenchEngine, EnginePart};
 use crate::{packages, paths};
 use program::Program;
 
@@ -81,11 +82,18 @@ pub fn engine(flags: &BenchEngine) -> Result<()> {
     let files = Files::new(&parent)?;
     let scale = if flags.quick { QUICK } else { FULL };
     let mut figures = Vec::new();
-    copyout::measure(&program, &files, &scale, &mut figures)?;
-    snapshots::measure(&program, &files, &scale, &mut figures)?;
-    files.remove("origin")?;
-    files.remove("store")?;
-    index::measure(&program, &files, &scale, &mut figures)?;
+    // What was measured before something failed took minutes: it is shown.
+    let measured = EnginePart::value_variants()
+        .iter()
+        .filter(|part| flags.parts.is_empty() || flags.parts.contains(part))
+        .try_for_each(|part| {
+            let measure = match part {
+                EnginePart::Copyouts => copyout::measure,
+                EnginePart::Snapshots => snapshots::measure,
+                EnginePart::Index => index::measure,
+            };
+            measure(&program, &files, &scale, &mut figures)
+        });
     print!("{}", table::render(&figures, Some(bound::FORMULA)));
     let json = flags
         .json
@@ -96,7 +104,7 @@ pub fn engine(flags: &BenchEngine) -> Result<()> {
         &json.with_extension("svg"),
         &chart::render(&figures, CHART_TITLE),
     )?;
-    Ok(())
+    measured
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -25,6 +25,7 @@ pub fn measure(
     scale: &Scale,
     figures: &mut Vec<Figure>,
 ) -> Result<()> {
+    copyout::lay_out(files, scale)?;
     let step = Step::start("copy-outs with 1 to 4096 live snapshots");
     let mut rounds = Vec::new();
     for number in 0..scale.rounds {
@@ -76,7 +77,7 @@ pub fn measure(
         }
     }
     step.done("measured");
-    Ok(())
+    copyout::remove(files)
 }
 
 /// In each round, the number with so many snapshots and the one with a single one.
