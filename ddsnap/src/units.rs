@@ -102,7 +102,7 @@ impl ChunkShift {
 }
 
 /// Neighbouring chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkRun {
     /// The first of them.
     pub first: Chunk,

@@ -34,9 +34,10 @@ mod start_stop;
 mod status;
 mod thaw_guard;
 mod udev_name;
+mod verify;
 
 /// The usage of the tool as a whole.
-const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|delete|protect|unprotect|remount|resize|revert|list|cancel|status} \
+const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|delete|protect|unprotect|remount|resize|revert|list|cancel|verify|status} \
      [<subarguments>...]";
 
 /// Success.
@@ -181,6 +182,7 @@ pub fn command() -> Command {
         .subcommand(replication::receive_command())
         .subcommand(status::command())
         .subcommand(cancel::command())
+        .subcommand(verify::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
         .subcommand(thaw_guard::command().hide(true))
         .subcommand(udev_name::command().hide(true))
@@ -314,6 +316,7 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
         "snapshot",
         "replicate",
         "cancel",
+        "verify",
         "delete",
         "protect",
         "unprotect",
@@ -385,6 +388,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("receive", m)) => replication::receive(m, context),
         Some(("status", m)) => status::run(m, context),
         Some(("cancel", m)) => cancel::run(m, context),
+        Some(("verify", m)) => verify::run(m, context),
         Some(("thaw-guard", m)) => thaw_guard::run(m),
         Some(("udev-name", m)) => udev_name::run(m, context),
         Some((verb @ ("udev-member" | "activate" | "shutdown"), m)) => early::run(verb, m, context),

@@ -183,6 +183,15 @@ pub enum Request {
         /// Going back to the base where somebody wrote.
         force_base: bool,
     },
+    /// `verify`.
+    Verify {
+        /// The volume.
+        volume: String,
+        /// The target; none: the only one, or the source.
+        target: Option<String>,
+        /// What differs is sent again, and compared again.
+        repair: bool,
+    },
     /// `failover`.
     Failover {
         /// The volume.
@@ -215,6 +224,7 @@ impl Request {
             | Request::Cancel { volume, .. }
             | Request::ForgetReplication { volume, .. }
             | Request::SetReplication { volume, .. }
+            | Request::Verify { volume, .. }
             | Request::Failover { volume }
             | Request::Replicate { volume, .. } => Some(volume),
             Request::DefineSource(define) | Request::Failback(define) => Some(&define.volume),

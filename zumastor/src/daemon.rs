@@ -45,6 +45,7 @@ mod notify;
 mod periods;
 mod requests;
 mod streams;
+mod verify;
 
 /// Time given to volumes to come up or go down before systemd hears that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,6 +7,8 @@ use thiserror::Error;
 pub const FAILED: u8 = 1;
 /// The number of snapshots would be too high: of `define schedule`.
 pub const BUDGET: u8 = 3;
+/// Both sides were compared, and differ: of `verify`.
+pub const DIFFERS: u8 = 4;
 
 /// A failure with an exit code of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

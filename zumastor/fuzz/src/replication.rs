@@ -11,8 +11,9 @@ use zumastor::replication::progress::Progress;
 use zumastor::replication::receiver::{self, Receiver};
 use zumastor::replication::sender::{self, Sender};
 use zumastor::replication::standing::{Epoch, Held, Role, Standing};
+use zumastor::replication::verify::{Answer, Answers};
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 17] = [
     Kind::Hello,
     Kind::Refuse,
     Kind::Begin,
@@ -25,6 +26,11 @@ const KINDS: [Kind; 12] = [
     Kind::Alive,
     Kind::Fail,
     Kind::Current,
+    Kind::Compare,
+    Kind::Region,
+    Kind::Chunks,
+    Kind::Compared,
+    Kind::Verdict,
 ];
 
 pub fn run(data: &[u8]) {
@@ -64,6 +70,8 @@ fn read(stream: &[u8]) {
     let mut receives = Receiver::new(own(Role::Replica));
     sends = sends.step(sender::Event::Start).0;
     receives = receives.step(receiver::Event::Start).0;
+    // Two regions and a bit.
+    let mut answers = Answers::new(ChunkShift::MAX, Sectors((2 << 17) + 1));
     while let Ok(kind) = reader.next(&mut payload) {
         if kind == Kind::Extent {
             extent(&payload);
@@ -75,6 +83,10 @@ fn read(stream: &[u8]) {
         // Text loses its control characters, so the second reading counts.
         let again = Message::decode(kind, &message.encode()).unwrap();
         assert_eq!(Message::decode(kind, &again.encode()).unwrap(), again);
+        while answers.ask().is_some() {}
+        if let Some(Answer::Compare(first, hashes)) = answers.take(message.clone()) {
+            assert!(!hashes.is_empty() && first + hashes.len() as u64 <= 129);
+        }
         sends = sends.step(sender::Event::Received(message.clone())).0;
         receives = receives.step(receiver::Event::Received(message)).0;
     }

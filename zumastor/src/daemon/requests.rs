@@ -226,6 +226,11 @@ impl Daemon {
                 };
                 follow(&*self.begin(volume, way, wishes)?, on_event)
             }
+            Request::Verify {
+                volume,
+                target,
+                repair,
+            } => self.verify(volume, target.as_deref(), *repair, on_event),
             Request::DefineMaster { volume, flags } => {
                 self.with(volume, |v| v.define_master(*flags, &mut noting(on_event)))
             }

@@ -18,7 +18,8 @@ use crate::jobs::{Ending, Running};
 use crate::layout::Layout;
 use crate::replicate::cycle::{Cycle, Way};
 use crate::replicate::socket::{self, Open};
-use crate::replication::message::Wishes;
+use crate::replicate::verify::{Found, Verify};
+use crate::replication::message::{COMPARE, Wishes};
 use crate::volume::Peer;
 
 /// Most connections that have not said yet what they are for.
@@ -71,35 +72,35 @@ impl Daemon {
         }
     }
 
-    fn take_stream(self: &Arc<Self>, stream: UnixStream) -> Result<()> {
-        let open = socket::accept(&stream)?;
-        let answers = stream.try_clone()?;
-        let began = match open {
-            Open::Receive { volume } => {
-                self.begin(&volume, Way::ServeReceive(stream), Wishes::default())
-            }
-            Open::Send { volume, target } => {
-                self.begin(&volume, Way::ServeSend(target, stream), Wishes::default())
+    fn take_stream(self: &Arc<Self>, socket: UnixStream) -> Result<()> {
+        let open = socket::accept(&socket)?;
+        let answers = socket.try_clone()?;
+        let begun = || {
+            let (volume, peer) = match &open {
+                Open::Receive { volume } => (volume, Peer::Source),
+                Open::Send { volume, target } => (volume, Peer::Target(target.clone())),
+            };
+            self.admit(volume, &peer)?;
+            let (stream, hello) = socket::greeting(socket)?;
+            let way = match peer {
+                Peer::Source => Way::ServeReceive(stream),
+                Peer::Target(host) => Way::ServeSend(host, stream),
+            };
+            if hello.features & COMPARE == 0 {
+                self.begin(volume, way, Wishes::default())
+            } else {
+                self.begin_verify(volume, way, false, &Arc::default())
             }
         };
-        match began {
+        match begun() {
             Ok(_) => Ok(()),
             Err(error) => socket::answer(&answers, Some(format!("{error:#}"))),
         }
     }
 
-    /// Starts a cycle.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        volume: &str,
-        way: Way,
-        wishes: Wishes,
-    ) -> Result<Arc<Running>> {
-        let peer = match &way {
-            Way::Push(host) | Way::ServeSend(host, _) => Peer::Target(host.clone()),
-            Way::Pull | Way::ServeReceive(_) => Peer::Source,
-        };
-        self.with(volume, |v| match &peer {
+    /// Whether a replication may be now.
+    fn admit(&self, volume: &str, peer: &Peer) -> Result<()> {
+        self.with(volume, |v| match peer {
             Peer::Target(host) => {
                 if v.target(host)?.stopped {
                     bail!(
@@ -114,7 +115,17 @@ impl Daemon {
                 }
                 Ok(())
             }
-        })?;
+        })
+    }
+
+    /// Starts a cycle.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        volume: &str,
+        way: Way,
+        wishes: Wishes,
+    ) -> Result<Arc<Running>> {
+        self.admit(volume, &way.peer())?;
         let job = Box::new(Cycle {
             volumes: self.clone(),
             layout: self.layout.clone(),
@@ -122,6 +133,27 @@ impl Daemon {
             way,
             wishes,
             node: node_name(&self.layout)?,
+        });
+        self.jobs.start(volume, job)
+    }
+
+    /// Starts a comparison; what differs is in `found` at its end.
+    pub(super) fn begin_verify(
+        self: &Arc<Self>,
+        volume: &str,
+        way: Way,
+        send_again: bool,
+        found: &Arc<Found>,
+    ) -> Result<Arc<Running>> {
+        self.admit(volume, &way.peer())?;
+        let job = Box::new(Verify {
+            volumes: self.clone(),
+            layout: self.layout.clone(),
+            volume: volume.to_owned(),
+            way,
+            send_again,
+            node: node_name(&self.layout)?,
+            found: found.clone(),
         });
         self.jobs.start(volume, job)
     }

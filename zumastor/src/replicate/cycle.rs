@@ -4,7 +4,7 @@
 //! Four ways: this machine pushes to a target or pulls from its source, by ssh; or it serves another one
 //! that does, on a stream that came in. The frames are the same in all.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,12 +14,13 @@ use anyhow::{Context, Result, bail};
 use super::device::Changes;
 use super::downstream::{INCOMING, Receiving};
 use super::files::Files;
+use super::socket::Stream;
 use super::ssh::{self, Remote};
 use super::upstream::{Sending, with};
 use crate::jobs::{Ended, Job, Running};
 use crate::layout::Layout;
 use crate::replication::link::{Link, Timing};
-use crate::replication::message::{FEATURES, Hello, Wishes};
+use crate::replication::message::{FEATURES, Hello, WHOLE, Wishes};
 use crate::replication::receive::receive;
 use crate::replication::send::{Options, send};
 use crate::replication::sender::Outcome;
@@ -37,9 +38,20 @@ pub enum Way {
     /// From the source, by ssh.
     Pull,
     /// To a target that has come for it.
-    ServeSend(String, UnixStream),
+    ServeSend(String, Stream),
     /// From an upstream that has come with it.
-    ServeReceive(UnixStream),
+    ServeReceive(Stream),
+}
+
+impl Way {
+    /// Which replication of the volume it is.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        match self {
+            Way::Push(host) | Way::ServeSend(host, _) => Peer::Target(host.clone()),
+            Way::Pull | Way::ServeReceive(_) => Peer::Source,
+        }
+    }
 }
 
 /// The job.
@@ -87,7 +99,7 @@ impl Job for Cycle {
         let (outcome, complaint) = self.cycle(running).inspect_err(|error| {
             if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
                 // Nothing was answered yet, or the stream is of no use any more.
-                let _ = super::socket::answer(stream, Some(format!("{error:#}")));
+                let _ = super::socket::answer(&stream.socket, Some(format!("{error:#}")));
             }
         })?;
         if let Some(ending) = running.ending() {
@@ -122,10 +134,7 @@ impl Job for Cycle {
 
 impl Cycle {
     fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
-        let peer = match &self.way {
-            Way::Push(host) | Way::ServeSend(host, _) => Peer::Target(host.clone()),
-            Way::Pull | Way::ServeReceive(_) => Peer::Source,
-        };
+        let peer = self.way.peer();
         let files = Files::of(&self.layout, &self.volume);
         if let Peer::Target(host) = &peer {
             with(self.volumes.as_ref(), &self.volume, |v| {
@@ -147,49 +156,12 @@ impl Cycle {
         }
     }
 
-    fn hello(&self, standing: Standing) -> Result<Hello> {
-        let mut nonce = [0; 16];
-        let uuid = uuid::Uuid::new_v4();
-        nonce.copy_from_slice(uuid.as_bytes());
-        Ok(Hello {
-            nonce,
-            features: FEATURES,
+    fn hello(&self, features: u64, standing: Standing) -> Hello {
+        Hello {
+            nonce: uuid::Uuid::new_v4().into_bytes(),
+            features: FEATURES | features,
             standing,
             wishes: self.wishes,
-        })
-    }
-
-    /// The link, and the command behind it if this machine began.
-    fn link(&mut self) -> Result<(Link, Option<Remote>)> {
-        let layout = &self.layout;
-        let name = self.volume.clone();
-        match &self.way {
-            Way::Push(host) => {
-                let (command, there) = with(self.volumes.as_ref(), &name, |v| {
-                    let target = v.target(host)?;
-                    let own = target.ssh_command.as_deref();
-                    Ok((ssh::command(layout, own), target.name.clone()))
-                })?;
-                let there = there.unwrap_or(name);
-                let (link, remote) = ssh::connect(&command, host, &["receive", &there])?;
-                Ok((link, Some(remote)))
-            }
-            Way::Pull => {
-                let (command, host, there) = with(self.volumes.as_ref(), &name, |v| {
-                    let source = v.source()?;
-                    let own = source.ssh_command.as_deref();
-                    let command = ssh::command(layout, own);
-                    Ok((command, source.host.clone(), source.name.clone()))
-                })?;
-                let there = there.unwrap_or(name);
-                let words = ["send", &there, &self.node];
-                let (link, remote) = ssh::connect(&command, &host, &words)?;
-                Ok((link, Some(remote)))
-            }
-            Way::ServeSend(_, stream) | Way::ServeReceive(stream) => {
-                super::socket::answer(stream, None)?;
-                Ok((of_socket(stream)?, None))
-            }
         }
     }
 
@@ -211,9 +183,12 @@ impl Cycle {
         };
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();
+        let again = files.again(host)?;
+        let again = again.is_some_and(|again| again.chunk == standing.chunk);
         let mut end = Sending::new(volumes, &self.volume, host, server, files, &standing);
-        let own = self.hello(standing)?;
-        let (link, remote) = self.link()?;
+        let own = self.hello(if again { WHOLE } else { 0 }, standing);
+        let volumes = self.volumes.as_ref();
+        let (link, remote) = link(volumes, &self.layout, &self.volume, &self.way, &self.node)?;
         let subject = "sending";
         let outcome = send(&mut end, link, own, &options, &Eye { running, subject });
         Ok((outcome, remote.map(Remote::finish).unwrap_or_default()))
@@ -229,8 +204,9 @@ impl Cycle {
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();
         let mut end = Receiving::new(volumes, &self.volume, server, files, standing.clone());
-        let own = self.hello(standing)?;
-        let (link, remote) = self.link()?;
+        let own = self.hello(0, standing);
+        let volumes = self.volumes.as_ref();
+        let (link, remote) = link(volumes, &self.layout, &self.volume, &self.way, &self.node)?;
         let subject = "receiving";
         let eye = Eye { running, subject };
         let outcome = receive(&mut end, link, own, Timing::default(), &eye);
@@ -256,8 +232,45 @@ impl Cycle {
     }
 }
 
+/// The link, and the command behind it if this machine began.
+pub(super) fn link(
+    volumes: &dyn Volumes,
+    layout: &Layout,
+    name: &str,
+    way: &Way,
+    node: &str,
+) -> Result<(Link, Option<Remote>)> {
+    match way {
+        Way::Push(host) => {
+            let (command, there) = with(volumes, name, |v| {
+                let target = v.target(host)?;
+                let own = target.ssh_command.as_deref();
+                Ok((ssh::command(layout, own), target.name.clone()))
+            })?;
+            let there = there.as_deref().unwrap_or(name);
+            let (link, remote) = ssh::connect(&command, host, &["receive", there])?;
+            Ok((link, Some(remote)))
+        }
+        Way::Pull => {
+            let (command, host, there) = with(volumes, name, |v| {
+                let source = v.source()?;
+                let own = source.ssh_command.as_deref();
+                let command = ssh::command(layout, own);
+                Ok((command, source.host.clone(), source.name.clone()))
+            })?;
+            let words = ["send", there.as_deref().unwrap_or(name), node];
+            let (link, remote) = ssh::connect(&command, &host, &words)?;
+            Ok((link, Some(remote)))
+        }
+        Way::ServeSend(_, stream) | Way::ServeReceive(stream) => {
+            super::socket::answer(&stream.socket, None)?;
+            Ok((of_socket(stream)?, None))
+        }
+    }
+}
+
 /// A socket as a link.
-fn of_socket(stream: &UnixStream) -> Result<Link> {
+fn of_socket(stream: &Stream) -> Result<Link> {
     struct Half(UnixStream);
     impl Write for Half {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -273,10 +286,11 @@ fn of_socket(stream: &UnixStream) -> Result<Link> {
             let _ = self.0.shutdown(Shutdown::Write);
         }
     }
-    let whole = stream.try_clone()?;
+    let whole = stream.socket.try_clone()?;
+    let read = io::Cursor::new(stream.greeting.clone());
     Ok(Link {
-        reader: Box::new(stream.try_clone()?),
-        writer: Box::new(Half(stream.try_clone()?)),
+        reader: Box::new(read.chain(stream.socket.try_clone()?)),
+        writer: Box::new(Half(stream.socket.try_clone()?)),
         cut: Arc::new(move || {
             let _ = whole.shutdown(Shutdown::Both);
         }),

@@ -42,6 +42,12 @@ impl Device {
         })
     }
 
+    /// Has what is read from now on come from the disk, as far as nobody holds it in memory.
+    pub fn forget_cache(&self) {
+        // What is dirty or mapped stays, and a device that cannot is read as it is.
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+
     /// Reads as much of a run as there is.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
+use super::again::Again;
 use crate::config;
 use crate::layout::Layout;
 use crate::replication::progress::Progress;
@@ -33,13 +34,19 @@ impl Files {
     /// # Errors
     /// It cannot be read.
     pub fn load(&self, name: &str) -> Result<Option<Progress>> {
-        let path = self.dir.join(name);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.with_context(|| format!("could not read {}", path.display()))?,
-        };
         // What is damaged or of another version is made anew.
-        Ok(Progress::decode(&bytes).ok())
+        let bytes = self.read(name)?;
+        Ok(bytes.and_then(|bytes| Progress::decode(&bytes).ok()))
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join(name);
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read
+                .map(Some)
+                .with_context(|| format!("could not read {}", path.display())),
+        }
     }
 
     /// Notes it, durably.
@@ -47,12 +54,16 @@ impl Files {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, name: &str, progress: &Progress) -> Result<()> {
+        self.write(name, &progress.encode())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
         let temporary = self.dir.join(format!("{name}.new"));
         config::make_private_dir(&self.dir)?;
         let write = || {
             let mut file = File::create(&temporary)?;
-            file.write_all(&progress.encode())?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.dir)?.sync_all()
@@ -84,6 +95,32 @@ impl Files {
             sums: Some(sums.clone()),
         };
         self.save(&snapshot.to_string(), &progress)
+    }
+
+    /// What `host` is to get again with the next increment.
+    ///
+    /// # Errors
+    /// It cannot be read. What is damaged is gone: the next comparison finds it again.
+    pub fn again(&self, host: &str) -> Result<Option<Again>> {
+        let bytes = self.read(&format!("again-{host}"))?;
+        Ok(bytes.and_then(|bytes| Again::decode(&bytes).ok()))
+    }
+
+    /// Notes it, durably; none: nothing any more.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn save_again(&self, host: &str, again: Option<&Again>) -> Result<()> {
+        let name = format!("again-{host}");
+        match again {
+            Some(again) => self.write(&name, &again.encode()),
+            None => match fs::remove_file(self.dir.join(&name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(error).with_context(|| format!("could not remove {name}"))
+                }
+                _ => Ok(()),
+            },
+        }
     }
 
     /// Removes the sums of snapshots that are not in `known` any more.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Replication of real volumes: [`crate::replication`] on devices, documents, sockets and ssh.
 //!
+//! - [`verify`]: a comparison as a job; [`again`]: what it found, to be sent again.
 //! - [`cycle`]: a cycle as a job, whichever side begins it.
 //! - [`failover`]: a replica becomes the master.
 //! - [`upstream`], [`downstream`]: a volume as the two ends see it; [`device`]: its devices.
 //! - [`ssh`]: the way to another machine; [`socket`]: the way in from there.
 //! - [`files`]: sums and positions, beside the document.
 
+pub mod again;
 pub mod cycle;
 pub mod device;
 pub mod downstream;
@@ -15,3 +17,4 @@ pub mod files;
 pub mod socket;
 pub mod ssh;
 pub mod upstream;
+pub mod verify;

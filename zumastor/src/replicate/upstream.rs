@@ -9,6 +9,7 @@ use ddsnap::units::{ChunkRun, ChunkShift};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::again::Union;
 use super::device::{Changes, Device};
 use super::files::Files;
 use crate::replication::message::Begin;
@@ -31,6 +32,10 @@ pub struct Sending {
     base: Option<Device>,
     snapshot: Option<Device>,
     changes: Option<Changes>,
+    /// What is sent again with the changes.
+    union: Option<Union>,
+    /// The copy that has all of that.
+    from_start: Option<Uuid>,
 }
 
 impl Sending {
@@ -55,6 +60,8 @@ impl Sending {
             base: None,
             snapshot: None,
             changes: None,
+            union: None,
+            from_start: None,
         }
     }
 
@@ -123,13 +130,23 @@ impl Upstream for Sending {
         let base = begin.base.map(|base| self.device(base)).transpose()?;
         let from = base.as_ref().map(|(_, number)| *number);
         self.changes = Some(Changes::list(&self.server, from, to)?);
+        let again = self.files.again(&self.host)?;
+        let again = again.filter(|again| begin.plain && again.chunk == self.chunk);
+        let end = begin.snapshot.length.to_chunks(self.chunk);
+        self.union = again.map(|again| Union::new(again.runs, end));
+        let whole = begin.position == 0 && (self.union.is_some() || begin.base.is_none());
+        self.from_start = whole.then_some(begin.snapshot.id);
         self.snapshot = snapshot;
         self.base = base.and_then(|(device, _)| device);
         Ok(self.base.is_some())
     }
 
     fn next_run(&mut self) -> Result<Option<ChunkRun>> {
-        self.changes.as_mut().context("nothing is open")?.next_run()
+        let changes = self.changes.as_mut().context("nothing is open")?;
+        match &mut self.union {
+            Some(union) => union.next(&mut || changes.next_run()),
+            None => changes.next_run(),
+        }
     }
 
     fn read_base(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
@@ -173,6 +190,9 @@ impl Upstream for Sending {
             v.move_hold(&self.host, snapshot, proven)?;
             Ok(v.snapshot_uuids())
         })?;
+        if self.from_start == Some(snapshot) {
+            self.files.save_again(&self.host, None)?;
+        }
         self.files.tidy(&known);
         Ok(())
     }

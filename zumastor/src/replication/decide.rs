@@ -10,7 +10,7 @@ use ddsnap::units::Sectors;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::message::{Begin, Hello};
+use super::message::{Begin, COMPARES, Hello, WHOLE};
 use super::standing::{Epoch, Held, Role, Standing};
 
 /// What a cycle is.
@@ -91,6 +91,15 @@ pub enum Refusal {
         /// Length of the origin in sectors.
         have: u64,
     },
+    /// Both have no snapshot's data in common.
+    #[error("the two sides have no snapshot in common that could be compared{lists}")]
+    NothingToCompare {
+        /// What either side holds.
+        lists: String,
+    },
+    /// An older program.
+    #[error("the other side cannot compare snapshots: its zumastor is too old; upgrade it")]
+    CannotCompare,
     /// What is offered belongs to another stream, or to another position.
     #[error("what the sending side offers does not belong to this stream: {what}")]
     NotThisStream {
@@ -113,6 +122,8 @@ impl Refusal {
             Refusal::Written { .. } => 7,
             Refusal::TooSmall { .. } => 8,
             Refusal::NotThisStream { .. } => 9,
+            Refusal::NothingToCompare { .. } => 10,
+            Refusal::CannotCompare => 11,
         }
     }
 }
@@ -183,6 +194,8 @@ pub fn decide(up: &Hello, down: &Hello) -> Result<Plan, Refusal> {
     admit(up, down)?;
     let wishes = up.wishes.merge(down.wishes);
     let nonce = down.nonce;
+    // What is sent again has no difference to the base.
+    let whole = up.features & WHOLE != 0;
     let (up, down) = (&up.standing, &down.standing);
     let newest = *up.newest().ok_or(Refusal::NothingToSend)?;
     let foreign = down.lineage.is_some() && up.lineage != down.lineage;
@@ -194,7 +207,7 @@ pub fn decide(up: &Hello, down: &Hello) -> Result<Plan, Refusal> {
             base: base.map(|base| base.id),
             base_length: base.map_or(Sectors(0), |base| base.length),
             position,
-            plain: plain || base.is_some_and(|base| !base.data),
+            plain: plain || base.is_some_and(|base| whole || !base.data),
         }))
     };
     if foreign {
@@ -234,6 +247,24 @@ pub fn decide(up: &Hello, down: &Hello) -> Result<Plan, Refusal> {
     }
     let lists = lists(up, down);
     Err(Refusal::NeedsFull { lists })
+}
+
+/// What a stream that compares compares: the newest snapshot whose data both sides have.
+///
+/// # Errors
+/// There is none, or the other side cannot.
+pub fn comparable(up: &Hello, down: &Hello) -> Result<Held, Refusal> {
+    if up.features & down.features & COMPARES == 0 {
+        return Err(Refusal::CannotCompare);
+    }
+    let (up, down) = (&up.standing, &down.standing);
+    let both = up.held.iter().rev().find(|held| {
+        let theirs = down.find(held.id);
+        held.data && theirs.is_some_and(|theirs| theirs.data && theirs.length >= held.length)
+    });
+    both.copied().ok_or_else(|| Refusal::NothingToCompare {
+        lists: lists(up, down),
+    })
 }
 
 /// The snapshot or bookmark `id` of the sender, if the receiver has its data.

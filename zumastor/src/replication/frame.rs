@@ -25,6 +25,9 @@ pub const SEAL_BYTES: usize = 32;
 /// The longest payload that carries data: an extent with its runs.
 pub const MAX_EXTENT_PAYLOAD: usize = (1 << 20) + (64 << 10);
 
+/// The longest payload of chunk hashes.
+pub const MAX_CHUNKS_PAYLOAD: usize = (512 << 10) + 64;
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u16)]
@@ -53,10 +56,20 @@ pub enum Kind {
     Fail = 11,
     /// There is nothing to send: the newest snapshot is there.
     Current = 12,
+    /// The snapshot to compare.
+    Compare = 13,
+    /// The sender's sum of a region. Sealed.
+    Region = 14,
+    /// The receiver's hashes of some chunks of a region that differs.
+    Chunks = 15,
+    /// What the receiver says of a region. Sealed.
+    Compared = 16,
+    /// What differs in all. Sealed.
+    Verdict = 17,
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 17] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::Begin,
@@ -69,6 +82,11 @@ impl Kind {
         Kind::Alive,
         Kind::Fail,
         Kind::Current,
+        Kind::Compare,
+        Kind::Region,
+        Kind::Chunks,
+        Kind::Compared,
+        Kind::Verdict,
     ];
 
     fn from_number(number: u16) -> Option<Kind> {
@@ -83,6 +101,8 @@ impl Kind {
             Kind::Extent => MAX_EXTENT_PAYLOAD,
             Kind::Refuse => 256 << 10,
             Kind::Fail => 4 << 10,
+            Kind::Chunks => MAX_CHUNKS_PAYLOAD,
+            Kind::Verdict => 8 << 10,
             Kind::Begin
             | Kind::Ready
             | Kind::Batch
@@ -90,14 +110,21 @@ impl Kind {
             | Kind::End
             | Kind::Complete
             | Kind::Alive
-            | Kind::Current => 256,
+            | Kind::Current
+            | Kind::Compare
+            | Kind::Region
+            | Kind::Compared => 256,
         }
     }
 
     /// Whether its payload begins with the hash of all before it.
     #[must_use]
     pub fn sealed(self) -> bool {
-        matches!(self, Kind::Batch | Kind::Ack | Kind::End | Kind::Complete)
+        use Kind::{Ack, Batch, Compared, Complete, End, Region, Verdict};
+        matches!(
+            self,
+            Batch | Ack | End | Complete | Region | Compared | Verdict
+        )
     }
 }
 

@@ -384,6 +384,16 @@ fn listen(
                     Ok(Incoming::Extent(bytes))
                 }
             }
+            // Hashes are bounded as extents are: they are as long.
+            Ok(Kind::Chunks)
+                if shared
+                    .waiting_bytes
+                    .fetch_add(payload.len(), Ordering::Relaxed)
+                    + payload.len()
+                    > most =>
+            {
+                Err(LinkError::TooMuch)
+            }
             Ok(kind) => Message::decode(kind, &payload)
                 .map(Incoming::Said)
                 .map_err(LinkError::Message),

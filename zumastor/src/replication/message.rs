@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the two sides say to each other, but for extents, which have a module of their own.
 
-use ddsnap::units::Sectors;
+use ddsnap::units::{Chunk, ChunkRun, Sectors};
 use uuid::Uuid;
 
 use super::frame::Kind;
@@ -13,9 +13,21 @@ use super::wire::{Put, Take, WireError};
 pub const MAX_SENTENCE: usize = 2000;
 /// The longest list of snapshots that goes with a refusal, in bytes.
 const MAX_LIST: usize = 60_000;
-/// Features this version knows: none beyond the version itself. Unknown ones are not refused: each side
-/// uses what both have.
-pub const FEATURES: u64 = 0;
+/// The most chunk hashes of a message.
+pub const MAX_HASHES: usize = 16_384;
+/// The most differing runs that are named.
+pub const MAX_SHOWN: usize = 256;
+
+/// Feature: the side can compare snapshots.
+pub const COMPARES: u64 = 1;
+/// Feature: whoever began wants this stream to compare a snapshot, and nothing to be written.
+pub const COMPARE: u64 = 2;
+/// Feature: with [`COMPARE`], what differs is to be sent again with the next cycle.
+pub const SEND_AGAIN: u64 = 4;
+/// Feature: the sender has chunks to send again, so all are sent whole.
+pub const WHOLE: u64 = 8;
+/// Features this version has. Unknown ones are not refused: each side uses what both have.
+pub const FEATURES: u64 = COMPARES;
 
 /// What the administrator allowed for once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -115,6 +127,41 @@ pub enum Message {
         /// Which.
         snapshot: Uuid,
     },
+    /// This is what I am going to compare.
+    Compare {
+        /// The receiver's nonce.
+        nonce: [u8; 16],
+        /// The snapshot.
+        snapshot: Held,
+    },
+    /// The sender's sum of a region.
+    Region {
+        /// Which, from 0.
+        region: u64,
+        /// Its sum.
+        sum: Root,
+    },
+    /// The receiver's hashes of chunks of the region that it is about to say differs.
+    Chunks {
+        /// The first one's number.
+        first: u64,
+        /// Their hashes; zeros for a chunk of zeros.
+        hashes: Vec<[u8; 32]>,
+    },
+    /// What the receiver says of a region.
+    Compared {
+        /// Which.
+        region: u64,
+        /// Its sum is the sender's.
+        same: bool,
+    },
+    /// What differs in all.
+    Verdict {
+        /// So many chunks.
+        chunks: u64,
+        /// The first of them, ascending.
+        runs: Vec<ChunkRun>,
+    },
     /// Still there.
     Alive,
     /// Something went wrong here.
@@ -138,6 +185,11 @@ impl Message {
             Message::End { .. } => Kind::End,
             Message::Complete { .. } => Kind::Complete,
             Message::Current { .. } => Kind::Current,
+            Message::Compare { .. } => Kind::Compare,
+            Message::Region { .. } => Kind::Region,
+            Message::Chunks { .. } => Kind::Chunks,
+            Message::Compared { .. } => Kind::Compared,
+            Message::Verdict { .. } => Kind::Verdict,
             Message::Alive => Kind::Alive,
             Message::Fail { .. } => Kind::Fail,
         }
@@ -159,9 +211,7 @@ impl Message {
             }
             Message::Begin(begin) => {
                 put.raw(&begin.nonce);
-                let held = &begin.snapshot;
-                put.uuid(Some(held.id)).u32(held.number).u64(held.taken);
-                put.u64(held.length.0).u8(held.data.into());
+                begin.snapshot.encode(&mut put);
                 put.uuid(begin.base).u64(begin.base_length.0);
                 put.u64(begin.position);
                 put.u8(begin.plain.into());
@@ -179,6 +229,28 @@ impl Message {
             }
             Message::Current { snapshot } => {
                 put.uuid(Some(*snapshot));
+            }
+            Message::Compare { nonce, snapshot } => {
+                put.raw(nonce);
+                snapshot.encode(&mut put);
+            }
+            Message::Region { region, sum } => {
+                put.u64(*region).raw(&sum.0);
+            }
+            Message::Chunks { first, hashes } => {
+                let hashes = &hashes[..hashes.len().min(MAX_HASHES)];
+                put.u64(*first).u32(hashes.len() as u32);
+                put.raw(hashes.as_flattened());
+            }
+            Message::Compared { region, same } => {
+                put.u64(*region).u8((*same).into());
+            }
+            Message::Verdict { chunks, runs } => {
+                let runs = &runs[..runs.len().min(MAX_SHOWN)];
+                put.u64(*chunks).u16(runs.len() as u16);
+                for run in runs {
+                    put.u64(run.first.0).u64(run.chunks);
+                }
             }
             Message::Alive => {}
             Message::Fail { sentence } => {
@@ -242,6 +314,20 @@ impl Message {
             Kind::Current => Message::Current {
                 snapshot: take.some_uuid("a snapshot's UUID")?,
             },
+            Kind::Compare => Message::Compare {
+                nonce: take.array()?,
+                snapshot: decode_held(&mut take)?,
+            },
+            Kind::Region => Message::Region {
+                region: take.u64()?,
+                sum: Root(take.array()?),
+            },
+            Kind::Chunks => take_chunks(&mut take)?,
+            Kind::Compared => Message::Compared {
+                region: take.u64()?,
+                same: take.flag("the mark of equality")?,
+            },
+            Kind::Verdict => take_verdict(&mut take)?,
             Kind::Alive => Message::Alive,
             Kind::Fail => Message::Fail {
                 sentence: take.text("a sentence", MAX_SENTENCE)?,
@@ -250,6 +336,58 @@ impl Message {
         take.end()?;
         Ok(message)
     }
+}
+
+fn take_chunks(take: &mut Take<'_>) -> Result<Message, WireError> {
+    let first = take.u64()?;
+    let count = take.u32()? as usize;
+    let what = "the number of chunk hashes";
+    if count == 0 || count > MAX_HASHES {
+        let found = count as u64;
+        return Err(WireError::Value { what, found });
+    }
+    // Taken at once: a count that is a lie ends here.
+    let bytes = take.raw(count * 32)?;
+    let hashes = bytes.chunks_exact(32).map(|hash| {
+        let mut array = [0; 32];
+        array.copy_from_slice(hash);
+        array
+    });
+    Ok(Message::Chunks {
+        first,
+        hashes: hashes.collect(),
+    })
+}
+
+fn take_verdict(take: &mut Take<'_>) -> Result<Message, WireError> {
+    let chunks = take.u64()?;
+    let count = take.u16()?;
+    if usize::from(count) > MAX_SHOWN {
+        let what = "the number of differing runs";
+        let found = count.into();
+        return Err(WireError::Value { what, found });
+    }
+    let (mut runs, mut end, mut named) = (Vec::new(), 0, 0u64);
+    for _ in 0..count {
+        let (first, length) = (take.u64()?, take.u64()?);
+        let what = "a differing run";
+        let next = first.checked_add(length);
+        let next = next.filter(|_| length > 0 && first >= end);
+        end = next.ok_or(WireError::Value { what, found: first })?;
+        named += length;
+        runs.push(ChunkRun {
+            first: Chunk(first),
+            chunks: length,
+        });
+    }
+    if named > chunks || (named == 0) != (chunks == 0) {
+        let what = "the number of differing chunks";
+        return Err(WireError::Value {
+            what,
+            found: chunks,
+        });
+    }
+    Ok(Message::Verdict { chunks, runs })
 }
 
 fn put_root(put: &mut Put, root: Option<&Root>) {

@@ -4,7 +4,8 @@
 //! A library without I/O of its own: what touches disks, documents and links is behind traits. The way
 //! in is `zumastor/REPLICATION.md`. The parts, in the order in which they import each other:
 //!
-//! - [`send`], [`receive`]: the two ends of a stream, which carry out what the machines ask for.
+//! - [`send`], [`receive`]: the two ends of a stream, which carry out what the machines ask for;
+//!   [`verify`]: those of a stream that compares.
 //! - [`volume`]: what the ends need of a volume, as traits; [`link`]: of a connection.
 //! - [`sender`], [`receiver`]: the two state machines, pure functions from (state, event) to (state, actions).
 //! - [`decide`]: what a cycle sends, and what is refused: a pure function of both greetings.
@@ -25,6 +26,7 @@ pub mod send;
 pub mod sender;
 pub mod standing;
 pub mod sums;
+pub mod verify;
 pub mod volume;
 pub mod wire;
 

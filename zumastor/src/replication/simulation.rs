@@ -8,7 +8,7 @@
 //! `REPLICATION_SEEDS=20000 cargo nextest run -p zumastor simulation` runs more of them.
 
 mod disk;
-mod pipe;
+pub(super) mod pipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +32,7 @@ use super::volume::Watch;
 pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

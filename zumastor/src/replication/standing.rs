@@ -53,6 +53,14 @@ pub struct Held {
     pub data: bool,
 }
 
+impl Held {
+    /// Appends it as bytes.
+    pub(super) fn encode(&self, put: &mut Put) {
+        put.uuid(Some(self.id)).u32(self.number).u64(self.taken);
+        put.u64(self.length.0).u8(self.data.into());
+    }
+}
+
 /// A copy under way, on the side that receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Partial {
@@ -141,8 +149,7 @@ impl Standing {
         let held = &self.held[skip..];
         put.u32(held.len() as u32);
         for one in held {
-            put.uuid(Some(one.id)).u32(one.number).u64(one.taken);
-            put.u64(one.length.0).u8(one.data.into());
+            one.encode(put);
         }
     }
 

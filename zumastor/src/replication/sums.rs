@@ -95,6 +95,12 @@ impl Sums {
         }
     }
 
+    /// The sum of a region.
+    #[must_use]
+    pub fn region(&self, region: u64) -> Root {
+        Root(self.regions.get(&region).map_or([0; 32], to_bytes))
+    }
+
     /// Neighbouring chunks from `first` on, as [`replace`](Self::replace).
     pub fn replace_run(&mut self, first: u64, old: &[u8], new: &[u8]) {
         let bytes = self.chunk.bytes() as usize;
@@ -148,6 +154,12 @@ impl Sums {
         }
         Ok(Sums { chunk, regions })
     }
+}
+
+/// Chunks of a region.
+#[must_use]
+pub fn region_chunks(chunk: ChunkShift) -> u64 {
+    1 << (REGION_SHIFT - chunk.get())
 }
 
 /// The hash of a chunk; none for one of zeros.

@@ -508,6 +508,27 @@ impl Volume {
         Ok(())
     }
 
+    /// Both sides of a replication were compared, and were equal.
+    ///
+    /// # Errors
+    /// There is no such replication, or the document cannot be written.
+    pub fn set_proven(&mut self, peer: &Peer, now: i64) -> Result<()> {
+        match peer {
+            Peer::Target(host) => self.target(host).map(|_| ())?,
+            Peer::Source => self.source().map(|_| ())?,
+        }
+        self.change(|config| {
+            let proven = match peer {
+                Peer::Target(host) => config.targets.get_mut(host).map(|t| &mut t.proven),
+                Peer::Source => config.source.as_mut().map(|s| &mut s.proven),
+            };
+            if let Some(proven) = proven {
+                *proven = Some(now);
+            }
+            Ok(())
+        })
+    }
+
     /// Deletes all snapshots that only replication had a use for, as one that fell out of its rotation.
     fn let_all_go(&mut self) {
         let of_replication = self.snapshots().iter().filter(|s| s.kinds == [REPLICA]);

@@ -80,17 +80,56 @@ fn messages() -> Vec<Message> {
         Message::Fail {
             sentence: "cannot read".into(),
         },
+        Message::Compare {
+            nonce: [6; 16],
+            snapshot: held(4),
+        },
+        Message::Region {
+            region: 3,
+            sum: Root([4; 32]),
+        },
+        Message::Chunks {
+            first: 9,
+            hashes: vec![[1; 32], [0; 32]],
+        },
+        Message::Compared {
+            region: 3,
+            same: true,
+        },
+        Message::Verdict {
+            chunks: 5,
+            runs: vec![run(1, 2), run(7, 1)],
+        },
     ]
+}
+
+fn run(first: u64, chunks: u64) -> ChunkRun {
+    ChunkRun {
+        first: Chunk(first),
+        chunks,
+    }
 }
 
 /// A field that moves makes two programs of one version misread each other.
 #[test]
 fn the_bytes_of_messages_are_pinned() {
     let mut all = blake3::Hasher::new();
-    for message in messages() {
+    for (i, message) in messages().iter().enumerate() {
+        if i == 11 {
+            assert_eq!(&all.finalize().to_hex()[..16], "331756e91846b551");
+        }
         all.update(&message.encode());
     }
-    assert_eq!(&all.finalize().to_hex()[..16], "331756e91846b551");
+    assert_eq!(&all.finalize().to_hex()[..16], "f02aae26a7b69dbb");
+    let verdict = [
+        &5u64.to_le_bytes()[..],
+        &[2, 0],
+        &1u64.to_le_bytes(),
+        &2u64.to_le_bytes(),
+        &7u64.to_le_bytes(),
+        &1u64.to_le_bytes(),
+    ];
+    assert_eq!(messages()[15].encode(), verdict.concat());
     let begin = messages()[2].encode();
     assert_eq!(begin.len(), 16 + 37 + 16 + 8 + 8 + 1);
     assert_eq!(begin[16..32], *Uuid::from_u128(4).as_bytes());
@@ -130,6 +169,14 @@ fn the_longest_messages_fit_their_frames() {
         sentence: sentence.clone(),
     });
     messages.push(Message::Refuse { code: 1, sentence });
+    messages.push(Message::Chunks {
+        first: u64::MAX,
+        hashes: vec![[1; 32]; MAX_HASHES + 5],
+    });
+    messages.push(Message::Verdict {
+        chunks: u64::MAX,
+        runs: (0..MAX_SHOWN as u64 + 5).map(|n| run(n * 2, 1)).collect(),
+    });
     for message in messages {
         let length = message.encode().len();
         assert!(length + 32 <= message.kind().longest(), "{length}");
@@ -158,4 +205,20 @@ fn an_epoch_that_has_no_next_is_refused() {
     let bytes = messages[0].encode();
     let text = Message::decode(Kind::Hello, &bytes).expect_err("refused");
     assert!(text.to_string().contains("the epoch"), "{text}");
+}
+
+/// Runs that overlap, or that are more than what differs, would be shown as a difference that is none.
+#[test]
+fn a_verdict_that_contradicts_itself_is_refused() {
+    for (chunks, runs) in [
+        (0, vec![run(1, 1)]),
+        (1, vec![]),
+        (2, vec![run(1, 3)]),
+        (5, vec![run(1, 0)]),
+        (5, vec![run(4, 2), run(5, 1)]),
+        (u64::MAX, vec![run(u64::MAX, 2)]),
+    ] {
+        let bytes = Message::Verdict { chunks, runs }.encode();
+        assert!(Message::decode(Kind::Verdict, &bytes).is_err());
+    }
 }

@@ -14,7 +14,7 @@ use super::Random;
 
 /// What goes wrong in one direction, at a byte of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
+pub enum Fault {
     /// Nothing.
     None,
     /// Nothing comes through any more.
@@ -115,7 +115,7 @@ impl Drop for Out {
 }
 
 /// The two ends of a pipe.
-pub(super) fn pipe([there, back]: [Fault; 2], seed: u64) -> (Link, Link) {
+pub fn pipe([there, back]: [Fault; 2], seed: u64) -> (Link, Link) {
     let ways = [Arc::new(Way::default()), Arc::new(Way::default())];
     let end = |incoming: &Arc<Way>, outgoing: &Arc<Way>, fault, seed| {
         let both = [incoming.clone(), outgoing.clone()];
