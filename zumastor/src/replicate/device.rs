@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Reading and writing a volume's devices, and listing what changed between its snapshots.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,8 +14,11 @@ use ddsnap::client::Client;
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-/// Pages of a list that may wait.
+/// Pages of a list that wait before a further one is taken without haste.
 const PAGES: usize = 16;
+/// Then one is taken so often: a server leaves who takes nothing for a minute, and a page's data may be under way for
+/// longer. It has 64 KiB at most, so that is 2 KiB a second.
+const TAKE_EVERY: Duration = Duration::from_secs(30);
 /// Longest wait for a page: a server that lists tells now and then that it does.
 const LIST_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -91,9 +95,66 @@ impl Device {
 /// What changed between two snapshots, as the server lists it.
 #[derive(Debug)]
 pub struct Changes {
-    pages: Receiver<Result<Vec<ChunkRun>>>,
+    pages: Arc<Pages>,
     page: Vec<ChunkRun>,
     failed: bool,
+}
+
+/// What was taken of a list and is not wanted yet.
+#[derive(Debug, Default)]
+struct Pages {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pages: VecDeque<Result<Vec<ChunkRun>>>,
+    /// No more come.
+    ended: bool,
+    /// No more are wanted.
+    left: bool,
+}
+
+impl Pages {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one, and waits until there is room for more, but no longer than `every`. Whether more are wanted.
+    fn put(&self, page: Result<Vec<ChunkRun>>, every: Duration) -> bool {
+        let mut state = self.lock();
+        state.pages.push_back(page);
+        self.changed.notify_all();
+        let full = |state: &mut State| state.pages.len() >= PAGES && !state.left;
+        let waited = self.changed.wait_timeout_while(state, every, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.left
+    }
+
+    fn take(&self) -> Option<Result<Vec<ChunkRun>>> {
+        let empty = |state: &mut State| state.pages.is_empty() && !state.ended;
+        let waited = self.changed.wait_while(self.lock(), empty);
+        let page = waited
+            .unwrap_or_else(PoisonError::into_inner)
+            .pages
+            .pop_front();
+        self.changed.notify_all();
+        page
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// Says at its end that no more pages come, however that comes.
+struct Listing(Arc<Pages>);
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.0.change(|state| state.ended = true);
+    }
 }
 
 impl Changes {
@@ -102,8 +163,17 @@ impl Changes {
     /// # Errors
     /// No thread can be started.
     pub fn list(server: &Path, from: Option<u32>, to: u32) -> Result<Changes> {
+        Changes::list_taking(server, (from, to), TAKE_EVERY)
+    }
+
+    fn list_taking(
+        server: &Path,
+        (from, to): (Option<u32>, u32),
+        every: Duration,
+    ) -> Result<Changes> {
         let server = server.to_string_lossy().into_owned();
-        let (sender, pages) = mpsc::sync_channel(PAGES);
+        let pages = Arc::new(Pages::default());
+        let listing = Listing(pages.clone());
         // The list holds a connection of its own, which goes when nobody wants more of it.
         thread::Builder::new()
             .name("replication-list".into())
@@ -112,7 +182,7 @@ impl Changes {
                     let mut client = Client::connect_within(&server, LIST_DEADLINE)?;
                     let mut list = client.changelist(from.map(SnapTag), SnapTag(to))?;
                     while let Some(runs) = list.next_runs(&mut |_, _| {})? {
-                        if sender.send(Ok(runs)).is_err() {
+                        if !listing.0.put(Ok(runs), every) {
                             return Ok(());
                         }
                     }
@@ -121,7 +191,7 @@ impl Changes {
                 if let Err(error) = list() {
                     let error: anyhow::Error = error;
                     let error = error.context("could not list what changed");
-                    let _ = sender.send(Err(error));
+                    listing.0.put(Err(error), Duration::ZERO);
                 }
             })?;
         Ok(Changes {
@@ -143,17 +213,77 @@ impl Changes {
             if let Some(run) = self.page.pop() {
                 return Ok(Some(run));
             }
-            match self.pages.recv() {
-                Err(_) => return Ok(None),
-                Ok(Ok(mut page)) => {
+            match self.pages.take() {
+                None => return Ok(None),
+                Some(Ok(mut page)) => {
                     page.reverse();
                     self.page = page;
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     self.failed = true;
                     return Err(error);
                 }
             }
         }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.pages.change(|state| state.left = true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+
+    use ddsnap::protocol::control::{MAX_RUNS, Reply};
+    use ddsnap::units::Chunk;
+
+    use super::*;
+
+    /// The data of a page took longer than a minute on a slow line, and the server left who took no page meanwhile: of
+    /// scattered changes no more than some pages were ever sent at a time.
+    #[test]
+    fn pages_are_taken_also_when_nobody_wants_them_yet() {
+        const COUNT: u64 = 60;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("server");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let run = |number: u64| ChunkRun {
+            first: Chunk(2 * number),
+            chunks: 1,
+        };
+        let (sender, all_taken) = mpsc::channel();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            stream.read_exact(&mut [0; 16]).expect("a request");
+            let mut say = |reply: Reply| stream.write_all(&reply.to_frame().encode());
+            let head = Reply::Changelist {
+                chunk: ChunkShift::MIN,
+                from: Sectors(0),
+                to: Sectors(1 << 30),
+            };
+            say(head).expect("taken");
+            for page in 0..COUNT {
+                let first = page * MAX_RUNS as u64;
+                let runs = (first..first + MAX_RUNS as u64).map(run).collect();
+                let last = page == COUNT - 1;
+                say(Reply::Changes { last, runs }).expect("taken");
+            }
+            // Nobody listens if the test has failed.
+            let _ = sender.send(());
+        });
+        let every = Duration::from_millis(10);
+        let mut changes = Changes::list_taking(&path, (None, 2), every).expect("begun");
+        let taken = all_taken.recv_timeout(Duration::from_secs(20));
+        taken.expect("all pages are taken");
+        for number in 0..COUNT * MAX_RUNS as u64 {
+            assert_eq!(changes.next_run().expect("listed"), Some(run(number)));
+        }
+        assert_eq!(changes.next_run().expect("listed"), None);
     }
 }
