@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::device::Changes;
 use super::downstream::{INCOMING, Receiving};
-use super::files::Files;
+use super::files::{Files, position_of};
 use super::socket::Stream;
 use super::ssh::{self, Remote};
 use super::upstream::{Sending, with};
@@ -143,12 +143,7 @@ impl Cycle {
         }
         let noted = files.load(INCOMING)?;
         let standing = with(self.volumes.as_ref(), &self.volume, |v| {
-            v.standing(&peer, &|incoming| {
-                let of_this = noted.as_ref().filter(|progress| {
-                    progress.snapshot == incoming.uuid && progress.base == incoming.base
-                });
-                of_this.map_or(0, |progress| progress.position)
-            })
+            v.standing(&peer, &|incoming| position_of(incoming, noted.as_ref()))
         })?;
         match &peer {
             Peer::Target(host) => self.send(host, files, standing, running),

@@ -131,6 +131,9 @@ impl Downstream for Receiving {
             size: 0,
             plain: partial.plain,
         };
+        // Of an earlier try with the same snapshot and base it says a position that is not so any more. First: without
+        // it the document's copy begins at its beginning, whichever it is.
+        self.files.drop(INCOMING)?;
         self.with(|v| v.start_incoming(incoming, lineage, epoch))
     }
 
@@ -223,4 +226,92 @@ fn restore_changes(
         }
     }
     to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::super::files::position_of;
+    use super::*;
+    use crate::config;
+    use crate::host::fake::Fake;
+    use crate::layout::Layout;
+    use crate::replication::standing::Role;
+    use crate::volume;
+
+    struct One(Mutex<Volume>);
+
+    impl Volumes for One {
+        fn with(&self, _: &str, change: &mut dyn FnMut(&mut Volume) -> Result<()>) -> Result<()> {
+            change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    /// A copy that begins anew, as the origin was taken back to the base or is doubted, went on from where the try
+    /// before had come. What was below was the base's, and the sums that were noted with the position proved it equal.
+    #[test]
+    fn a_copy_that_begins_anew_begins_at_its_beginning() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let document = include_str!("../config/golden/v2-replica.yaml");
+        std::fs::create_dir_all(layout.volume("v")).expect("made");
+        std::fs::write(layout.config("v"), document).expect("written");
+        let volume = volume::load(Arc::new(Fake::default()), &layout, "v").expect("loaded");
+        let volumes = Arc::new(One(Mutex::new(volume)));
+        let (snapshot, base) = (Uuid::from_u128(0xcc), Some(Uuid::from_u128(0xaa)));
+        let files = Files::of(&layout, "v");
+        let chunk = ChunkShift::MIN;
+        let noted = Progress {
+            snapshot,
+            base,
+            position: 100,
+            plain: false,
+            sums: Some(Sums::new(chunk)),
+        };
+        files.save(INCOMING, &noted).expect("noted");
+        let epoch = Epoch {
+            number: 3,
+            owner: snapshot,
+            since: 0,
+        };
+        let standing = Standing {
+            volume: snapshot,
+            lineage: Some(snapshot),
+            epoch,
+            role: Role::Replica,
+            chunk,
+            length: Sectors(8),
+            held: Vec::new(),
+            hold: None,
+            old_hold: None,
+            origin: None,
+            partial: None,
+            written: false,
+        };
+        let server = PathBuf::new();
+        let mut end = Receiving::new(volumes, "v", server, files.clone(), standing);
+        let partial = Partial {
+            snapshot,
+            base,
+            position: 0,
+            plain: true,
+        };
+        end.start_partial(partial, snapshot, epoch).expect("begun");
+        let begun = config::load(&layout, "v").expect("read").expect("there");
+        let incoming = begun.source.and_then(|s| s.incoming).expect("under way");
+        let position = |incoming: &Incoming| {
+            let noted = files.load(INCOMING).expect("read");
+            position_of(incoming, noted.as_ref())
+        };
+        assert_eq!(position(&incoming), 0);
+        // Of another copy nothing counts.
+        files.save(INCOMING, &noted).expect("noted");
+        assert_eq!(position(&incoming), 100);
+        let other = Incoming {
+            base: None,
+            ..incoming
+        };
+        assert_eq!(position(&other), 0);
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::again::Again;
-use crate::config;
+use crate::config::{self, Incoming};
 use crate::layout::Layout;
 use crate::replication::progress::Progress;
 use crate::replication::sums::Sums;
@@ -69,6 +69,19 @@ impl Files {
             File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("could not write {}", path.display()))
+    }
+
+    /// Forgets it, durably.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn drop(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        let remove = || match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| File::open(&self.dir)?.sync_all()),
+        };
+        remove().with_context(|| format!("could not remove {}", path.display()))
     }
 
     /// The sums of a complete snapshot, if they are known.
@@ -142,6 +155,13 @@ impl Files {
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// How far a copy is, in chunks, by what is noted of it; at its beginning if that is of another one.
+#[must_use]
+pub fn position_of(incoming: &Incoming, noted: Option<&Progress>) -> u64 {
+    let same = |noted: &&Progress| noted.snapshot == incoming.uuid && noted.base == incoming.base;
+    noted.filter(same).map_or(0, |noted| noted.position)
 }
 
 #[cfg(test)]

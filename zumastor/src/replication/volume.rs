@@ -90,7 +90,7 @@ pub trait Downstream {
     /// It cannot be done.
     fn restore(&mut self, base: Uuid, watch: &dyn Watch) -> Result<()>;
     /// Records a copy that begins, durably, with lineage and epoch; the origin's content is no snapshot's
-    /// from now on, and what was written to it is dealt with.
+    /// from now on, and what was written to it is dealt with. A position noted before counts no more.
     ///
     /// # Errors
     /// It cannot be written.
