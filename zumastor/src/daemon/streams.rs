@@ -4,8 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use ddsnap::stdio::complain;
 use nix::unistd::{Group, chown};
 
-use super::Daemon;
+use super::{Daemon, lock};
 use crate::jobs::{Ending, Running};
 use crate::layout::Layout;
 use crate::replicate::cycle::{Cycle, Way};
@@ -26,6 +25,47 @@ use crate::volume::Peer;
 const OPENING_MAX: usize = 32;
 /// The group that may bring and fetch streams.
 const GROUP: &str = "zumastor";
+/// What cannot be accepted is tried again after so long, if nothing ends before.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Connections that have not said yet what they are for.
+#[derive(Default)]
+struct Opening {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+/// A place among them.
+struct Place(Arc<Opening>);
+
+impl Opening {
+    /// A place, unless all are taken.
+    fn enter(self: &Arc<Self>) -> Option<Place> {
+        let mut count = lock(&self.count);
+        if *count >= OPENING_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Place(self.clone()))
+    }
+
+    /// Waits until one of them has ended, but no longer than `time`.
+    fn wait(&self, time: Duration) {
+        let count = lock(&self.count);
+        let before = *count;
+        let waited = self
+            .fewer
+            .wait_timeout_while(count, time, |count| *count >= before);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *lock(&self.0.count) -= 1;
+        self.0.fewer.notify_all();
+    }
+}
 
 impl Daemon {
     /// Listens for streams.
@@ -49,25 +89,24 @@ impl Daemon {
 
     /// Takes streams for ever.
     pub(super) fn serve_streams(self: &Arc<Self>, listener: &UnixListener) {
-        let opening = Arc::new(AtomicUsize::new(0));
+        let opening = Arc::new(Opening::default());
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
-                // Out of descriptors, for example: others need time to end.
-                thread::sleep(Duration::from_millis(100));
+                // Out of descriptors, for example: what ends gives some back.
+                opening.wait(RETRY_AFTER);
                 continue;
             };
-            if opening.fetch_add(1, Ordering::SeqCst) >= OPENING_MAX {
-                opening.fetch_sub(1, Ordering::SeqCst);
+            let Some(place) = opening.enter() else {
                 let error = "too many connections at a time: try again later";
                 let _ = socket::answer(&stream, Some(error.into()));
                 continue;
-            }
-            let (this, opening) = (self.clone(), opening.clone());
+            };
+            let this = self.clone();
             thread::spawn(move || {
+                let _place = place;
                 if let Err(error) = this.take_stream(stream) {
                     complain(format_args!("replication stream: {error:#}"));
                 }
-                opening.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
@@ -174,4 +213,32 @@ fn node_name(layout: &Layout) -> Result<String> {
     }
     let name = nix::unistd::gethostname().context("this machine has no name")?;
     Ok(name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// The place of a connection whose thread panicked was lost.
+    #[test]
+    fn a_place_is_given_back_however_a_connection_ends() {
+        let opening = Arc::new(Opening::default());
+        let mut places: Vec<Place> = std::iter::from_fn(|| opening.enter()).collect();
+        assert_eq!(places.len(), OPENING_MAX);
+        let place = places.pop();
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            let _place = place;
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        let place = opening.enter();
+        assert!(place.is_some() && opening.enter().is_none());
+        let ends = thread::spawn(move || drop(place));
+        while opening.enter().is_none() {
+            opening.wait(Duration::from_millis(100));
+        }
+        ends.join().expect("it ended");
+    }
 }
