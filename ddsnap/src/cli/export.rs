@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap export`: a snapshot from the raw devices, over NBD.
 
-use std::io::{self, BufReader};
+use std::cell::Cell;
+use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -154,7 +155,7 @@ fn take_in(
         .name("client".into())
         .spawn(move || {
             let _place = place;
-            match talk(&stream, &snapshot) {
+            match talk(&stream, snapshot.as_ref(), HANDSHAKE) {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     complain(format_args!("ddsnap: a client does not speak NBD: {error}"));
                 }
@@ -165,13 +166,36 @@ fn take_in(
     Ok(())
 }
 
-fn talk(stream: &UnixStream, snapshot: &Snapshot) -> io::Result<()> {
-    stream.set_read_timeout(Some(HANDSHAKE))?;
-    let mut input = BufReader::new(stream);
+/// Serves a client, who has so long to say what it wants; then it may be silent as long as it likes.
+fn talk(stream: &UnixStream, export: &dyn Exported, handshake: Duration) -> io::Result<()> {
+    stream.set_write_timeout(Some(handshake))?;
+    let end = Cell::new(Some(Instant::now() + handshake));
+    let mut input = BufReader::new(Until { stream, end: &end });
     let mut output = stream;
-    nbd::serve(&mut input, &mut output, snapshot, &mut || {
-        stream.set_read_timeout(None)
+    nbd::serve(&mut input, &mut output, export, &mut || {
+        end.set(None);
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)
     })
+}
+
+/// Reads until a moment, if there is one, however slowly what is read comes.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    end: &'a Cell<Option<Instant>>,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(end) = self.end.get() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(into)
+    }
 }
 
 /// A client's place among those there may be.
@@ -321,11 +345,60 @@ impl Exported for Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
     fn a_path_is_quoted_for_a_uri() {
         let uri = uri(Path::new("/run/a b/vol(0)&x.sock"));
         assert_eq!(uri, "nbd+unix:///?socket=/run/a%20b/vol%280%29%26x.sock");
+    }
+
+    struct Tiny;
+
+    impl Exported for Tiny {
+        fn name(&self) -> &str {
+            "1"
+        }
+
+        fn len_bytes(&self) -> u64 {
+            512
+        }
+
+        fn preferred_bytes(&self) -> u32 {
+            4096
+        }
+
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Each byte had the whole time again: sixteen clients that said one now and then, or heard none of the answers,
+    /// kept all others out.
+    #[test]
+    fn who_does_not_say_in_time_what_it_wants_is_left() {
+        let option = [&b"IHAVEOPT"[..], &[0, 0, 0, 3, 0, 0, 0, 0]].concat();
+        for (pause, per_write) in [(Duration::from_millis(20), 1), (Duration::ZERO, 4096)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let begin = Instant::now();
+            let options = option.repeat(1000);
+            let client = std::thread::spawn(move || {
+                let mut theirs = theirs;
+                theirs.write_all(&3u32.to_be_bytes()).unwrap();
+                for part in options.chunks(per_write).cycle() {
+                    let late = begin.elapsed() > Duration::from_secs(15);
+                    if late || theirs.write_all(part).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(pause);
+                }
+            });
+            talk(&ours, &Tiny, Duration::from_millis(300)).unwrap_err();
+            assert!(begin.elapsed() < Duration::from_secs(10));
+            drop(ours);
+            client.join().unwrap();
+        }
     }
 }
