@@ -92,6 +92,8 @@ pub struct State {
     pub lookups: u32,
     /// What the clock says, if not 2026-11-22 03:04:05.
     pub now: Option<Zoned>,
+    /// So much later it is when a snapshot has been created, in seconds.
+    pub creating_takes: i64,
     next: u32,
 }
 
@@ -371,6 +373,8 @@ impl Host for Fake {
 
     fn create_snapshot(&self, _server: &Path, tag: u32) -> Result<()> {
         let mut state = self.call(format!("create {tag}"))?;
+        let takes = jiff::Span::new().seconds(state.creating_takes);
+        state.now = state.now.take().map(|now| now.saturating_add(takes));
         if !state.frozen.is_empty() {
             state.taken_frozen.insert(tag);
         }

@@ -163,10 +163,13 @@ impl Volume {
     /// Makes the snapshot one of the volume's, durably.
     pub(super) fn record(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.config.clone();
-        let now = self.host.now();
+        // It serves the slots before its creation, not one that began while it was made.
+        let created = jiff::Timestamp::from_second(snapshot.created)
+            .context("the clock is out of range")?
+            .to_zoned(self.host.now().time_zone().clone());
         for rotation in &mut self.config.schedule {
             if snapshot.is_of(&rotation.kind) {
-                rotation.served = schedule::latest_slot(rotation.period(), &now);
+                rotation.served = schedule::latest_slot(rotation.period(), &created);
             }
         }
         let snapshots = &mut self.config.snapshots;

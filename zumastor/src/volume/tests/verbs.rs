@@ -84,6 +84,23 @@ fn a_stopped_master_catches_up_once_when_it_is_started() {
     assert_eq!(volume.take_due(&now, &mut |_| ()).expect("once"), None);
 }
 
+/// One snapshot caught up with what was missed, a second before midnight; making it took longer than that, and the
+/// midnight's counted as taken.
+#[test]
+fn a_slot_that_begins_while_a_snapshot_is_made_is_not_served_by_it() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    set_clock(&bench, "2026-06-01T10:20[UTC]");
+    schedule(&mut volume, &[rotation("daily", 5)]);
+    let now = set_clock(&bench, "2026-06-03T23:59:59[UTC]");
+    bench.fake.state().creating_takes = 3;
+    assert_eq!(volume.take_due(&now, &mut |_| ()).expect("due"), Some(0));
+    let midnight = volume.host.now();
+    assert_eq!(midnight.day(), 4, "made meanwhile");
+    let next = volume.take_due(&midnight, &mut |_| ());
+    assert_eq!(next.expect("due"), Some(2));
+}
+
 /// What is due on a replica has to wait for what arrives from upstream.
 #[test]
 fn rotations_of_a_replica_wait_for_the_next_arrival() {
