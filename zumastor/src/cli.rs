@@ -21,12 +21,14 @@ use crate::note::{Note, Progress};
 use crate::refusal;
 use crate::system::System;
 
+mod authorize;
 mod cancel;
 mod change;
 mod define_master;
 mod define_schedule;
 mod define_volume;
 mod early;
+mod failover;
 mod forget;
 mod replication;
 mod snapshot;
@@ -37,8 +39,8 @@ mod udev_name;
 mod verify;
 
 /// The usage of the tool as a whole.
-const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|delete|protect|unprotect|remount|resize|revert|list|cancel|verify|status} \
-     [<subarguments>...]";
+const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|replicate|verify|failover|failback|authorize|delete|protect|unprotect|\
+     remount|resize|revert|list|cancel|status} [<subarguments>...]";
 
 /// Success.
 const OK: u8 = 0;
@@ -178,6 +180,9 @@ pub fn command() -> Command {
         .subcommand(change::revert_command())
         .subcommand(status::list_command())
         .subcommand(replication::replicate_command())
+        .subcommand(failover::failover_command())
+        .subcommand(failover::failback_command())
+        .subcommand(authorize::command())
         .subcommand(replication::send_command())
         .subcommand(replication::receive_command())
         .subcommand(status::command())
@@ -323,6 +328,9 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
         "remount",
         "resize",
         "revert",
+        "failover",
+        "failback",
+        "authorize",
     ];
     if privileged.contains(&verb) && !context.is_root {
         return Err(format!("you must be root to run `zumastor {verb}`"));
@@ -384,6 +392,9 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("revert", m)) => change::revert(m, context),
         Some(("list", m)) => status::list(m, context),
         Some(("replicate", m)) => replication::replicate(m, context),
+        Some(("authorize", m)) => authorize::run(m, context),
+        Some(("failover", m)) => failover::failover(m, context),
+        Some(("failback", m)) => failover::failback(m, context),
         Some(("send", m)) => replication::send(m, context),
         Some(("receive", m)) => replication::receive(m, context),
         Some(("status", m)) => status::run(m, context),

@@ -93,6 +93,24 @@ pub struct Lineage {
     /// When the epoch began, in seconds since 1970-01-01 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<i64>,
+    /// Of a master: a newer epoch that it has met, which it is not part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded: Option<Superseded>,
+}
+
+/// Who became master of a lineage while this volume was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Superseded {
+    /// The newer epoch.
+    pub epoch: u64,
+    /// The volume that is master in it.
+    pub owner: Uuid,
+    /// When it began, in seconds since 1970-01-01 UTC.
+    pub since: i64,
+    /// The target that has it, if it was met there; else it came by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 impl Lineage {
@@ -104,6 +122,7 @@ impl Lineage {
             epoch: 1,
             owner: None,
             since: None,
+            superseded: None,
         }
     }
 }

@@ -176,6 +176,8 @@ pub enum Request {
         volume: String,
         /// The target; none: from the source.
         target: Option<String>,
+        /// The snapshot to send; none: a new one.
+        snapshot: Option<u32>,
         /// Answer at once.
         nowait: bool,
         /// A full copy over other content.
@@ -196,9 +198,16 @@ pub enum Request {
     Failover {
         /// The volume.
         volume: String,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// `failback`.
-    Failback(DefineSource),
+    Failback {
+        /// What it becomes a replica of.
+        source: DefineSource,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
     /// `status`: never waits for an operation.
     Status,
 }
@@ -225,9 +234,11 @@ impl Request {
             | Request::ForgetReplication { volume, .. }
             | Request::SetReplication { volume, .. }
             | Request::Verify { volume, .. }
-            | Request::Failover { volume }
+            | Request::Failover { volume, .. }
             | Request::Replicate { volume, .. } => Some(volume),
-            Request::DefineSource(define) | Request::Failback(define) => Some(&define.volume),
+            Request::DefineSource(define) | Request::Failback { source: define, .. } => {
+                Some(&define.volume)
+            }
             Request::DefineTarget(define) => Some(&define.volume),
             Request::Status => None,
         }

@@ -41,6 +41,7 @@ use crate::uevents;
 use crate::volume::{self, Volume};
 
 mod clock;
+mod failover;
 mod notify;
 mod periods;
 mod requests;

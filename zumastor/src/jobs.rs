@@ -68,6 +68,8 @@ pub enum Ending {
     Cancelled,
     /// The volume or the daemon stops: it is taken up again afterwards.
     Interrupted,
+    /// The time of day in which it may run is over: it is taken up again when that comes.
+    Window,
 }
 
 /// The error of a job that was asked to end.
@@ -75,6 +77,7 @@ pub enum Ending {
 #[error("{}", match .0 {
     Ending::Cancelled => "cancelled",
     Ending::Interrupted => "interrupted; it goes on when volume and daemon are up again",
+    Ending::Window => "interrupted at the end of its window; it goes on in the next one",
 })]
 pub struct Ended(pub Ending);
 
@@ -279,7 +282,7 @@ impl Running {
             Ok(_) => JobState::Done,
             Err(error) => match asked(error) {
                 Some(Ending::Cancelled) => JobState::Cancelled,
-                Some(Ending::Interrupted) => JobState::Interrupted,
+                Some(Ending::Interrupted | Ending::Window) => JobState::Interrupted,
                 None => JobState::Failed,
             },
         };

@@ -21,7 +21,7 @@ use crate::layout::Layout;
 use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
 use crate::volume::{
-    DefineVolume, Volume, bookmark_line, doubtful_line, server_spec, squashed_line,
+    DefineVolume, Volume, bookmark_line, doubtful_line, server_spec, squashed_line, superseded_line,
 };
 
 pub mod json;
@@ -92,11 +92,13 @@ impl View {
     /// The volume as it is now.
     #[must_use]
     pub fn of(volume: &Volume) -> View {
+        let mut warnings = volume.warnings.clone();
+        warnings.extend(superseded_line(&volume.name, &volume.config.lineage));
         View {
             name: volume.name.clone(),
             up: volume.level > Level::Down,
             failure: volume.failure.clone(),
-            warnings: volume.warnings.clone(),
+            warnings,
             notes: volume.notes.clone(),
             store: None,
             jobs: Vec::new(),

@@ -25,6 +25,7 @@ use crate::supervise::Supervisor;
 
 mod define;
 mod doubt;
+mod failover;
 mod forget;
 mod hold;
 mod many;
@@ -38,8 +39,9 @@ mod snapshot;
 mod steps;
 
 pub use define::DefineVolume;
+pub use failover::superseded_line;
 pub use master::MasterFlags;
-pub use replica::{DefineSource, DefineTarget, Peer};
+pub use replica::{DefineSource, DefineTarget, Peer, check_host};
 pub use rotate::{BUDGET_MAX, WantedRotation};
 
 pub use crate::note::{Note, Out};
@@ -173,6 +175,11 @@ impl Volume {
                 wanted.devices.insert(Some(twin));
                 wanted.mounts.insert(Some(twin));
             }
+        }
+        // Nor is it when the volume is master: a journal that is replayed would make it another than the
+        // one the old master holds, which increments start from.
+        for received in self.snapshots().iter().filter(|s| s.twin.is_some()) {
+            wanted.mounts.remove(&Some(received.id));
         }
         wanted
     }

@@ -186,10 +186,18 @@ impl Upstream for Files {
     fn move_hold(&mut self, _: Uuid, _: Option<&Sums>) -> Result<()> {
         Ok(())
     }
+
+    fn superseded(&mut self, _: Epoch) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Downstream for Files {
     fn adopt(&mut self, _: Epoch) -> Result<()> {
+        Ok(())
+    }
+
+    fn superseded(&mut self, _: Epoch) -> Result<()> {
         Ok(())
     }
 

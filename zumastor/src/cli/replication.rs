@@ -5,18 +5,19 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{Context, string, verb, volume_of, volume_operand};
 use crate::config::HoldPolicy;
+use crate::config::Window;
 use crate::control::Request;
 use crate::replicate::socket::{self, Open};
 use crate::volume::{DefineSource, DefineTarget};
 
-fn host_operand() -> Arg {
+pub(super) fn host_operand() -> Arg {
     Arg::new("host")
         .value_name("HOST")
         .required(true)
         .help("The other machine, as ssh takes it")
 }
 
-fn name_option() -> Arg {
+pub(super) fn name_option() -> Arg {
     Arg::new("name")
         .short('n')
         .long("name")
@@ -24,7 +25,7 @@ fn name_option() -> Arg {
         .help("The volume's name there [default: the same]")
 }
 
-fn period_option() -> Arg {
+pub(super) fn period_option() -> Arg {
     Arg::new("period")
         .short('p')
         .long("period")
@@ -33,7 +34,19 @@ fn period_option() -> Arg {
         .help("Seconds from the start of one cycle to that of the next [default: only when asked]")
 }
 
-fn flag(name: &'static str, help: &'static str) -> Arg {
+pub(super) fn window_option() -> Arg {
+    Arg::new("window")
+        .long("window")
+        .value_name("FROM-TO")
+        .value_parser(value_parser!(Window))
+        .help("The time of day in which cycles of the period may run, like 22:00-06:00 [default: all day]")
+}
+
+pub(super) fn mount_option() -> Arg {
+    flag("mount-snap", "Mount the newest complete snapshot").short('m')
+}
+
+pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
         .action(ArgAction::SetTrue)
@@ -49,8 +62,9 @@ pub fn source_command() -> Command {
     .arg(volume_operand())
     .arg(host_operand())
     .arg(period_option())
+    .arg(window_option())
     .arg(name_option())
-    .arg(flag("mount-snap", "Mount the newest complete snapshot").short('m'))
+    .arg(mount_option())
     .arg(flag("yes", "Ask nothing, as ever").short('y'))
 }
 
@@ -60,6 +74,7 @@ pub fn target_command() -> Command {
         .arg(volume_operand())
         .arg(host_operand())
         .arg(period_option())
+        .arg(window_option())
         .arg(name_option())
         .arg(
             Arg::new("ratelimit")
@@ -107,7 +122,28 @@ pub fn replicate_command() -> Command {
             .value_name("HOST")
             .help("The target [default: what the volume is a replica of is fetched]"),
     )
-    .arg(flag("wait", "Wait for the end, as ever").short('w'))
+    .arg(
+        Arg::new("snapnum")
+            .short('s')
+            .long("snapnum")
+            .value_name("SNAP")
+            .value_parser(value_parser!(u32))
+            .requires("host")
+            .help("Send this snapshot, which is there, rather than a new one"),
+    )
+    .arg(
+        Arg::new("delay")
+            .short('d')
+            .long("delay")
+            .value_name("SEC")
+            .value_parser(value_parser!(u64))
+            .help("Without effect, for scripts that know it: the end is not polled for"),
+    )
+    .arg(
+        flag("wait", "Wait for the end, as ever")
+            .short('w')
+            .conflicts_with("nowait"),
+    )
     .arg(
         flag(
             "nowait",
@@ -164,8 +200,8 @@ fn host_of(matches: &ArgMatches) -> String {
     string(matches, "host").unwrap_or_default()
 }
 
-/// Runs `define source`.
-pub fn define_source(matches: &ArgMatches, context: &mut Context) -> u8 {
+/// What `define source` and `failback` are given.
+pub(super) fn source_of(matches: &ArgMatches) -> DefineSource {
     let given = host_of(matches);
     let port = given
         .rsplit_once(':')
@@ -175,14 +211,20 @@ pub fn define_source(matches: &ArgMatches, context: &mut Context) -> u8 {
         Some((host, port)) => (host, Some(port)),
         None => (given, None),
     };
-    context.request(&Request::DefineSource(DefineSource {
+    DefineSource {
         volume: volume_of(matches),
         host,
         port,
         name: string(matches, "name"),
         period: matches.get_one("period").copied(),
+        window: matches.get_one("window").copied(),
         mount: matches.get_flag("mount-snap"),
-    }))
+    }
+}
+
+/// Runs `define source`.
+pub fn define_source(matches: &ArgMatches, context: &mut Context) -> u8 {
+    context.request(&Request::DefineSource(source_of(matches)))
 }
 
 /// Runs `define target`.
@@ -192,6 +234,7 @@ pub fn define_target(matches: &ArgMatches, context: &mut Context) -> u8 {
         host: host_of(matches),
         name: string(matches, "name"),
         period: matches.get_one("period").copied(),
+        window: matches.get_one("window").copied(),
         ratelimit: matches.get_one("ratelimit").copied(),
         uncompressed: matches.get_flag("uncompressed"),
         on_full: match matches.get_one::<String>("on-full").map(String::as_str) {
@@ -223,6 +266,7 @@ pub fn replicate(matches: &ArgMatches, context: &mut Context) -> u8 {
     context.request(&Request::Replicate {
         volume: volume_of(matches),
         target: string(matches, "host"),
+        snapshot: matches.get_one("snapnum").copied(),
         nowait: matches.get_flag("nowait"),
         full: matches.get_flag("full"),
         force_base: matches.get_flag("force-base"),

@@ -42,6 +42,9 @@ pub struct Source {
     /// Seconds from the start of one cycle to that of the next; absent: only when asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
+    /// The time of day in which cycles may run that come by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// Mount the newest complete snapshot at the volume's mount point.
     #[serde(default)]
     pub mount: bool,
@@ -66,6 +69,29 @@ pub struct Source {
     /// Rotations that get the next complete snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
+}
+
+impl Source {
+    /// Of which nothing has arrived.
+    #[must_use]
+    pub fn at(host: &str) -> Source {
+        Source {
+            host: host.to_owned(),
+            name: None,
+            port: None,
+            ssh_command: None,
+            period: None,
+            window: None,
+            mount: false,
+            stopped: false,
+            hold: None,
+            old_hold: None,
+            origin: None,
+            incoming: None,
+            proven: None,
+            pending: Vec::new(),
+        }
+    }
 }
 
 /// A snapshot that has arrived in part: the origin holds it up to a position.
@@ -109,7 +135,7 @@ impl HoldPolicy {
 }
 
 /// A replica of this volume elsewhere. Not to be confused with the device-mapper target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// The volume's name there, if not the same as here.
@@ -127,7 +153,7 @@ pub struct Target {
     /// Most bytes a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratelimit: Option<u64>,
-    /// The time of day in which cycles may run.
+    /// The time of day in which cycles may run that come by themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// What becomes of the hold when the store is full.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Cycles that come by themselves: with the period of a target or source, and again after a failure.
+//! Cycles that come by themselves: with the period of a target or source, in its window, and again after a failure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use anyhow::Result;
 use ddsnap::stdio::complain;
 
 use super::Daemon;
-use crate::jobs::{JobState, Running};
+use crate::config::Window;
+use crate::jobs::{Ending, JobState, Running};
 use crate::replicate::cycle::Way;
 use crate::replication::message::Wishes;
 
@@ -34,6 +35,16 @@ struct Due {
 struct Cycle {
     running: Arc<Running>,
     began: Instant,
+    /// It was told to end, as its window is over.
+    late: bool,
+}
+
+/// A replication that has a period.
+struct Wanted {
+    key: Key,
+    period: Duration,
+    /// Whether its cycles may run now.
+    open: bool,
 }
 
 /// What runs and when what is due.
@@ -70,6 +81,11 @@ impl Due {
             // Something got through: the trouble is a new one.
             End::Failed { moved: true } => self.fail(now, 1, chance),
             End::Failed { moved: false } => self.fail(now, self.failures + 1, chance),
+            // It goes on as soon as it may.
+            End::Late => {
+                self.failures = 0;
+                self.next = now;
+            }
         }
     }
 
@@ -86,6 +102,8 @@ enum End {
         /// Data got through before.
         moved: bool,
     },
+    /// Its window was over.
+    Late,
 }
 
 impl Daemon {
@@ -99,22 +117,32 @@ impl Daemon {
     }
 
     /// All replications that have a period.
-    fn periodic(&self) -> Vec<(Key, Duration)> {
+    fn periodic(&self) -> Vec<Wanted> {
+        let now = self.host.now();
+        let minute =
+            u16::from(now.hour().unsigned_abs()) * 60 + u16::from(now.minute().unsigned_abs());
         let mut found = Vec::new();
+        let mut add = |key: Key, period: Option<u64>, window: Option<Window>| {
+            found.extend(period.map(|period| Wanted {
+                key,
+                period: Duration::from_secs(period),
+                open: window.is_none_or(|window| window.contains(minute)),
+            }));
+        };
         for (name, handle) in self.handles() {
             let view = handle.view();
             let Some(config) = view.config.filter(|_| view.up) else {
                 continue;
             };
-            for (host, target) in config.targets {
-                if let Some(period) = target.period.filter(|_| !target.stopped) {
-                    found.push(((name.clone(), Some(host)), Duration::from_secs(period)));
+            // What was superseded has nothing to say any more, whoever still listens.
+            let superseded = config.lineage.superseded.is_some();
+            for (host, target) in config.targets.into_iter().filter(|_| !superseded) {
+                if !target.stopped {
+                    add((name.clone(), Some(host)), target.period, target.window);
                 }
             }
             if let Some(source) = config.source.filter(|source| !source.stopped) {
-                if let Some(period) = source.period {
-                    found.push(((name, None), Duration::from_secs(period)));
-                }
+                add((name, None), source.period, source.window);
             }
         }
         found
@@ -124,20 +152,25 @@ impl Daemon {
         let wanted = self.periodic();
         periods
             .due
-            .retain(|key, _| wanted.iter().any(|(wanted, _)| wanted == key));
-        for (key, period) in wanted {
+            .retain(|key, _| wanted.iter().any(|wanted| wanted.key == *key));
+        for Wanted { key, period, open } in wanted {
             let due = periods.due.entry(key.clone()).or_insert(Due {
                 next: now,
                 failures: 0,
             });
-            if let Some(cycle) = periods.cycles.get(&key) {
+            if let Some(cycle) = periods.cycles.get_mut(&key) {
                 let view = cycle.running.view();
                 if !view.state.is_over() {
+                    if !open && !cycle.late {
+                        cycle.late = true;
+                        self.end_cycle(&key.0, key.1.as_deref(), Ending::Window);
+                    }
                     continue;
                 }
                 let how = match view.state {
                     // Cancelled is not taken up again before it is due.
                     JobState::Done | JobState::Cancelled => End::Done,
+                    _ if cycle.late => End::Late,
                     _ => End::Failed {
                         moved: view.progress.done > 0,
                     },
@@ -150,13 +183,18 @@ impl Daemon {
                 // The period may have become shorter.
                 due.next = due.next.min(later(now, period));
             }
-            if now < due.next {
+            if !open || now < due.next {
                 continue;
             }
             match self.begin_due(&key) {
                 Ok(running) => {
-                    let began = now;
-                    periods.cycles.insert(key, Cycle { running, began });
+                    let (began, late) = (now, false);
+                    let cycle = Cycle {
+                        running,
+                        began,
+                        late,
+                    };
+                    periods.cycles.insert(key, cycle);
                 }
                 Err(error) => {
                     if due.failures == 0 {
@@ -170,7 +208,7 @@ impl Daemon {
 
     fn begin_due(self: &Arc<Self>, (volume, target): &Key) -> Result<Arc<Running>> {
         let way = target.clone().map_or(Way::Pull, Way::Push);
-        self.begin(volume, way, Wishes::default())
+        self.begin(volume, way, Wishes::default(), None)
     }
 }
 
@@ -179,9 +217,12 @@ mod tests {
     use super::super::{Handle, lock};
     use super::*;
     use crate::config;
+    use crate::control::Request;
+    use crate::daemon::requests::tests::{Bench, until};
     use crate::host::fake::Fake;
     use crate::layout::Layout;
     use crate::status::View;
+    use crate::volume::DefineTarget;
 
     /// A machine that is away for a night was asked each second, by everybody at once.
     #[test]
@@ -254,5 +295,61 @@ mod tests {
             // What failed has a pause of its own.
             assert_eq!(periods.due[&key].next, now + next, "{failures}");
         }
+    }
+
+    /// A night's copy went on while people worked, or began again the next minute.
+    #[test]
+    fn cycles_run_in_their_window_and_go_on_in_the_next() {
+        let bench = Bench::with_master();
+        // A machine that never says a word.
+        let fake = bench.layout.at("/fake-ssh");
+        std::fs::write(&fake, "#!/bin/sh\nexec cat >/dev/null\n").expect("written");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&fake, mode).expect("set");
+        let command = bench.layout.at("/etc/zumastor/ssh_command");
+        std::fs::create_dir_all(command.parent().expect("a parent")).expect("made");
+        std::fs::write(&command, fake.display().to_string()).expect("written");
+        let target = Request::DefineTarget(DefineTarget {
+            volume: "v".into(),
+            host: "beta".into(),
+            name: None,
+            period: Some(60),
+            window: Some("22:00-06:00".parse().expect("a window")),
+            ratelimit: None,
+            uncompressed: false,
+            on_full: config::HoldPolicy::Bookmark,
+        });
+        bench.run(&target).expect("defined");
+        let mut periods = Periods::default();
+        let mut clock = Instant::now();
+        let state = || {
+            let mut jobs = bench.daemon.jobs.views("v").into_iter();
+            let job = jobs.rfind(|job| job.name == "replicate beta")?;
+            Some((job.state, job.result))
+        };
+        let mut look = |day: i8, hour: i8, minute: i8| {
+            let time = jiff::civil::date(2026, 11, day).at(hour, minute, 0, 0);
+            bench.fake.state().now = Some(time.in_tz("Europe/Berlin").expect("a zone"));
+            clock += Duration::from_secs(3600);
+            bench.daemon.look(&mut periods, clock);
+            state().map(|(state, _)| state)
+        };
+        assert_eq!(look(22, 21, 59), None);
+        assert_eq!(look(22, 22, 0), Some(JobState::Running));
+        assert_eq!(look(23, 5, 59), Some(JobState::Running));
+        look(23, 6, 0);
+        until("it ends", || {
+            state().is_some_and(|(state, _)| state.is_over())
+        });
+        let (state, said) = state().expect("a job");
+        assert_eq!(state, JobState::Interrupted);
+        assert!(said.expect("said").contains("at the end of its window"));
+        assert_eq!(look(23, 6, 1), Some(JobState::Interrupted));
+        assert_eq!(look(23, 21, 59), Some(JobState::Interrupted));
+        assert_eq!(look(23, 22, 0), Some(JobState::Running));
+        bench
+            .daemon
+            .end_jobs("v", Ending::Cancelled)
+            .expect("ended");
     }
 }

@@ -23,7 +23,6 @@ use crate::note::{Note, Out};
 use crate::plan::Level;
 use crate::refusal;
 use crate::replicate::cycle::Way;
-use crate::replicate::failover::Failover;
 use crate::replicate::files::Files;
 use crate::replication::message::Wishes;
 use crate::status::View;
@@ -178,21 +177,8 @@ impl Daemon {
                     v.define_source(define, &mut noting(on_event))
                 })
             }
-            Request::Failover { volume } => {
-                self.handle(volume)?;
-                self.end_jobs(volume, Ending::Interrupted)?;
-                let job = Box::new(Failover {
-                    volumes: self.clone(),
-                    layout: self.layout.clone(),
-                    volume: volume.clone(),
-                });
-                follow(&*self.jobs.start(volume, job)?, on_event)
-            }
-            Request::Failback(define) => {
-                self.without_jobs(&define.volume, Ending::Interrupted, |v| {
-                    v.fail_back(define, &mut noting(on_event))
-                })
-            }
+            Request::Failover { volume, dry_run } => self.failover(volume, *dry_run, on_event),
+            Request::Failback { source, dry_run } => self.failback(source, *dry_run, on_event),
             Request::DefineTarget(define) => self.with(&define.volume, |v| v.define_target(define)),
             Request::ForgetReplication { volume, target } => {
                 self.end_cycle(volume, target.as_deref(), Ending::Cancelled);
@@ -215,6 +201,7 @@ impl Daemon {
             Request::Replicate {
                 volume,
                 target,
+                snapshot,
                 full,
                 force_base,
                 ..
@@ -224,7 +211,7 @@ impl Daemon {
                     full: *full,
                     force_base: *force_base,
                 };
-                follow(&*self.begin(volume, way, wishes)?, on_event)
+                follow(&*self.begin(volume, way, wishes, *snapshot)?, on_event)
             }
             Request::Verify {
                 volume,
@@ -424,7 +411,7 @@ impl Daemon {
     }
 
     /// As [`with`](Self::with), after all jobs of the volume have been ended.
-    fn without_jobs(
+    pub(super) fn without_jobs(
         &self,
         name: &str,
         why: Ending,
@@ -490,14 +477,14 @@ impl Daemon {
 }
 
 /// Hands notes on as events.
-fn noting(on_event: &mut dyn FnMut(Event) -> bool) -> impl FnMut(Note) {
+pub(super) fn noting(on_event: &mut dyn FnMut(Event) -> bool) -> impl FnMut(Note) {
     move |note| {
         on_event(Event::Note(note));
     }
 }
 
 /// Waits for a job on behalf of a client, as long as there is one.
-fn follow(running: &Running, on_event: &mut dyn FnMut(Event) -> bool) -> Result<()> {
+pub(super) fn follow(running: &Running, on_event: &mut dyn FnMut(Event) -> bool) -> Result<()> {
     let done = Jobs::wait(running, &mut |note| on_event(Event::Note(note)))?;
     on_event(Event::Note(Note::Line(done)));
     Ok(())
@@ -535,4 +522,4 @@ impl Volumes for Daemon {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

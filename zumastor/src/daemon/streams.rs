@@ -119,14 +119,14 @@ impl Daemon {
                 Open::Receive { volume } => (volume, Peer::Source),
                 Open::Send { volume, target } => (volume, Peer::Target(target.clone())),
             };
-            self.admit(volume, &peer)?;
+            self.admit(volume, &peer, true)?;
             let (stream, hello) = socket::greeting(socket)?;
             let way = match peer {
                 Peer::Source => Way::ServeReceive(stream),
                 Peer::Target(host) => Way::ServeSend(host, stream),
             };
             if hello.features & COMPARE == 0 {
-                self.begin(volume, way, Wishes::default())
+                self.begin(volume, way, Wishes::default(), None)
             } else {
                 self.begin_verify(volume, way, false, &Arc::default())
             }
@@ -137,8 +137,9 @@ impl Daemon {
         }
     }
 
-    /// Whether a replication may be now.
-    fn admit(&self, volume: &str, peer: &Peer) -> Result<()> {
+    /// Whether a replication may be now. A master greets a stream that comes to it, only to say no: so an older
+    /// one hears that it was superseded.
+    fn admit(&self, volume: &str, peer: &Peer, greets: bool) -> Result<()> {
         self.with(volume, |v| match peer {
             Peer::Target(host) => {
                 if v.target(host)?.stopped {
@@ -149,6 +150,9 @@ impl Daemon {
                 Ok(())
             }
             Peer::Source => {
+                if greets && v.config.master.is_some() {
+                    return Ok(());
+                }
                 if v.source()?.stopped {
                     bail!("the source is stopped: run `zumastor start source {volume}`");
                 }
@@ -157,20 +161,23 @@ impl Daemon {
         })
     }
 
-    /// Starts a cycle.
+    /// Starts a cycle, which sends the snapshot of this number if one is given.
     pub(super) fn begin(
         self: &Arc<Self>,
         volume: &str,
         way: Way,
         wishes: Wishes,
+        snapshot: Option<u32>,
     ) -> Result<Arc<Running>> {
-        self.admit(volume, &way.peer())?;
+        let greets = matches!(way, Way::ServeReceive(_));
+        self.admit(volume, &way.peer(), greets)?;
         let job = Box::new(Cycle {
             volumes: self.clone(),
             layout: self.layout.clone(),
             volume: volume.to_owned(),
             way,
             wishes,
+            snapshot,
             node: node_name(&self.layout)?,
         });
         self.jobs.start(volume, job)
@@ -184,7 +191,7 @@ impl Daemon {
         send_again: bool,
         found: &Arc<Found>,
     ) -> Result<Arc<Running>> {
-        self.admit(volume, &way.peer())?;
+        self.admit(volume, &way.peer(), false)?;
         let job = Box::new(Verify {
             volumes: self.clone(),
             layout: self.layout.clone(),
@@ -205,7 +212,7 @@ impl Daemon {
 }
 
 /// What this machine is called where it has to be called something.
-fn node_name(layout: &Layout) -> Result<String> {
+pub(super) fn node_name(layout: &Layout) -> Result<String> {
     let given = fs::read_to_string(layout.at("/etc/zumastor/nodename")).ok();
     let given = given.map(|name| name.trim().to_owned());
     if let Some(name) = given.filter(|name| !name.is_empty()) {

@@ -47,7 +47,7 @@ impl Daemon {
         if let Err(error) = ended {
             on_event(Event::Note(Note::Line(format!("{error:#}"))));
         }
-        let cycle = self.begin(volume, way(), Wishes::default())?;
+        let cycle = self.begin(volume, way(), Wishes::default(), None)?;
         to_the_end(&cycle, on_event)?;
         compare(false, on_event)?.0
     }

@@ -26,7 +26,7 @@ use crate::replication::send::{Options, send};
 use crate::replication::sender::Outcome;
 use crate::replication::standing::Standing;
 use crate::replication::volume::Watch;
-use crate::volume::{Peer, Volume, Volumes};
+use crate::volume::{Peer, Volume, Volumes, superseded_line};
 
 /// zstd's level where nobody asked for none.
 const LEVEL: u8 = 3;
@@ -66,6 +66,8 @@ pub struct Cycle {
     pub way: Way,
     /// What the administrator allowed for.
     pub wishes: Wishes,
+    /// What to send, if not a new snapshot.
+    pub snapshot: Option<u32>,
     /// What this machine is called.
     pub node: String,
 }
@@ -125,7 +127,15 @@ impl Job for Cycle {
                 })
             }
             Outcome::Current(_) => Ok("the newest snapshot is on both sides already".into()),
-            Outcome::Refused { sentence, .. } => bail!("refused: {sentence}"),
+            Outcome::Refused { sentence, .. } => {
+                let line = with(self.volumes.as_ref(), &self.volume, |v| {
+                    Ok(superseded_line(&self.volume, &v.config.lineage))
+                })?;
+                match line {
+                    Some(line) => bail!("refused: volume '{}': {line}", self.volume),
+                    None => bail!("refused: {sentence}"),
+                }
+            }
             Outcome::Failed(sentence) if complaint.is_empty() => bail!("{sentence}"),
             Outcome::Failed(sentence) => bail!("{sentence} (the other machine says: {complaint})"),
         }
@@ -136,7 +146,7 @@ impl Cycle {
     fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
         let peer = self.way.peer();
         let files = Files::of(&self.layout, &self.volume);
-        if let Peer::Target(host) = &peer {
+        if let (Peer::Target(host), None) = (&peer, self.snapshot) {
             with(self.volumes.as_ref(), &self.volume, |v| {
                 v.snapshot_to_send(host)
             })?;
@@ -146,7 +156,13 @@ impl Cycle {
             v.standing(&peer, &|incoming| position_of(incoming, noted.as_ref()))
         })?;
         match &peer {
-            Peer::Target(host) => self.send(host, files, standing, running),
+            Peer::Target(host) => {
+                let standing = match self.snapshot {
+                    None => standing,
+                    Some(number) => only_to(standing, number, host)?,
+                };
+                self.send(host, files, standing, running)
+            }
             Peer::Source => self.receive(files, standing, running),
         }
     }
@@ -227,6 +243,26 @@ impl Cycle {
     }
 }
 
+/// What a sender holds, as if it were when the snapshot of this number was its newest.
+fn only_to(mut standing: Standing, number: u32, host: &str) -> Result<Standing> {
+    let held = &standing.held;
+    let at = held
+        .iter()
+        .position(|held| held.number == number && held.data);
+    let at = at.with_context(|| format!("there is no snapshot {number} to send"))?;
+    let newer = held[at + 1..]
+        .iter()
+        .find(|held| Some(held.id) == standing.hold);
+    if let Some(newer) = newer {
+        bail!(
+            "{host} has snapshot {} already, which is newer than {number}: a replica does not go back",
+            newer.number
+        );
+    }
+    standing.held.truncate(at + 1);
+    Ok(standing)
+}
+
 /// The link, and the command behind it if this machine began.
 pub(super) fn link(
     volumes: &dyn Volumes,
@@ -290,4 +326,58 @@ fn of_socket(stream: &Stream) -> Result<Link> {
             let _ = whole.shutdown(Shutdown::Both);
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use ddsnap::units::{ChunkShift, Sectors};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::replication::standing::{Epoch, Held, Role};
+
+    fn standing(hold: Option<u128>) -> Standing {
+        let held = |number: u32| Held {
+            id: Uuid::from_u128(number.into()),
+            number,
+            taken: 0,
+            length: Sectors(8),
+            data: number != 4,
+        };
+        let volume = Uuid::from_u128(100);
+        Standing {
+            volume,
+            lineage: Some(volume),
+            epoch: Epoch {
+                number: 1,
+                owner: volume,
+                since: 0,
+            },
+            role: Role::Master,
+            chunk: ChunkShift::MIN,
+            length: Sectors(8),
+            held: [2, 4, 6, 8].map(held).to_vec(),
+            hold: hold.map(Uuid::from_u128),
+            old_hold: None,
+            origin: None,
+            partial: None,
+            written: false,
+        }
+    }
+
+    /// A replica that had something newer went back to what was named.
+    #[test]
+    fn a_named_snapshot_is_the_newest_and_never_older_than_the_hold() {
+        let newest = |hold, number| {
+            only_to(standing(hold), number, "beta").map(|s| s.newest().map(|held| held.number))
+        };
+        assert_eq!(newest(None, 6).expect("there"), Some(6));
+        assert_eq!(newest(Some(6), 8).expect("there"), Some(8));
+        assert_eq!(newest(Some(6), 6).expect("there"), Some(6));
+        let error = newest(Some(8), 6).expect_err("older").to_string();
+        assert!(error.contains("beta has snapshot 8 already"), "{error}");
+        let error = newest(None, 4).expect_err("no data").to_string();
+        assert_eq!(error, "there is no snapshot 4 to send");
+        newest(None, 7).expect_err("not there");
+    }
 }

@@ -90,6 +90,10 @@ impl Downstream for Receiving {
         self.with(|v| v.adopt_epoch(epoch))
     }
 
+    fn superseded(&mut self, epoch: Epoch) -> Result<()> {
+        self.with(|v| v.superseded(epoch, None))
+    }
+
     fn release_old(&mut self) -> Result<()> {
         let known = self.with(|v| {
             v.release_old_hold()?;
@@ -100,7 +104,8 @@ impl Downstream for Receiving {
     }
 
     fn safety_snapshot(&mut self) -> Result<()> {
-        self.with(Volume::safety_snapshot).map(|_| ())
+        self.with(|v| v.safety_snapshot("keeps what was written to the replica"))
+            .map(|_| ())
     }
 
     fn unsettle(&mut self) -> Result<()> {

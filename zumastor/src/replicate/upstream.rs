@@ -14,7 +14,7 @@ use super::device::{Changes, Device};
 use super::files::Files;
 use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
-use crate::replication::standing::{Held, Standing};
+use crate::replication::standing::{Epoch, Held, Standing};
 use crate::replication::sums::Sums;
 use crate::replication::volume::Upstream;
 use crate::volume::{Volume, Volumes};
@@ -195,5 +195,9 @@ impl Upstream for Sending {
         }
         self.files.tidy(&known);
         Ok(())
+    }
+
+    fn superseded(&mut self, epoch: Epoch) -> Result<()> {
+        self.with(|v| v.superseded(epoch, Some(&self.host)))
     }
 }

@@ -41,7 +41,7 @@ pub enum Refusal {
     },
     /// The receiver's volume is written to by users.
     #[error(
-        "the receiving side is a master of its own (epoch {epoch}); a replica is defined there with `zumastor define source`"
+        "the receiving side is a master of its own (epoch {epoch}); `zumastor failback` or `zumastor define source` there makes it a replica"
     )]
     TargetIsMaster {
         /// Its epoch.

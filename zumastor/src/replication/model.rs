@@ -261,6 +261,7 @@ impl World {
                 session.to_receiver.push_back(Packet::Said(end));
             }
             sender::Action::SaveProgress { .. } | sender::Action::CompareRoot(_) => {}
+            sender::Action::Superseded(epoch) => self.told(session.up, epoch),
             sender::Action::Pin(snapshot) => {
                 if node.standing.find(snapshot).is_none() {
                     return;
@@ -312,6 +313,7 @@ impl World {
         match action {
             receiver::Action::Send(message) => session.to_sender.push_back(message),
             receiver::Action::Adopt(epoch) => standing.epoch = epoch,
+            receiver::Action::Superseded(epoch) => self.told(1 - session.up, epoch),
             receiver::Action::ReleaseOld => {
                 if let Some(old) = standing.old_hold.take() {
                     node.forget(old);
@@ -376,6 +378,14 @@ impl World {
             }
         }
         self.session = Some(session);
+    }
+
+    /// A machine hears that it was superseded: then it was.
+    fn told(&mut self, node: usize, epoch: Epoch) {
+        let own = &self.nodes[node].standing;
+        if own.role != Role::Master || own.epoch >= epoch {
+            self.broken = Some("a machine was told wrongly that it was superseded".into());
+        }
     }
 
     /// No link failed and no disk: so no side may fail.

@@ -151,6 +151,7 @@ impl End<'_> {
                 self.line.say(&message)?;
             }
             Action::Adopt(epoch) => self.volume.adopt(epoch)?,
+            Action::Superseded(epoch) => self.volume.superseded(epoch)?,
             Action::ReleaseOld => self.volume.release_old()?,
             Action::SafetySnapshot => self.volume.safety_snapshot()?,
             Action::Unsettle => self.volume.unsettle()?,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::decide::{admit, check, must_restore, resumes};
 use super::message::{Begin, Hello, Message};
 use super::sender::Outcome;
-use super::standing::{Epoch, Partial};
+use super::standing::{Epoch, Partial, Role};
 use super::sums::Root;
 
 /// What happens to the receiver.
@@ -73,6 +73,8 @@ pub enum Action {
         /// The sender's snapshot.
         begin: Begin,
     },
+    /// Know, durably, that somebody else became master of what this side is master of.
+    Superseded(Epoch),
     /// Say that it is complete, with our root.
     SendComplete,
     /// The cycle is over.
@@ -180,17 +182,23 @@ impl Receiver {
     }
 
     fn greeted(&self, peer: Box<Hello>) -> (Phase, Vec<Action>) {
-        if let Err(refusal) = admit(&peer, &self.own) {
-            return refused(refusal.code(), refusal.to_string());
-        }
         let own = &self.own.standing;
+        let same = own.lineage.is_some() && own.lineage == peer.standing.lineage;
+        if let Err(refusal) = admit(&peer, &self.own) {
+            let (phase, mut actions) = refused(refusal.code(), refusal.to_string());
+            if own.role == Role::Master && same && peer.standing.epoch > own.epoch {
+                let stop = actions.pop();
+                actions.push(Action::Superseded(peer.standing.epoch));
+                actions.extend(stop);
+            }
+            return (phase, actions);
+        }
         // And only if it is a base: after a failback the hold may be a bookmark here.
         let moved = own.hold.is_some_and(|hold| {
             let theirs = &peer.standing;
             theirs.hold == Some(hold) && theirs.find(hold).is_some() && own.has_data(hold)
         });
         let mut actions = Vec::new();
-        let same = own.lineage.is_some() && own.lineage == peer.standing.lineage;
         if same && peer.standing.epoch > own.epoch {
             actions.push(Action::Adopt(peer.standing.epoch));
         }

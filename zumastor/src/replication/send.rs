@@ -240,6 +240,7 @@ impl End<'_> {
                 }
             }
             Action::Pin(snapshot) => self.volume.pin(snapshot)?,
+            Action::Superseded(epoch) => self.volume.superseded(epoch)?,
             Action::MoveHold(snapshot) => {
                 // Of an earlier cycle's snapshot they are noted, if they are known.
                 let sums = self.copy.as_ref().and_then(|copy| copy.sums.as_ref());

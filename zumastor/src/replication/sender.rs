@@ -7,9 +7,9 @@
 
 use uuid::Uuid;
 
-use super::decide::{Plan, decide};
+use super::decide::{Plan, Refusal, decide};
 use super::message::{Begin, Hello, Message};
-use super::standing::Held;
+use super::standing::{Epoch, Held};
 use super::sums::Root;
 
 /// Batches that may be under way without an acknowledgement. With [`super::send::BATCH_BYTES`] it bounds
@@ -78,6 +78,8 @@ pub enum Action {
     Pin(Uuid),
     /// Make this snapshot the hold, durably, then let go of the one before. Fails if it is gone.
     MoveHold(Uuid),
+    /// Know, durably, that somebody else became master.
+    Superseded(Epoch),
     /// The cycle is over.
     Stop(Outcome),
 }
@@ -182,8 +184,12 @@ impl Sender {
                     code,
                     sentence: sentence.clone(),
                 };
-                let outcome = Outcome::Refused { code, sentence };
-                (Phase::Over, vec![Action::Send(said), Action::Stop(outcome)])
+                let mut actions = vec![Action::Send(said)];
+                if let Refusal::Superseded { new, .. } = refusal {
+                    actions.push(Action::Superseded(new));
+                }
+                actions.push(Action::Stop(Outcome::Refused { code, sentence }));
+                (Phase::Over, actions)
             }
             Ok(Plan::Current(snapshot)) => {
                 let mut actions = self.catch_up(peer);

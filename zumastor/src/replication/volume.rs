@@ -59,6 +59,11 @@ pub trait Upstream {
     /// # Errors
     /// The snapshot is gone; then the old hold stays.
     fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()>;
+    /// Durably knows that this epoch has superseded the volume's.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn superseded(&mut self, epoch: Epoch) -> Result<()>;
 }
 
 /// The volume that is received into.
@@ -68,6 +73,11 @@ pub trait Downstream {
     /// # Errors
     /// It cannot be written.
     fn adopt(&mut self, epoch: Epoch) -> Result<()>;
+    /// Durably knows that this epoch has superseded that of the volume, which is a master.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn superseded(&mut self, epoch: Epoch) -> Result<()>;
     /// Lets go of the old hold, durably.
     ///
     /// # Errors

@@ -185,6 +185,19 @@ pub fn volume(view: &View) -> String {
             );
             add("Store used", format!("{used} of {all}"));
         }
+        let windows = config
+            .targets
+            .iter()
+            .map(|(host, target)| (host, target.window));
+        let of_source = config
+            .source
+            .as_ref()
+            .map(|source| (&source.host, source.window));
+        for (host, window) in windows.chain(of_source) {
+            if let Some(window) = window {
+                add("Window", format!("{window}, {host}"));
+            }
+        }
         for rotation in &config.schedule {
             let every = rotation.every;
             let every =

@@ -49,6 +49,17 @@ impl Volume {
     /// Makes the volume a master, or changes the flags of one. Succeeds even if mounting fails: the
     /// file system may be made later.
     pub fn define_master(&mut self, flags: MasterFlags, out: Out) -> Result<()> {
+        if let Some(source) = &self.config.source {
+            // Half a copy is no file system, and two masters of one epoch would not know of each other.
+            if source.hold.is_some() || source.incoming.is_some() {
+                bail!(
+                    "volume '{0}' is a replica of what {1} has: `zumastor failover {0}` makes it master, `zumastor \
+                     forget source {0}` ends that it is one",
+                    self.name,
+                    source.host
+                );
+            }
+        }
         if let Some(warning) = flags.warning() {
             out(Note::Warning(warning));
         }

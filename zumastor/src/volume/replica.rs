@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Note, Out, Volume};
-use crate::config::{HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target};
+use crate::config::{
+    HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target, Window,
+};
 use crate::machine::{SnapshotState, Stored};
 use crate::names;
 use crate::plan::{Action, Level};
@@ -18,6 +20,9 @@ use crate::replication::standing::{Epoch, Held, Partial, Role, Standing};
 
 /// The kind of snapshots that replication takes and receives; they go when it no longer needs them.
 pub const REPLICA: &str = "replica";
+
+/// Of the snapshot that a master leaves behind when it becomes a replica.
+pub(super) const WHY_KEPT: &str = "keeps what was written while the volume was a master";
 
 /// `define source`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,8 @@ pub struct DefineSource {
     pub name: Option<String>,
     /// Seconds from the start of one cycle to that of the next.
     pub period: Option<u64>,
+    /// The time of day in which cycles may run that come by themselves.
+    pub window: Option<Window>,
     /// Mount the newest complete snapshot.
     pub mount: bool,
 }
@@ -49,6 +56,8 @@ pub struct DefineTarget {
     pub name: Option<String>,
     /// Seconds from the start of one cycle to that of the next.
     pub period: Option<u64>,
+    /// The time of day in which cycles may run that come by themselves.
+    pub window: Option<Window>,
     /// Most bytes a second.
     pub ratelimit: Option<u64>,
     /// Send as it is.
@@ -74,38 +83,43 @@ impl Volume {
     /// The origin is in use, or the document cannot be written.
     pub fn define_source(&mut self, request: &DefineSource, out: Out) -> Result<()> {
         check_host(&request.host)?;
+        let before = self.level;
+        let keep = self.config.master.is_some() && !self.snapshots().is_empty();
+        if keep {
+            self.check_up()?;
+        }
         if self.config.master.is_some() && self.level == Level::Mounted {
             self.down(Level::Devices, out)?;
         }
-        let before = self.config.clone();
-        self.config.master = None;
-        let source = self.config.source.get_or_insert_with(|| Source {
-            host: request.host.clone(),
-            name: None,
-            port: None,
-            ssh_command: None,
-            period: None,
-            mount: false,
-            stopped: false,
-            hold: None,
-            old_hold: None,
-            origin: None,
-            incoming: None,
-            proven: None,
-            pending: Vec::new(),
-        });
-        source.host.clone_from(&request.host);
-        source.name.clone_from(&request.name);
-        source.port = request.port;
-        source.period = request.period;
-        source.mount = request.mount;
-        if let Err(error) = self.save() {
-            self.config = before;
-            return Err(error);
-        }
+        let made = self.follow(request, keep);
+        self.back_up_unless(made, before, out)?;
         self.log(&format!("is a replica of what {} has", request.host));
         let level = self.full_level();
         self.up(level, out).map(|_| ())
+    }
+
+    fn follow(&mut self, request: &DefineSource, keep: bool) -> Result<()> {
+        let mut origin = None;
+        if keep {
+            // What its users wrote stays, as with `failback`.
+            let kept = self.safety_snapshot(WHY_KEPT)?;
+            origin = self.config.snapshots.find(kept).map(|s| s.uuid);
+        }
+        self.change(|config| {
+            config.master = None;
+            config.lineage.superseded = None;
+            let source = config.source.get_or_insert_with(|| Source {
+                origin,
+                ..Source::at(&request.host)
+            });
+            source.host.clone_from(&request.host);
+            source.name.clone_from(&request.name);
+            source.port = request.port;
+            source.period = request.period;
+            source.window = request.window;
+            source.mount = request.mount;
+            Ok(())
+        })
     }
 
     /// Defines a target, or changes one.
@@ -122,23 +136,10 @@ impl Volume {
         }
         self.change(|config| {
             let target = config.targets.entry(request.host.clone());
-            let target = target.or_insert_with(|| Target {
-                name: None,
-                port: None,
-                ssh_command: None,
-                period: None,
-                ratelimit: None,
-                window: None,
-                on_full: request.on_full,
-                uncompressed: false,
-                full: false,
-                stopped: false,
-                hold: None,
-                sending: None,
-                proven: None,
-            });
+            let target = target.or_default();
             target.name.clone_from(&request.name);
             target.period = request.period;
+            target.window = request.window;
             target.ratelimit = request.ratelimit;
             target.uncompressed = request.uncompressed;
             target.on_full = request.on_full;
@@ -180,76 +181,6 @@ impl Volume {
         })?;
         self.log("source forgotten");
         Ok(())
-    }
-
-    /// Makes a replica the master, of a new epoch, and takes a snapshot of what it starts from. Gives its
-    /// number.
-    ///
-    /// # Errors
-    /// It is no replica, or is in use, or the document cannot be written.
-    pub fn become_master(&mut self, now: i64, out: Out) -> Result<u32> {
-        self.source()?;
-        self.down(Level::Devices.min(self.level), out)?;
-        let own = self.config.uuid;
-        self.change(|config| {
-            config.source = None;
-            config.master.get_or_insert_default();
-            config.lineage.epoch += 1;
-            config.lineage.owner = Some(own);
-            config.lineage.since = Some(now);
-            Ok(())
-        })?;
-        self.log(&format!(
-            "is master, of epoch {}",
-            self.config.lineage.epoch
-        ));
-        self.start(Level::Mounted, out)?;
-        self.take(&[MANUAL.to_owned()], out)
-    }
-
-    /// Makes a master that was superseded the replica of the new one. What was written here meanwhile stays
-    /// as a snapshot.
-    ///
-    /// # Errors
-    /// It is no master, or is in use, or the document cannot be written.
-    pub fn fail_back(&mut self, request: &DefineSource, out: Out) -> Result<()> {
-        check_host(&request.host)?;
-        if self.config.master.is_none() {
-            bail!("volume '{}' is no master", self.name);
-        }
-        // Unmounting writes: what is kept must be what the origin holds then.
-        self.down(Level::Devices.min(self.level), out)?;
-        let kept = self.safety_snapshot()?;
-        let origin = self.config.snapshots.find(kept).map(|s| s.uuid);
-        let held = self.config.targets.get(&request.host);
-        let hold = held.and_then(|target| target.hold);
-        self.change(|config| {
-            config.master = None;
-            config.targets.remove(&request.host);
-            config.source = Some(Source {
-                host: request.host.clone(),
-                name: request.name.clone(),
-                port: request.port,
-                ssh_command: None,
-                period: request.period,
-                mount: request.mount,
-                stopped: false,
-                hold,
-                old_hold: None,
-                origin,
-                incoming: None,
-                proven: None,
-                pending: Vec::new(),
-            });
-            Ok(())
-        })?;
-        let text = format!(
-            "volume '{}' is a replica of what {} has; what was written here is in snapshot {kept}",
-            self.name, request.host
-        );
-        self.tell(&text, out);
-        let level = self.full_level();
-        self.up(level, out).map(|_| ())
     }
 
     /// Starts or stops a replication's cycles.
@@ -302,7 +233,7 @@ impl Volume {
     }
 
     /// Changes the document as a whole, durably, or not at all.
-    fn change(
+    pub(super) fn change(
         &mut self,
         change: impl FnOnce(&mut crate::config::VolumeConfig) -> Result<()>,
     ) -> Result<()> {
@@ -558,9 +489,7 @@ impl Volume {
     /// The document cannot be written.
     pub fn adopt_epoch(&mut self, epoch: Epoch) -> Result<()> {
         self.change(|config| {
-            config.lineage.epoch = epoch.number;
-            config.lineage.owner = Some(epoch.owner);
-            config.lineage.since = Some(seconds(epoch.since));
+            config.lineage = lineage_of(config.lineage.uuid, epoch);
             Ok(())
         })
     }
@@ -598,6 +527,20 @@ impl Volume {
         })
     }
 
+    /// Records that the origin has the content of this snapshot, and of no copy.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn settle(&mut self, snapshot: Uuid) -> Result<()> {
+        self.change(|config| {
+            if let Some(source) = &mut config.source {
+                source.origin = Some(snapshot);
+                source.incoming = None;
+            }
+            Ok(())
+        })
+    }
+
     /// Records a copy that begins.
     ///
     /// # Errors
@@ -610,12 +553,7 @@ impl Volume {
     ) -> Result<()> {
         self.source()?;
         self.change(|config| {
-            config.lineage = Lineage {
-                uuid: lineage,
-                epoch: epoch.number,
-                owner: Some(epoch.owner),
-                since: Some(seconds(epoch.since)),
-            };
+            config.lineage = lineage_of(lineage, epoch);
             if let Some(source) = &mut config.source {
                 source.origin = None;
                 source.incoming = Some(incoming);
@@ -716,15 +654,13 @@ impl Volume {
     ///
     /// # Errors
     /// It cannot be taken.
-    pub fn safety_snapshot(&mut self) -> Result<u32> {
+    pub fn safety_snapshot(&mut self, why: &str) -> Result<u32> {
         let stored = self.settle_snapshots()?;
         let snapshot = self.begin_snapshot(&[MANUAL.to_owned()], &stored)?;
         let id = snapshot.id;
         self.create_frozen(id)?;
         self.record(snapshot)?;
-        self.log(&format!(
-            "snapshot {id} keeps what was written to the replica"
-        ));
+        self.log(&format!("snapshot {id} {why}"));
         Ok(id)
     }
 
@@ -756,7 +692,8 @@ impl Volume {
     }
 }
 
-fn epoch(lineage: &Lineage) -> Epoch {
+/// The epoch that a document has.
+pub(super) fn epoch(lineage: &Lineage) -> Epoch {
     Epoch {
         number: lineage.epoch,
         owner: lineage.owner.unwrap_or(lineage.uuid),
@@ -764,13 +701,27 @@ fn epoch(lineage: &Lineage) -> Epoch {
     }
 }
 
+/// A lineage in an epoch, as a document has it.
+pub(super) fn lineage_of(uuid: Uuid, epoch: Epoch) -> Lineage {
+    Lineage {
+        uuid,
+        epoch: epoch.number,
+        owner: Some(epoch.owner),
+        since: Some(seconds(epoch.since)),
+        superseded: None,
+    }
+}
+
 /// Seconds as the document has them.
-fn seconds(since: u64) -> i64 {
+pub(super) fn seconds(since: u64) -> i64 {
     i64::try_from(since).unwrap_or(i64::MAX)
 }
 
 /// A host's name goes into the command line of ssh, and into names of files.
-fn check_host(host: &str) -> Result<()> {
+///
+/// # Errors
+/// It is none.
+pub fn check_host(host: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.@:".contains(c);
     if host.is_empty() || host.starts_with(['-', '.']) || !host.chars().all(fine) {
         bail!("'{host}' is not a host as ssh takes it: letters, digits and -_.@: only");

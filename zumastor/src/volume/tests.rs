@@ -135,6 +135,7 @@ impl Bench {
 }
 
 mod definition;
+mod failover;
 mod holds;
 mod replica;
 mod verbs;

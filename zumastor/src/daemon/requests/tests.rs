@@ -16,11 +16,11 @@ use crate::volume::MasterFlags;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-struct Bench {
+pub(in crate::daemon) struct Bench {
     _root: tempfile::TempDir,
-    layout: Layout,
-    fake: Arc<Fake>,
-    daemon: Arc<Daemon>,
+    pub(in crate::daemon) layout: Layout,
+    pub(in crate::daemon) fake: Arc<Fake>,
+    pub(in crate::daemon) daemon: Arc<Daemon>,
 }
 
 impl Bench {
@@ -72,7 +72,7 @@ impl Bench {
         }
     }
 
-    fn run(&self, request: &Request) -> Result<Vec<Event>> {
+    pub(in crate::daemon) fn run(&self, request: &Request) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         self.daemon.execute(request, &mut |event| {
             events.push(event);
@@ -82,7 +82,7 @@ impl Bench {
     }
 
     /// With a volume v that is a master.
-    fn with_master() -> Bench {
+    pub(in crate::daemon) fn with_master() -> Bench {
         let bench = Bench::new();
         bench.run(&Bench::define("v")).expect("defined");
         let flags = MasterFlags::default();
@@ -107,7 +107,7 @@ impl Bench {
 }
 
 /// Waits until `done` says yes.
-fn until(what: &str, done: impl Fn() -> bool) {
+pub(in crate::daemon) fn until(what: &str, done: impl Fn() -> bool) {
     let end = Instant::now() + LIMIT;
     while !done() {
         assert!(Instant::now() < end, "{what}");

@@ -441,11 +441,19 @@ impl Upstream for Shared {
         node.pinned = node.pinned.filter(|pinned| *pinned != snapshot);
         Ok(())
     }
+
+    fn superseded(&mut self, _: Epoch) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Downstream for Shared {
     fn adopt(&mut self, epoch: Epoch) -> Result<()> {
         self.node().standing.epoch = epoch;
+        Ok(())
+    }
+
+    fn superseded(&mut self, _: Epoch) -> Result<()> {
         Ok(())
     }
 

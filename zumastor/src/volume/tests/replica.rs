@@ -9,30 +9,32 @@ use crate::config::{HoldPolicy, Incoming};
 use crate::replication::message::Begin;
 use crate::replication::standing::{Epoch, Held, Role};
 
-fn target(host: &str) -> DefineTarget {
+pub(super) fn target(host: &str) -> DefineTarget {
     DefineTarget {
         volume: "v".into(),
         host: host.into(),
         name: None,
         period: Some(60),
+        window: None,
         ratelimit: None,
         uncompressed: false,
         on_full: HoldPolicy::Bookmark,
     }
 }
 
-fn source(mount: bool) -> DefineSource {
+pub(super) fn source(mount: bool) -> DefineSource {
     DefineSource {
         volume: "v".into(),
         host: "alpha".into(),
         port: None,
         name: Some("w".into()),
         period: None,
+        window: None,
         mount,
     }
 }
 
-fn begin(snapshot: u128, base: Option<u128>) -> Begin {
+pub(super) fn begin(snapshot: u128, base: Option<u128>) -> Begin {
     Begin {
         nonce: [0; 16],
         snapshot: Held {
@@ -49,7 +51,7 @@ fn begin(snapshot: u128, base: Option<u128>) -> Begin {
     }
 }
 
-fn incoming(begin: &Begin) -> Incoming {
+pub(super) fn incoming(begin: &Begin) -> Incoming {
     Incoming {
         uuid: begin.snapshot.id,
         id: 0,
@@ -61,26 +63,26 @@ fn incoming(begin: &Begin) -> Incoming {
     }
 }
 
-const EPOCH: Epoch = Epoch {
+pub(super) const EPOCH: Epoch = Epoch {
     number: 3,
     owner: Uuid::from_u128(500),
     since: 9,
 };
 
 impl Bench {
-    fn replica(&self, mount: bool) -> Volume {
+    pub(super) fn replica(&self, mount: bool) -> Volume {
         let mut volume = self.master();
         let made = volume.define_source(&source(mount), &mut |_| ());
         made.expect("a replica");
         volume
     }
 
-    fn stored(&self) -> Vec<u32> {
+    pub(super) fn stored(&self) -> Vec<u32> {
         self.fake.state().snapshots.keys().copied().collect()
     }
 }
 
-fn arrive(volume: &mut Volume, begin: &Begin) -> u32 {
+pub(super) fn arrive(volume: &mut Volume, begin: &Begin) -> u32 {
     let lineage = Uuid::from_u128(70);
     volume
         .start_incoming(incoming(begin), lineage, EPOCH)
@@ -199,29 +201,6 @@ fn what_a_target_needs_stays_and_the_rest_goes() {
         .forget_target("beta", &mut |_| ())
         .expect("forgotten");
     assert!(bench.stored().is_empty());
-}
-
-/// Two masters of one epoch would each overwrite the other's data.
-#[test]
-fn a_failover_begins_an_epoch_and_a_failback_keeps_what_was_written() {
-    let bench = Bench::new();
-    let mut volume = bench.replica(true);
-    arrive(&mut volume, &begin(1, None));
-    let number = volume.become_master(77, &mut |_| ()).expect("master");
-    assert_eq!(bench.mounted().iter().filter(|m| *m == "v").count(), 1);
-    let lineage = volume.config.lineage.clone();
-    assert_eq!((lineage.epoch, lineage.since), (4, Some(77)));
-    assert_eq!(lineage.owner, Some(volume.config.uuid));
-    assert_eq!(lineage.uuid, Uuid::from_u128(70));
-    assert!(volume.config.snapshots.find(number).is_some());
-
-    volume.fail_back(&source(true), &mut |_| ()).expect("back");
-    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
-    assert_eq!(standing.role, Role::Replica);
-    // Its own changes are in a snapshot, which the origin is known to hold.
-    let kept = standing.origin.expect("known");
-    assert_eq!(standing.held.last().map(|held| held.id), Some(kept));
-    assert!(bench.mounted().is_empty());
 }
 
 /// Each try for a machine that was off left a snapshot behind.

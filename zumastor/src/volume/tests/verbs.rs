@@ -107,21 +107,7 @@ fn rotations_of_a_replica_wait_for_the_next_arrival() {
     let bench = Bench::new();
     let mut volume = bench.master();
     volume.config.master = None;
-    volume.config.source = Some(Source {
-        host: "alpha".into(),
-        name: None,
-        port: None,
-        ssh_command: None,
-        period: None,
-        mount: false,
-        stopped: false,
-        hold: None,
-        old_hold: None,
-        origin: None,
-        incoming: None,
-        proven: None,
-        pending: Vec::new(),
-    });
+    volume.config.source = Some(Source::at("alpha"));
     set_clock(&bench, "2026-06-01T10:20[UTC]");
     schedule(&mut volume, &[rotation("hourly", 2), custom("x", 2, None)]);
     let now = set_clock(&bench, "2026-06-01T11:20[UTC]");
