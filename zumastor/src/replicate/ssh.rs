@@ -25,6 +25,8 @@ use crate::replication::link::Link;
 
 /// What reaches another machine if nobody says otherwise.
 const DEFAULT: &str = "ssh -T -o BatchMode=yes";
+/// A pipe holds so much.
+const PIPE_BYTES: usize = 64 << 10;
 /// So much is kept of what the other machine complains.
 const COMPLAINT_MAX_BYTES: usize = 2000;
 
@@ -211,13 +213,29 @@ impl Remote {
 }
 
 /// The last line or so of what is said.
-fn last_of(mut from: impl Read) -> String {
+fn last_of(mut from: Stream) -> String {
     let mut kept: Vec<u8> = Vec::new();
     let mut buffer = [0; 512];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        kept.extend_from_slice(&buffer[..count]);
+    let mut keep = |said: &[u8]| {
+        kept.extend_from_slice(said);
         let much = kept.len().saturating_sub(COMPLAINT_MAX_BYTES);
         kept.drain(..much);
+    };
+    let ended = loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break true,
+            Ok(count) => keep(&buffer[..count]),
+            Err(_) => break false,
+        }
+    };
+    if !ended {
+        // What was said before is still in the pipe; what is left behind may say more for ever.
+        for _ in 0..PIPE_BYTES / buffer.len() {
+            match from.pipe.read(&mut buffer) {
+                Ok(count @ 1..) => keep(&buffer[..count]),
+                _ => break,
+            }
+        }
     }
     let text = String::from_utf8_lossy(&kept);
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
