@@ -36,6 +36,7 @@ use crate::jobs::{Ending, Jobs};
 use crate::layout::Layout;
 use crate::shutdown;
 use crate::status::View;
+use crate::status::replication::NextCycle;
 use crate::supervise::Supervisor;
 use crate::uevents;
 use crate::volume::{self, Volume};
@@ -112,6 +113,8 @@ pub struct Daemon {
     jobs: Arc<Jobs>,
     /// Wakes the clock.
     clock: EventFd,
+    /// Which cycles come by themselves, and when: by volume.
+    due: Mutex<Vec<(String, NextCycle)>>,
 }
 
 impl Daemon {
@@ -125,6 +128,7 @@ impl Daemon {
             layout,
             volumes: Mutex::default(),
             jobs: Jobs::new(),
+            due: Mutex::default(),
             clock: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         }))
     }

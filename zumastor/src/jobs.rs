@@ -81,6 +81,16 @@ pub enum Ending {
 })]
 pub struct Ended(pub Ending);
 
+/// The error of a job that this machine or another one said no to: to try again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("refused: {sentence}")]
+pub struct Declined {
+    /// Its number, as zumastor/REPLICATION.md has them.
+    pub code: u16,
+    /// Why, and what helps.
+    pub sentence: String,
+}
+
 /// How a job fares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -129,6 +139,9 @@ pub struct JobView {
     pub ended: Option<i64>,
     /// What came of it.
     pub result: Option<String>,
+    /// The number of the refusal, if it failed because this machine or another one said no.
+    #[serde(default)]
+    pub refused: Option<u16>,
 }
 
 impl JobView {
@@ -152,6 +165,8 @@ struct Inner {
     first_note: u64,
     /// Counts changes of the progress.
     changes: u64,
+    /// The number of a refusal.
+    refused: Option<u16>,
     /// When and how it ended.
     over: Option<(i64, JobState, Result<String, String>)>,
 }
@@ -286,6 +301,9 @@ impl Running {
                 None => JobState::Failed,
             },
         };
+        let declined = result.as_ref().err();
+        let declined = declined.and_then(|error| error.downcast_ref::<Declined>());
+        inner.refused = declined.map(|declined| declined.code);
         let now = Timestamp::now().as_second();
         inner.over = Some((now, state, result.map_err(|e| format!("{e:#}"))));
         drop(inner);
@@ -313,6 +331,7 @@ impl Running {
             rate: rate(&inner.samples),
             started: self.started,
             ended: inner.over.as_ref().map(|o| o.0),
+            refused: inner.refused,
             result: inner.over.as_ref().map(|o| text(&o.2)),
         }
     }
@@ -424,6 +443,7 @@ impl Jobs {
                 notes: VecDeque::new(),
                 first_note: 0,
                 changes: 0,
+                refused: None,
                 over: None,
             }),
             changed: Condvar::new(),

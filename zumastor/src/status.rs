@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What `zumastor status` and `zumastor list` print: [`table`] for people, [`json`] for programs, and here
+//! What `zumastor status` and `zumastor list` print: [`table`] for people, [`json`] for programs, of
+//! [`replication`] too, and here
 //! what `--full` adds.
 //!
 //! The tree under `Configuration:` is the one the original's database had on disk, so that people
@@ -11,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use replication::NextCycle;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, VolumeConfig};
@@ -25,6 +27,7 @@ use crate::volume::{
 };
 
 pub mod json;
+pub mod replication;
 pub mod table;
 
 /// Blanks per level of a tree.
@@ -84,6 +87,9 @@ pub struct View {
     /// Long work under way, and how the last of each name ended.
     #[serde(default)]
     pub jobs: Vec<JobView>,
+    /// Cycles of replication that come by themselves, and when.
+    #[serde(default)]
+    pub due: Vec<NextCycle>,
     /// Its document, if it can be read.
     pub config: Option<VolumeConfig>,
 }
@@ -102,6 +108,7 @@ impl View {
             notes: volume.notes.clone(),
             store: None,
             jobs: Vec::new(),
+            due: Vec::new(),
             config: Some(volume.config.clone()),
         }
     }
@@ -115,6 +122,7 @@ impl View {
             notes: Vec::new(),
             store: None,
             jobs: Vec::new(),
+            due: Vec::new(),
             config: None,
         }
     }

@@ -11,7 +11,7 @@ use super::{Context, string, verb};
 use crate::config;
 use crate::control::{self, Event, Request};
 use crate::process;
-use crate::status::{View, json, run_status, table};
+use crate::status::{View, json, replication, run_status, table};
 
 /// Longest wait for a server's table: tens of millions of chunks take a slow disk minutes to count. A
 /// server that is silent for a minute is given up earlier, by `ddsnap status` itself.
@@ -90,7 +90,8 @@ fn show(matches: &ArgMatches, context: &mut Context) -> Result<()> {
         views = vec![only(views, name)?];
     }
     if matches.get_flag("json") {
-        context.print(&format!("{:#}\n", json::document(&views)));
+        let now = Timestamp::now().as_second();
+        context.print(&format!("{:#}\n", json::document(&views, now)));
         return Ok(());
     }
     if let (Some(name), Some(snap)) = (&volume, matches.get_one::<u32>("snap")) {
@@ -117,7 +118,12 @@ fn show(matches: &ArgMatches, context: &mut Context) -> Result<()> {
             (_, usage) if full => context.print(&view.render(usage.as_deref())),
             (Some(_), usage) => {
                 let usage = usage.unwrap_or_else(|| table::snapshots(view, now));
-                context.print(&format!("{}{}{usage}", view.head(), table::volume(view)));
+                let replications = replication::table(std::slice::from_ref(view), now);
+                context.print(&format!(
+                    "{}{}{replications}{usage}",
+                    view.head(),
+                    table::volume(view)
+                ));
             }
             (None, Some(usage)) => context.print(&format!("\nVOLUME {}:\n{usage}", view.name)),
             (None, None) => {}

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ddsnap::stdio::complain;
+use jiff::Timestamp;
 
-use super::Daemon;
+use super::{Daemon, lock};
 use crate::config::Window;
 use crate::jobs::{Ending, JobState, Running};
 use crate::replicate::cycle::Way;
 use crate::replication::message::Wishes;
+use crate::status::replication::NextCycle;
 
 /// How often it is looked whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -30,6 +32,8 @@ struct Due {
     next: Instant,
     /// Failures since something got through.
     failures: u32,
+    /// Why the last one could not be begun.
+    error: Option<String>,
 }
 
 struct Cycle {
@@ -157,6 +161,7 @@ impl Daemon {
             let due = periods.due.entry(key.clone()).or_insert(Due {
                 next: now,
                 failures: 0,
+                error: None,
             });
             if let Some(cycle) = periods.cycles.get_mut(&key) {
                 let view = cycle.running.view();
@@ -188,6 +193,7 @@ impl Daemon {
             }
             match self.begin_due(&key) {
                 Ok(running) => {
+                    due.error = None;
                     let (began, late) = (now, false);
                     let cycle = Cycle {
                         running,
@@ -201,9 +207,28 @@ impl Daemon {
                         complain(format_args!("{}: {error:#}", key.0));
                     }
                     due.fail(now, due.failures + 1, 128);
+                    due.error = Some(format!("{error:#}"));
                 }
             }
         }
+        self.publish(periods, now);
+    }
+
+    /// Lets the status know when what is due.
+    fn publish(&self, periods: &Periods, now: Instant) {
+        let clock = Timestamp::now().as_second();
+        let due = periods.due.iter().map(|((volume, target), due)| {
+            let left = due.next.saturating_duration_since(now).as_secs();
+            let left = i64::try_from(left).unwrap_or(i64::MAX);
+            let next = NextCycle {
+                target: target.clone(),
+                at: clock.saturating_add(left),
+                failures: due.failures,
+                error: due.error.clone(),
+            };
+            (volume.clone(), next)
+        });
+        *lock(&self.due) = due.collect();
     }
 
     fn begin_due(self: &Arc<Self>, (volume, target): &Key) -> Result<Arc<Running>> {
@@ -214,7 +239,7 @@ impl Daemon {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Handle, lock};
+    use super::super::Handle;
     use super::*;
     use crate::config;
     use crate::control::Request;
@@ -246,6 +271,7 @@ mod tests {
         let mut due = Due {
             next: began,
             failures: 3,
+            error: None,
         };
         due.ended((began, now), period, End::Failed { moved: false }, 128);
         assert_eq!((due.failures, due.next), (4, now + Duration::from_secs(8)));
@@ -262,6 +288,7 @@ mod tests {
         let mut due = Due {
             next: began,
             failures: 0,
+            error: None,
         };
         let period = Duration::from_secs(u64::MAX);
         due.ended((began, began), period, End::Done, 128);
@@ -289,6 +316,7 @@ mod tests {
             let due = Due {
                 next: now + day,
                 failures,
+                error: None,
             };
             periods.due.insert(key.clone(), due);
             daemon.look(&mut periods, now);

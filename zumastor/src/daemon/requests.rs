@@ -347,6 +347,9 @@ impl Daemon {
                 view.failure = handle.trouble();
             }
             view.jobs = self.jobs.views(&name);
+            let due = lock(&self.due);
+            let due = due.iter().filter(|(volume, _)| *volume == name);
+            view.due = due.map(|(_, next)| next.clone()).collect();
             view
         };
         let mut views: Vec<View> = self.handles().into_iter().map(of).collect();

@@ -47,7 +47,12 @@ impl Daemon {
         if let Err(error) = ended {
             on_event(Event::Note(Note::Line(format!("{error:#}"))));
         }
-        let cycle = self.begin(volume, way(), Wishes::default(), None)?;
+        // A snapshot of the replica that was written to looks as if the replica had been.
+        let wishes = Wishes {
+            force_base: true,
+            ..Wishes::default()
+        };
+        let cycle = self.begin(volume, way(), wishes, None)?;
         to_the_end(&cycle, on_event)?;
         compare(false, on_event)?.0
     }

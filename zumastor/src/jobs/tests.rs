@@ -220,6 +220,7 @@ fn the_rate_is_that_of_the_last_seconds() {
         started: 0,
         ended: None,
         result: None,
+        refused: None,
     };
     assert_eq!(view.seconds_left(), Some(4));
 }

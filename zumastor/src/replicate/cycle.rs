@@ -17,7 +17,7 @@ use super::files::{Files, position_of};
 use super::socket::Stream;
 use super::ssh::{self, Remote};
 use super::upstream::{Sending, with};
-use crate::jobs::{Ended, Job, Running};
+use crate::jobs::{Declined, Ended, Job, Running};
 use crate::layout::Layout;
 use crate::replication::link::{Link, Timing};
 use crate::replication::message::{FEATURES, Hello, WHOLE, Wishes};
@@ -127,14 +127,14 @@ impl Job for Cycle {
                 })
             }
             Outcome::Current(_) => Ok("the newest snapshot is on both sides already".into()),
-            Outcome::Refused { sentence, .. } => {
+            Outcome::Refused { code, sentence } => {
                 let line = with(self.volumes.as_ref(), &self.volume, |v| {
                     Ok(superseded_line(&self.volume, &v.config.lineage))
                 })?;
-                match line {
-                    Some(line) => bail!("refused: volume '{}': {line}", self.volume),
-                    None => bail!("refused: {sentence}"),
-                }
+                let name = &self.volume;
+                let line = line.map(|line| format!("volume '{name}': {line}"));
+                let sentence = line.unwrap_or(sentence);
+                Err(Declined { code, sentence }.into())
             }
             Outcome::Failed(sentence) if complaint.is_empty() => bail!("{sentence}"),
             Outcome::Failed(sentence) => bail!("{sentence} (the other machine says: {complaint})"),

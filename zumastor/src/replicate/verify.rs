@@ -16,7 +16,7 @@ use super::device::Device;
 use super::files::Files;
 use super::ssh::Remote;
 use super::upstream::with;
-use crate::jobs::{Ended, Job, Running};
+use crate::jobs::{Declined, Ended, Job, Running};
 use crate::layout::Layout;
 use crate::note::Note;
 use crate::replication::link::Timing;
@@ -204,7 +204,7 @@ impl Verify {
                     number(&snapshot)
                 )
             }
-            Verdict::Refused { sentence, .. } => bail!("refused: {sentence}"),
+            Verdict::Refused { code, sentence } => Err(Declined { code, sentence }.into()),
             Verdict::Failed(sentence) if complaint.is_empty() => bail!("{sentence}"),
             Verdict::Failed(sentence) => {
                 bail!("{sentence} (the other machine says: {complaint})")

@@ -11,18 +11,18 @@ use crate::human;
 pub const SCHEMA: &str = "zumastor-status-1";
 
 /// A moment in seconds since 1970-01-01 UTC.
-fn time(unix: i64) -> Value {
+pub(super) fn time(unix: i64) -> Value {
     json!({ "unix": unix, "rfc3339": human::utc(unix) })
 }
 
-/// All of `views`.
+/// All of `views` at `now`, in seconds since 1970-01-01 UTC.
 #[must_use]
-pub fn document(views: &[View]) -> Value {
-    let volumes: Vec<Value> = views.iter().map(volume).collect();
+pub fn document(views: &[View], now: i64) -> Value {
+    let volumes: Vec<Value> = views.iter().map(|view| volume(view, now)).collect();
     json!({ "schema": SCHEMA, "volumes": volumes })
 }
 
-fn volume(view: &View) -> Value {
+fn volume(view: &View, now: i64) -> Value {
     let config = view.config.as_ref();
     let state = |id| {
         view.health(id).map(|health| match health {
@@ -59,6 +59,7 @@ fn volume(view: &View) -> Value {
             "started": time(j.started),
             "ended": j.ended.map(time),
             "result": j.result,
+            "refused": j.refused,
         })
     });
     json!({
@@ -85,5 +86,6 @@ fn volume(view: &View) -> Value {
         "schedule": schedule.collect::<Vec<_>>(),
         "snapshots": snapshots.collect::<Vec<_>>(),
         "jobs": jobs.collect::<Vec<_>>(),
+        "replications": super::replication::of(view, now).iter().map(|r| r.json()).collect::<Vec<_>>(),
     })
 }

@@ -9,7 +9,7 @@ use crate::jobs::JobState;
 use crate::names;
 
 /// Columns as wide as what is in them, the last one as it is.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |n: usize| {
         rows.iter()
@@ -92,6 +92,11 @@ pub fn volumes(views: &[View], now: i64) -> String {
         ]);
     }
     text += &columns(&rows);
+    let replications = super::replication::table(views, now);
+    if !replications.is_empty() {
+        text.push('\n');
+        text += &replications;
+    }
     let mut rest = String::new();
     for view in views {
         for note in &view.notes {

@@ -6,7 +6,7 @@ use crate::config::Snapshot;
 use crate::machine::Stored;
 use ddsnap::units::{SnapSeq, SnapTag};
 
-fn view() -> View {
+pub(super) fn view() -> View {
     let snapshot = |id| Snapshot {
         id,
         uuid: uuid::Uuid::nil(),
@@ -29,6 +29,7 @@ fn view() -> View {
         notes: Vec::new(),
         store: None,
         jobs: Vec::new(),
+        due: Vec::new(),
         config: Some(VolumeConfig {
             version: config::SCHEMA_VERSION,
             uuid: uuid::Uuid::nil(),
@@ -197,7 +198,7 @@ zumatest  running  master  100.0 MiB  2          16.0 MiB (25 %)  1 min 30 s ago
         text.contains("zumatest(2)  t2     1 min 30 s ago  manual     squashed"),
         "{text}"
     );
-    let json = json::document(&[one]);
+    let json = json::document(&[one], 0);
     let snapshots = &json["volumes"][0]["snapshots"];
     assert_eq!(
         (&snapshots[0]["state"], &snapshots[1]["state"]),
@@ -223,6 +224,20 @@ fn the_document_of_the_json_is_true() {
         every: Some(900),
         served: Some(1_767_323_700),
     });
+    let mut backup: config::Target = serde_yaml::from_str("{}").expect("all has a default");
+    backup.hold = Some(config::Snapref {
+        uuid: uuid::Uuid::nil(),
+        id: 2,
+    });
+    backup.proven = Some(1_767_323_405);
+    config.snapshots.list[1].created = 1_767_323_400;
+    config.targets.insert("backup".into(), backup);
+    view.due.push(NextCycle {
+        target: Some("backup".into()),
+        at: 1_767_323_830,
+        failures: 2,
+        error: Some("could not run 'ssh'".into()),
+    });
     view.jobs.push(JobView {
         id: 7,
         volume: "zumatest".into(),
@@ -237,8 +252,9 @@ fn the_document_of_the_json_is_true() {
         started: 1_767_323_705,
         ended: None,
         result: None,
+        refused: None,
     });
-    let printed = format!("{:#}", json::document(&[view]));
+    let printed = format!("{:#}", json::document(&[view], 1_767_323_800));
     let document = include_str!("../../JSON.md");
     let example = document
         .split("```json\n")
