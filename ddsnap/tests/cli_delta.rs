@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ddsnap::client::Client;
@@ -314,4 +316,137 @@ fn a_list_keeps_its_snapshots_and_a_lost_client_does_not() {
         assert!(Instant::now() < end, "the snapshot is still in use");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// `ddsnap delta listen` on a port of its own. It ends with this.
+struct Listener {
+    child: Child,
+    address: String,
+}
+
+impl Listener {
+    fn start(stem: &str, progress: &str) -> Listener {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ddsnap"))
+            .args(["delta", "listen", "-o", progress, stem, "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let address = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap()
+            .to_owned();
+        Listener { child, address }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_snapshot_is_transmitted_to_a_listener() {
+    let (mut volume, changed) = Volume::new();
+    let [store, origin] = ["store", "origin"].map(|name| volume.name(name));
+    for tag in ["0", "2"] {
+        let file = volume.name(&format!("a({tag})"));
+        good(&["extract", &store, &origin, tag, &file]);
+    }
+    volume.start();
+    let [socket, a, b, sent, applied] =
+        ["server", "a", "b", "sent", "applied"].map(|name| volume.name(name));
+    let (from, to) = (
+        fs::read(volume.path("a(0)")).unwrap(),
+        fs::read(volume.path("a(2)")).unwrap(),
+    );
+    fs::write(volume.path("b"), "").unwrap();
+    let listener = Listener::start(&b, &applied);
+    let send = |options: &[&str], tags: &[&str]| {
+        let begin = ["transmit", "--stem", &a, "-p", &sent];
+        ddsnap(&[&begin[..], options, &[&socket, &listener.address], tags].concat())
+    };
+    // All of it, to a file that has nothing.
+    let ran = send(&["-l", "100000000"], &["0"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(fs::read(volume.path("b")).unwrap() == from);
+    let whole = format!("0 {CHUNKS}/{CHUNKS} {}\n", CHUNKS * CHUNK);
+    for file in [&sent, &applied] {
+        assert_eq!(fs::read_to_string(file).unwrap(), whole);
+    }
+    for options in [&[][..], &["-x"], &["-r", "-g", "6"], &["-b"]] {
+        fs::write(volume.path("b(0)"), &from).unwrap();
+        fs::write(volume.path("b"), &from).unwrap();
+        let ran = send(options, &["0", "2"]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{options:?}");
+        assert!(fs::read(volume.path("b")).unwrap() == to, "{options:?}");
+    }
+    // The rest of a copy that got as far as that.
+    let half = CHUNKS / 2 * CHUNK;
+    let mut started = from.clone();
+    started[..half as usize].copy_from_slice(&to[..half as usize]);
+    fs::write(volume.path("b"), started).unwrap();
+    let ran = send(&["--resume", &half.to_string()], &["0", "2"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(fs::read(volume.path("b")).unwrap() == to);
+    let left = changed.iter().filter(|chunk| **chunk >= CHUNKS / 2).count();
+    let rest = format!("2 {left}/{left} {}\n", CHUNKS * CHUNK);
+    assert_eq!(fs::read_to_string(&applied).unwrap(), rest);
+
+    // Another base is refused, with the reason, and whoever sends noise does not end the listener.
+    fs::write(volume.path("b(0)"), &to).unwrap();
+    fs::write(volume.path("b"), vec![5; from.len()]).unwrap();
+    let ran = send(&[], &["0", "2"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.contains("the base has other data"), "{ran:?}");
+    assert!(fs::read(volume.path("b")).unwrap() == vec![5; from.len()]);
+    let mut noise = TcpStream::connect(&listener.address).unwrap();
+    noise
+        .write_all(b"GET / HTTP/1.1\r\nHost: whoever\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    noise.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("error "), "{answer}");
+    fs::write(volume.path("b(0)"), &from).unwrap();
+    fs::write(volume.path("b"), &from).unwrap();
+    assert_eq!(send(&[], &["0", "2"]).code, 0);
+
+    let ran = send(&[], &["7"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("snapshot doesn't exist"), "{ran:?}");
+    let address = listener.address.clone();
+    drop(listener);
+    let ran = ddsnap(&["transmit", "--stem", &a, &socket, &address, "0"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("nobody listens at"), "{ran:?}");
+}
+
+/// A port that anybody may write to was open to the network unasked.
+#[test]
+fn a_listener_is_on_loopback_and_warns() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("v");
+    fs::write(&stem, "").unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ddsnap"))
+        .args(["delta", "listen"])
+        .args([stem.as_os_str(), "127.0.0.1:0".as_ref()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut warning = String::new();
+    let stderr = child.stderr.as_mut().unwrap();
+    BufReader::new(stderr).read_line(&mut warning).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(warning.contains("nobody is asked who he is"), "{warning}");
+    let help = good(&["delta", "listen", "--help"]);
+    assert!(help.contains("[default: 127.0.0.1]"), "{help}");
 }

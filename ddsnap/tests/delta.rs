@@ -125,7 +125,7 @@ impl Place {
             &self.path("a"),
             &mut encoder,
             &mut delta,
-            &mut |bytes| done = bytes,
+            &mut |bytes, _| done = bytes,
         )
         .unwrap();
         let length = self.header().to.length;
@@ -220,7 +220,7 @@ fn a_whole_snapshot_needs_no_base() {
         &place.path("a"),
         &mut encoder,
         &mut delta,
-        &mut |_| {},
+        &mut |_, _| {},
     )
     .unwrap();
     place.apply(&delta).unwrap();
@@ -321,7 +321,7 @@ fn create_refuses_what_does_not_fit() {
             &place.path("a"),
             &mut encoder,
             Vec::new(),
-            &mut |_| {},
+            &mut |_, _| {},
         )
         .unwrap_err()
     };

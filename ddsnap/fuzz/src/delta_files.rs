@@ -4,7 +4,7 @@
 use ddsnap::delta::changelist::{self, ChangelistReader, ChangelistWriter};
 use ddsnap::delta::file::DeltaReader;
 use ddsnap::delta::record::RecordWriter;
-use ddsnap::delta::{Header, Side};
+use ddsnap::delta::{Header, Side, stream};
 use ddsnap::units::{ChunkShift, Sectors, SnapTag};
 
 use super::input::Input;
@@ -15,6 +15,7 @@ const MOST: usize = 2000;
 pub fn run(data: &[u8]) {
     read_list(data);
     read_delta(data);
+    read_connection(data);
     let mut input = Input(data);
     let Some(chunk) = ChunkShift::new(9 + input.u8() % 12) else {
         return;
@@ -41,6 +42,16 @@ pub fn run(data: &[u8]) {
         let file = records.into_inner();
         read_list(&file);
         read_delta(&file);
+    }
+}
+
+/// What comes over a connection before a delta, and back.
+fn read_connection(data: &[u8]) {
+    if let Ok(total) = stream::read_preface(&mut &data[..]) {
+        assert!(data.starts_with(&stream::preface(total)[..12]));
+    }
+    if let Ok(text) = stream::hear(&mut &data[..], "done") {
+        assert!(text.len() < 3 * stream::MAX_LINE);
     }
 }
 

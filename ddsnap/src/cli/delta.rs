@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use super::listen::Listen;
 use super::new_file::NewFile;
 use super::progress::bar;
 use super::{refused, snap_tag};
@@ -32,6 +33,7 @@ enum Command {
     Changelist(Changelist),
     Create(Create),
     Apply(Apply),
+    Listen(Listen),
 }
 
 impl Delta {
@@ -40,6 +42,7 @@ impl Delta {
             Command::Changelist(command) => command.run(),
             Command::Create(command) => command.run(),
             Command::Apply(command) => command.run(),
+            Command::Listen(command) => command.run(),
         }
     }
 }
@@ -180,7 +183,7 @@ impl Create {
         bar.set_length(chunks << header.chunk.get());
         let mut encoder = Encoder::new(mode, level);
         let list = open(&self.changelist)?;
-        let mut progress = |done| bar.set_position(done);
+        let mut progress = |done, _| bar.set_position(done);
         create::create(list, &self.stem, &mut encoder, new.file(), &mut progress)
             .with_context(|| format!("cannot make {}", self.delta.display()))?;
         bar.finish_and_clear();

@@ -17,6 +17,7 @@ mod extract;
 mod initialize;
 mod json;
 mod list;
+mod listen;
 mod new_file;
 mod numbers;
 mod offline;
@@ -27,6 +28,7 @@ mod revert;
 mod scrub;
 mod server;
 mod status;
+mod transmit;
 mod usecount;
 
 use std::ffi::OsString;
@@ -84,6 +86,7 @@ enum Command {
     Priority(priority::Priority),
     Usecount(usecount::Usecount),
     Delta(delta::Delta),
+    Transmit(transmit::Transmit),
     Resize(resize::Resize),
     Revert(revert::Revert),
     Scrub(scrub::Scrub),
@@ -142,6 +145,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Priority(command) => command.run(),
         Command::Usecount(command) => command.run(),
         Command::Delta(command) => command.run(),
+        Command::Transmit(command) => command.run(),
         Command::Resize(command) => command.run(),
         Command::Revert(command) => command.run(),
         Command::Scrub(command) => command.run(),

@@ -28,7 +28,7 @@ pub enum CreateError {
 }
 
 /// Writes the delta of a changelist to `out`, reading the devices `stem(FROM)` and `stem(TO)`.
-/// `progress` is told the bytes done.
+/// `progress` is told the bytes done, and the byte of the volume up to which all is.
 ///
 /// # Errors
 /// What was written to `out` is of no use then.
@@ -37,7 +37,7 @@ pub fn create(
     stem: &Path,
     encoder: &mut Encoder,
     out: impl Write,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), CreateError> {
     let mut list = ChangelistReader::new(changelist).map_err(CreateError::Changelist)?;
     let header = *list.header();
@@ -58,7 +58,8 @@ pub fn create(
             let extent = encoder.encode(part, &old, &new);
             delta.push(&extent).map_err(CreateError::Write)?;
             done += new.len() as u64;
-            progress(done);
+            let end = part.first.0 + part.chunks;
+            progress(done, end << chunk.get());
         }
     }
     let mut out = delta.finish().map_err(CreateError::Write)?;

@@ -4,7 +4,7 @@
 //!
 //! The decoders ([`changelist`], [`file`], [`extent`]) take any reader, hold a bounded piece of it and
 //! believe nothing before its checksum. [`create`] and [`apply`] do the work on devices or plain files
-//! named STEM and STEM(TAG). FORMAT.md has the bytes.
+//! named STEM and STEM(TAG); [`stream`] has a delta go over a connection. FORMAT.md has the bytes.
 
 pub mod apply;
 pub mod changelist;
@@ -12,6 +12,7 @@ pub mod create;
 pub mod extent;
 pub mod file;
 pub mod record;
+pub mod stream;
 pub mod volume;
 
 pub use record::{FileError, Header, Side};
