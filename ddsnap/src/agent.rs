@@ -448,10 +448,10 @@ mod tests {
                     let refusal = FromAgent::InUse { active_pid };
                     stream.write_all(&refusal.to_frame().encode()).unwrap();
                     server.kill().unwrap();
-                    server.wait().unwrap();
                 }
                 connections.push(stream);
             }
+            server.wait().unwrap();
             drop((listener, file));
         });
         let taken = listen(&name, Duration::from_secs(60));

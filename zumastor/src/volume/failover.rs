@@ -217,7 +217,7 @@ impl Volume {
             format!("would unmount volume '{name}' and its snapshots"),
             format!("would keep what volume '{name}' holds now as a snapshot"),
             format!("would make volume '{name}' a replica of what {host} has"),
-            format!("would bring it what changed since the last snapshot that both have"),
+            "would bring it what changed since the last snapshot that both have".to_string(),
         ] {
             out(Note::Line(line));
         }
