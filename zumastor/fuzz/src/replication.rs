@@ -58,7 +58,8 @@ pub fn run(data: &[u8]) {
     let mut record = data.to_vec();
     record.extend_from_slice(&crc32c::crc32c(data).to_le_bytes());
     if let Ok(progress) = Progress::decode(&record) {
-        assert_eq!(progress.encode(), record);
+        // Regions in another order are read too: what was read is what is compared.
+        assert_eq!(Progress::decode(&progress.encode()).as_ref(), Ok(&progress));
     }
 }
 
