@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use super::delta_mode::DeltaMode;
 use super::listen::Listen;
 use super::new_file::NewFile;
 use super::progress::bar;
 use super::{refused, snap_tag};
 use crate::client::{Client, ClientError, SnapshotState};
 use crate::delta::changelist::{self, ChangelistWriter};
-use crate::delta::extent::{Encoder, MAX_EXTENT_BYTES, MAX_LEVEL, Mode};
+use crate::delta::extent::MAX_EXTENT_BYTES;
 use crate::delta::volume::snapshot_path;
 use crate::delta::{Header, Side, apply, create};
 use crate::device::lock::{LockError, share_store};
@@ -135,20 +136,8 @@ impl Changelist {
 /// It is read from the snapshots' devices, or files, STEM(A) and STEM(B).
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Send differences to what was there, where they are shorter than the data.
-    #[arg(short, long, group = "mode")]
-    xdelta: bool,
-    /// Send the data itself.
-    #[arg(short, long, group = "mode")]
-    raw: bool,
-    /// Send whatever is shorter, as without option, and compress at level 9.
-    #[arg(short, long, group = "mode")]
-    best: bool,
-    /// Compress the data with zstd: 1 (fast) to 9 (small), 0 not at all. Differences are always zstd, at
-    /// level 1 at least.
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LEVEL)))]
-    gzip: u8,
+    #[command(flatten)]
+    mode: DeltaMode,
     /// The changelist.
     #[arg(value_name = "CHANGELIST")]
     changelist: PathBuf,
@@ -162,12 +151,6 @@ pub struct Create {
 
 impl Create {
     fn run(&self) -> Result<u8> {
-        let (mode, level) = match (self.xdelta, self.raw, self.best) {
-            (true, _, _) => (Mode::Difference, self.gzip),
-            (_, true, _) => (Mode::Raw, self.gzip),
-            (_, _, true) => (Mode::Best, MAX_LEVEL),
-            _ => (Mode::Best, self.gzip),
-        };
         let unusable = || format!("cannot use {}", self.changelist.display());
         // All of it is looked at before the first byte is written.
         let (header, chunks) =
@@ -181,7 +164,7 @@ impl Create {
         let new = NewFile::create(&self.delta, &inputs)?;
         let bar = bar()?;
         bar.set_length(chunks << header.chunk.get());
-        let mut encoder = Encoder::new(mode, level);
+        let mut encoder = self.mode.encoder();
         let list = open(&self.changelist)?;
         let mut progress = |done, _| bar.set_position(done);
         create::create(list, &self.stem, &mut encoder, new.file(), &mut progress)

@@ -11,6 +11,7 @@ mod check;
 mod create;
 mod delete;
 mod delta;
+mod delta_mode;
 mod dump;
 mod export;
 mod extract;

@@ -3,27 +3,31 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::delta_mode::DeltaMode;
 use super::listen::write_progress;
 use super::progress::bar;
 use super::{refused, snap_tag};
 use crate::client::{Client, ClientError};
 use crate::delta::changelist::ChangelistWriter;
-use crate::delta::extent::{Encoder, MAX_LEVEL, Mode};
 use crate::delta::stream::{self, Progress, StreamError};
 use crate::delta::{Header, Side, create};
 use crate::units::{Chunk, ChunkRun, ChunkShift, SnapTag};
 
 /// The port of `ddsnap delta listen` if none is given.
 pub(super) const DEFAULT_PORT: u16 = 4321;
+/// Longest wait for an address to answer; the kernel's own would be two minutes.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// Longest wait for the other side: it may flush a large device.
 const SILENCE: Duration = Duration::from_secs(600);
+/// Most bytes of one write.
+const PIECE: usize = 1 << 20;
 /// The progress file is renewed so often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -34,19 +38,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// there; 1 it is not; 99 the server cannot be reached.
 #[derive(Debug, Args)]
 pub struct Transmit {
-    /// Send differences to what was there, where they are shorter than the data.
-    #[arg(short, long, group = "mode")]
-    xdelta: bool,
-    /// Send the data itself.
-    #[arg(short, long, group = "mode")]
-    raw: bool,
-    /// Send whatever is shorter, as without option, and compress at level 9.
-    #[arg(short, long, group = "mode")]
-    best: bool,
-    /// Compress with zstd: 1 (fast) to 9 (small), 0 not at all.
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LEVEL)))]
-    gzip: u8,
+    #[command(flatten)]
+    mode: DeltaMode,
     /// Keep a file with how far it is: "SNAP DONE/TOTAL BYTE", renewed each second.
     #[arg(short, long, value_name = "FILE")]
     progress: Option<PathBuf>,
@@ -82,6 +75,18 @@ pub(super) fn address(text: &str, port: u16) -> String {
     }
 }
 
+/// Connects to the first of the addresses of a name that answers.
+fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_WITHIN) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 /// Writes so many bytes a second.
 struct Limited<W> {
     to: W,
@@ -92,10 +97,12 @@ struct Limited<W> {
 
 impl<W: Write> Write for Limited<W> {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        // A piece at a time, or a large one would go as one burst.
-        let most = usize::try_from(self.limit)
-            .unwrap_or(0)
-            .clamp(4096, 1 << 20);
+        // What may go in a second, or a large piece would go as one burst, and be followed by a silence that the other
+        // side takes for the end.
+        let most = match self.limit {
+            0 => PIECE,
+            limit => usize::try_from(limit).map_or(PIECE, |limit| limit.min(PIECE)),
+        };
         let count = self.to.write(&from[..from.len().min(most)])?;
         self.bytes += count as u64;
         if self.limit > 0 {
@@ -123,18 +130,12 @@ impl Transmit {
 
     fn send(&self) -> Result<()> {
         let (header, list, chunks) = self.list()?;
-        let (mode, level) = match (self.xdelta, self.raw, self.best) {
-            (true, _, _) => (Mode::Difference, self.gzip),
-            (_, true, _) => (Mode::Raw, self.gzip),
-            (_, _, true) => (Mode::Best, MAX_LEVEL),
-            _ => (Mode::Best, self.gzip),
-        };
         let stem = self.stem.clone().unwrap_or_else(|| {
             let name = Path::new(&self.socket).file_name().unwrap_or_default();
             Path::new("/dev/mapper").join(name)
         });
         let address = address(&self.address, DEFAULT_PORT);
-        let stream = TcpStream::connect(&address)
+        let stream = connect(&address)
             .with_context(|| format!("nobody listens at {address}: start `ddsnap delta listen`"))?;
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;
@@ -160,7 +161,7 @@ impl Transmit {
             }
         };
         let sent = out.write_all(&stream::preface(chunks)).map_err(Into::into);
-        let mut encoder = Encoder::new(mode, level);
+        let mut encoder = self.mode.encoder();
         let sent = sent.and_then(|()| {
             create::create(list, &stem, &mut encoder, &mut out, &mut progress)
                 .with_context(|| format!("cannot send to {address}"))
