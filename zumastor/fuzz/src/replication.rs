@@ -4,6 +4,7 @@
 
 use ddsnap::units::{ChunkShift, Sectors};
 use uuid::Uuid;
+use zumastor::replicate::again::Again;
 use zumastor::replication::extent::{Digests, EXTENT_BYTES, Extent, Shape};
 use zumastor::replication::frame::{FrameReader, FrameWriter, Kind};
 use zumastor::replication::message::{Hello, Message, Wishes};
@@ -60,6 +61,9 @@ pub fn run(data: &[u8]) {
     if let Ok(progress) = Progress::decode(&record) {
         // Regions in another order are read too: what was read is what is compared.
         assert_eq!(Progress::decode(&progress.encode()).as_ref(), Ok(&progress));
+    }
+    if let Ok(again) = Again::decode(&record) {
+        assert_eq!(again.encode(), record);
     }
 }
 

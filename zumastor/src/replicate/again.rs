@@ -210,6 +210,14 @@ mod tests {
             runs: vec![run(1, 2), run(3, 1)],
         };
         let bytes = again.encode();
+        let golden = [
+            &b"zumaAgai"[..],
+            &[1, 0, 9, 2, 0, 0, 0],
+            &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+            &[3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+            &[34, 126, 70, 201],
+        ];
+        assert_eq!(bytes, golden.concat());
         assert_eq!(Again::decode(&bytes), Ok(again));
         for length in 0..bytes.len() {
             assert!(Again::decode(&bytes[..length]).is_err());
