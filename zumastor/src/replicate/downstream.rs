@@ -281,18 +281,9 @@ mod tests {
             since: 0,
         };
         let standing = Standing {
-            volume: snapshot,
             lineage: Some(snapshot),
             epoch,
-            role: Role::Replica,
-            chunk,
-            length: Sectors(8),
-            held: Vec::new(),
-            hold: None,
-            old_hold: None,
-            origin: None,
-            partial: None,
-            written: false,
+            ..Standing::blank(snapshot, Role::Replica)
         };
         let server = PathBuf::new();
         let mut end = Receiving::new(volumes, "v", server, files.clone(), standing);

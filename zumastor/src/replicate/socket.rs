@@ -149,12 +149,10 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
 mod tests {
     use std::time::Instant;
 
-    use ddsnap::units::{ChunkShift, Sectors};
-
     use super::*;
     use crate::replication::frame::{FrameWriter, Kind};
     use crate::replication::message::Wishes;
-    use crate::replication::standing::{Epoch, Role, Standing};
+    use crate::replication::standing::{Role, Standing};
 
     /// Each byte had the whole time again: a few connections that said one now and then kept all others out.
     #[test]
@@ -182,24 +180,7 @@ mod tests {
             nonce: [1; 16],
             features: 3,
             wishes: Wishes::default(),
-            standing: Standing {
-                volume: id,
-                lineage: None,
-                epoch: Epoch {
-                    number: 1,
-                    owner: id,
-                    since: 0,
-                },
-                role: Role::Replica,
-                chunk: ChunkShift::MIN,
-                length: Sectors(8),
-                held: Vec::new(),
-                hold: None,
-                old_hold: None,
-                origin: None,
-                partial: None,
-                written: false,
-            },
+            standing: Standing::blank(id, Role::Replica),
         };
         let said = Message::Hello(Box::new(hello.clone()));
         let mut sent = Vec::new();

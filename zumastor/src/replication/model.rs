@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use ddsnap::units::{ChunkShift, Sectors};
+use ddsnap::units::Sectors;
 use stateright::{Checker, Model, Property};
 use uuid::Uuid;
 
@@ -109,22 +109,14 @@ impl Node {
         let volume = Uuid::from_u128(1000 + number);
         Node {
             standing: Standing {
-                volume,
                 lineage: (role == Role::Master).then_some(Uuid::from_u128(7)),
                 epoch: Epoch {
                     number: (role == Role::Master).into(),
                     owner: volume,
                     since: 0,
                 },
-                role,
-                chunk: ChunkShift::MIN,
                 length: Sectors(CHUNKS as u64),
-                held: Vec::new(),
-                hold: None,
-                old_hold: None,
-                origin: None,
-                partial: None,
-                written: false,
+                ..Standing::blank(volume, role)
             },
             content: Vec::new(),
             pinned: None,

@@ -105,6 +105,29 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Of a volume of 8 sectors in its first epoch that has nothing, for tests to change.
+    #[cfg(test)]
+    pub(crate) fn blank(volume: Uuid, role: Role) -> Standing {
+        Standing {
+            volume,
+            lineage: None,
+            epoch: Epoch {
+                number: 1,
+                owner: volume,
+                since: 0,
+            },
+            role,
+            chunk: ChunkShift::MIN,
+            length: Sectors(8),
+            held: Vec::new(),
+            hold: None,
+            old_hold: None,
+            origin: None,
+            partial: None,
+            written: false,
+        }
+    }
+
     /// A snapshot or bookmark of this id.
     #[must_use]
     pub fn find(&self, id: Uuid) -> Option<&Held> {

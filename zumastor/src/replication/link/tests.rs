@@ -3,11 +3,10 @@
 
 use std::collections::VecDeque;
 
-use ddsnap::units::{ChunkShift, Sectors};
 use uuid::Uuid;
 
 use super::super::message::{Hello, Wishes};
-use super::super::standing::{Epoch, Role, Standing};
+use super::super::standing::{Role, Standing};
 use super::*;
 
 /// Longer than any of these takes.
@@ -15,24 +14,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A greeting, and so many frames behind it, as they are on the wire.
 fn stream(kind: Kind, payload: &[u8], count: usize) -> Vec<Vec<u8>> {
-    let standing = Standing {
-        volume: Uuid::from_u128(1),
-        lineage: None,
-        epoch: Epoch {
-            number: 1,
-            owner: Uuid::from_u128(1),
-            since: 0,
-        },
-        role: Role::Master,
-        chunk: ChunkShift::MIN,
-        length: Sectors(8),
-        held: Vec::new(),
-        hold: None,
-        old_hold: None,
-        origin: None,
-        partial: None,
-        written: false,
-    };
+    let standing = Standing::blank(Uuid::from_u128(1), Role::Master);
     let hello = Message::Hello(Box::new(Hello {
         nonce: [1; 16],
         features: 0,

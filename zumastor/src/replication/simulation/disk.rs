@@ -62,22 +62,15 @@ impl Node {
         }
         Shared(Arc::new(Mutex::new(Node {
             standing: Standing {
-                volume,
                 lineage: (role == Role::Master).then_some(Uuid::from_u128(77)),
                 epoch: Epoch {
                     number: u64::from(role == Role::Master),
                     owner: volume,
                     since: 0,
                 },
-                role,
                 chunk,
                 length: Sectors(chunks as u64),
-                held: Vec::new(),
-                hold: None,
-                old_hold: None,
-                origin: None,
-                partial: None,
-                written: false,
+                ..Standing::blank(volume, role)
             },
             durable: origin.clone(),
             origin,
