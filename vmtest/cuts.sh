@@ -5,7 +5,9 @@
 #
 #   cuts.sh setup            makes both
 #   cuts.sh check SUMS STAMP checks what a power cut has left, mounts both
-#   cuts.sh snapshot ROUND   takes snapshots; prints their checksums, a line for all
+#   cuts.sh snapshot ROUND SUMS
+#                            takes snapshots; prints their checksums, a line for all: those of older ones, which
+#                            check has compared, from SUMS
 #   cuts.sh stamp ROUND      writes files and syncs them; prints what to give to check
 #   cuts.sh load ROUND       writes, overwrites and removes files, with fio beside it, without an end
 set -eu
@@ -21,6 +23,8 @@ sum_of() {
 		sectors=$(ddsnap status --size "$(socket "$1")" "$2")
 		dmsetup create "$name" --table \
 			"0 $sectors ddsnap $(store "$1") $(origin "$1") /var/run/zumastor/agents/$1 $2"
+		# Many questions at a time, or each waits for an answer of its own.
+		blockdev --setra 8192 "/dev/mapper/$name"
 	fi
 	head -c 64M "/dev/mapper/$name" | md5sum | cut -c1-32
 }
@@ -30,13 +34,14 @@ tags_of() { ddsnap list "$(socket "$1")" | sed -n 's/^\ttag= \([0-9]*\) .*/\1/p'
 # Snapshots that the load makes have higher tags, and come and go.
 LOAD=10000
 
-# Every other snapshot of both volumes, with its checksum: "e/1=... e/2=... x/1=..."
+# Every other snapshot of both volumes, with its checksum unless that is in $1: "e/1=... e/2=... x/1=..."
 sums() {
-	local volume tag
+	local volume tag known
 	for volume in e x; do
 		for tag in $(tags_of $volume); do
 			[ "$tag" -lt $LOAD ] || continue
-			echo -n "$volume/$tag=$(sum_of $volume "$tag") "
+			known=$(grep -o "\b$volume/$tag=[0-9a-f]*" <<<"$1") || known=$volume/$tag=$(sum_of $volume "$tag")
+			echo -n "$known "
 		done
 	done
 	echo
@@ -73,7 +78,7 @@ check() {
 	xfs_repair -n /dev/mapper/x >/run/xfs_repair 2>&1 || { cat /run/xfs_repair; exit 1; }
 	mount_both
 	local now
-	now=$(sums)
+	now=$(sums "")
 	for one in $sums; do
 		case " $now " in *" $one "*) ;; *) echo "snapshot $one is not among: $now"; exit 1 ;; esac
 	done
@@ -115,7 +120,7 @@ snapshot() {
 		[ ${#tags[@]} -lt 3 ] || drop $volume "${tags[0]}"
 		ddsnap create "$(socket $volume)" "$1"
 	done
-	sums
+	sums "${2:-}"
 }
 
 load() {

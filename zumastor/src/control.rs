@@ -208,6 +208,13 @@ pub enum Request {
         /// Only say what would be done.
         dry_run: bool,
     },
+    /// `receive start` or `receive done`.
+    ReceiveByHand {
+        /// The volume.
+        volume: String,
+        /// All was sent.
+        done: bool,
+    },
     /// `status`: never waits for an operation.
     Status,
 }
@@ -235,6 +242,7 @@ impl Request {
             | Request::SetReplication { volume, .. }
             | Request::Verify { volume, .. }
             | Request::Failover { volume, .. }
+            | Request::ReceiveByHand { volume, .. }
             | Request::Replicate { volume, .. } => Some(volume),
             Request::DefineSource(define) | Request::Failback { source: define, .. } => {
                 Some(&define.volume)

@@ -41,6 +41,7 @@ use crate::supervise::Supervisor;
 use crate::uevents;
 use crate::volume::{self, Volume};
 
+mod by_hand;
 mod clock;
 mod failover;
 mod notify;

@@ -5,6 +5,10 @@ use thiserror::Error;
 
 /// Any other failure.
 pub const FAILED: u8 = 1;
+/// The volume is not one that can, or not now: of `receive start` and `receive done`.
+pub const WRONG_STATE: u8 = 2;
+/// Not all has arrived: of `receive done`.
+pub const INCOMPLETE: u8 = 3;
 /// The number of snapshots would be too high: of `define schedule`.
 pub const BUDGET: u8 = 3;
 /// Both sides were compared, and differ: of `verify`.

@@ -23,6 +23,7 @@ use crate::names;
 use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
 use crate::supervise::Supervisor;
 
+mod by_hand;
 mod define;
 mod doubt;
 mod failover;
@@ -38,6 +39,7 @@ mod rotate;
 mod snapshot;
 mod steps;
 
+pub use by_hand::HandWanted;
 pub use define::DefineVolume;
 pub use failover::superseded_line;
 pub use master::MasterFlags;

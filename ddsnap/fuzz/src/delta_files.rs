@@ -47,8 +47,8 @@ pub fn run(data: &[u8]) {
 
 /// What comes over a connection before a delta, and back.
 fn read_connection(data: &[u8]) {
-    if let Ok(total) = stream::read_preface(&mut &data[..]) {
-        assert!(data.starts_with(&stream::preface(total)[..12]));
+    if let Ok(preface) = stream::read_preface(&mut &data[..]) {
+        assert!(data.starts_with(&preface.encode()));
     }
     if let Ok(text) = stream::hear(&mut &data[..], "done") {
         assert!(text.len() < 3 * stream::MAX_LINE);

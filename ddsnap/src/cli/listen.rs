@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ddsnap delta listen`.
 
-use std::fs;
-use std::io::{self, BufReader, Read};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use super::transmit::{DEFAULT_PORT, address};
-use crate::delta::extent::MAX_EXTENT_BYTES;
-use crate::delta::stream::{self, Progress};
-use crate::device::lock::{LockError, share_store};
+use crate::delta::listen::{serve, write_progress};
+use crate::delta::stream::Progress;
 use crate::stdio::{complain, print};
-
-/// Longest wait for a sender that says nothing.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// Take deltas from `ddsnap transmit` and apply them to STEM, one after the other, until it is ended.
 ///
@@ -56,7 +49,8 @@ impl Listen {
         }
         print(&format!("listening on {at}\n"))?;
         for stream in listener.incoming() {
-            let served = stream.map_err(Into::into).and_then(|s| self.serve(&s));
+            let served = stream.map_err(anyhow::Error::from);
+            let served = served.and_then(|s| self.serve(&s));
             if let Err(error) = served {
                 complain(format_args!("ddsnap: {error:#}"));
             }
@@ -65,64 +59,20 @@ impl Listen {
     }
 
     fn serve(&self, stream: &TcpStream) -> Result<()> {
-        stream.set_read_timeout(Some(SILENCE))?;
-        stream.set_write_timeout(Some(SILENCE))?;
-        let received = self.receive(stream);
-        let mut to = stream;
-        match &received {
-            Ok(end) => stream::say(&mut to, "done", &end.done.to_string())?,
-            // It may be gone.
-            Err(error) => {
-                let _ = stream::say(&mut to, "error", &format!("{error:#}"));
-                drain(stream);
-            }
-        }
-        received.map(|_| ())
-    }
-
-    fn receive(&self, stream: &TcpStream) -> Result<Progress> {
-        // Writes to a served volume's own origin go round its server: snapshots would change with it.
-        let _lock = match share_store(&self.stem) {
-            Err(error @ LockError::Held(_)) => {
-                return Err(error).with_context(|| format!("cannot write {}", self.stem.display()));
-            }
-            // What cannot be opened is told below.
-            other => other.ok(),
-        };
-        let from = BufReader::with_capacity(MAX_EXTENT_BYTES, stream);
-        let mut to = stream;
-        let mut ready = || stream::say(&mut to, "proceed", "");
-        let mut progress = |now: Progress| {
+        let mut told = |now: Progress| {
             if let Some(file) = &self.progress {
-                write_progress(file, &now);
+                tell(file, &now);
             }
         };
-        let received = stream::receive(from, &self.stem, &mut ready, &mut progress);
-        received.with_context(|| format!("cannot write {} from a delta", self.stem.display()))
+        serve(stream, &self.stem, &mut |_| Ok(()), &mut told)?;
+        Ok(())
     }
 }
 
-/// Takes some of what is still on its way: closed with that unread, the connection would lose the reason.
-fn drain(stream: &TcpStream) {
-    const MOST: u64 = 64 << 20;
-    // What fails here has ended.
-    let _ = stream.shutdown(Shutdown::Write);
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-    let _ = io::copy(&mut stream.take(MOST), &mut io::sink());
-}
-
-/// Renews a progress file.
-pub(super) fn write_progress(file: &Path, now: &Progress) {
-    let tag = now.header.to.tag;
-    let text = format!("{tag} {}/{} {}\n", now.done, now.total, now.at);
-    let mut new = file.as_os_str().to_owned();
-    new.push(".new");
-    // Replaced as a whole: scripts read it at any time.
-    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, file));
-    if let Err(error) = written {
-        complain(format_args!(
-            "ddsnap: cannot write {}: {error}",
-            file.display()
-        ));
+/// Renews a progress file, and complains if that fails.
+pub(super) fn tell(file: &Path, now: &Progress) {
+    if let Err(error) = write_progress(file, now) {
+        let file = file.display();
+        complain(format_args!("ddsnap: cannot write {file}: {error}"));
     }
 }

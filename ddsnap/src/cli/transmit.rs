@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::delta_mode::DeltaMode;
-use super::listen::write_progress;
+use super::listen::tell;
 use super::progress::bar;
 use super::{refused, snap_tag};
 use crate::client::{Client, ClientError};
 use crate::delta::changelist::ChangelistWriter;
-use crate::delta::stream::{self, Progress, StreamError};
+use crate::delta::stream::{self, Preface, Progress, StreamError};
 use crate::delta::{Header, Side, create};
 use crate::units::{Chunk, ChunkRun, ChunkShift, SnapTag};
 
@@ -157,10 +157,14 @@ impl Transmit {
                 .filter(|_| told.elapsed() >= TELL_EVERY)
             {
                 told = Instant::now();
-                write_progress(file, &at(header, done >> header.chunk.get(), chunks, end));
+                tell(file, &at(header, done >> header.chunk.get(), chunks, end));
             }
         };
-        let sent = out.write_all(&stream::preface(chunks)).map_err(Into::into);
+        let preface = Preface {
+            total: chunks,
+            resumed: self.resume > 0,
+        };
+        let sent = out.write_all(&preface.encode()).map_err(Into::into);
         let mut encoder = self.mode.encoder();
         let sent = sent.and_then(|()| {
             create::create(list, &stem, &mut encoder, &mut out, &mut progress)
@@ -185,7 +189,7 @@ impl Transmit {
         }
         if let Some(file) = &self.progress {
             let end = header.to.length.to_bytes();
-            write_progress(file, &at(header, chunks, chunks, end));
+            tell(file, &at(header, chunks, chunks, end));
         }
         Ok(())
     }

@@ -24,7 +24,9 @@ use crate::format::{get_u32, get_u64, put_u32, put_u64};
 const MAGIC: &[u8; 8] = b"ddsnapTX";
 /// The version of the stream.
 pub const VERSION: u32 = 1;
-/// Length of the preface: magic, version, reserved, chunks that are to come.
+/// The flag of a stream that goes on where an earlier one came to.
+const RESUMED: u32 = 1;
+/// Length of the preface: magic, version, flags, chunks that are to come.
 pub const PREFACE_BYTES: usize = 24;
 /// The longest line of the listener.
 pub const MAX_LINE: usize = 2000;
@@ -40,6 +42,12 @@ pub enum StreamError {
     /// It is one of another version.
     #[error("the sender speaks version {0} of the stream, this ddsnap version {VERSION}")]
     Version(u32),
+    /// It has what this program does not know.
+    #[error("the sender is of a newer ddsnap: update this side")]
+    Flags,
+    /// It is not wanted.
+    #[error("{0}")]
+    Unwanted(String),
     /// It is not in order, or was cut.
     #[error("the delta cannot be used")]
     File(#[from] FileError),
@@ -80,21 +88,42 @@ pub struct Progress {
     pub at: u64,
 }
 
-/// The preface of a stream of `total` chunks.
-#[must_use]
-pub fn preface(total: u64) -> [u8; PREFACE_BYTES] {
-    let mut bytes = [0; PREFACE_BYTES];
-    bytes[..8].copy_from_slice(MAGIC);
-    put_u32(&mut bytes, 8, VERSION);
-    put_u64(&mut bytes, 16, total);
-    bytes
+/// What a stream begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preface {
+    /// Chunks that are to come.
+    pub total: u64,
+    /// What lies before them was sent earlier.
+    pub resumed: bool,
 }
 
-/// Reads a preface; gives the chunks that are to come.
+impl Preface {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(self) -> [u8; PREFACE_BYTES] {
+        let mut bytes = [0; PREFACE_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        put_u32(&mut bytes, 8, VERSION);
+        put_u32(&mut bytes, 12, if self.resumed { RESUMED } else { 0 });
+        put_u64(&mut bytes, 16, self.total);
+        bytes
+    }
+}
+
+/// What a stream is about, before anything is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Of the delta.
+    pub header: Header,
+    /// How much of it comes.
+    pub preface: Preface,
+}
+
+/// Reads a preface.
 ///
 /// # Errors
 /// It is none, or of another version.
-pub fn read_preface(from: &mut impl Read) -> Result<u64, StreamError> {
+pub fn read_preface(from: &mut impl Read) -> Result<Preface, StreamError> {
     let mut bytes = [0; PREFACE_BYTES];
     match from.read_exact(&mut bytes) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -106,7 +135,11 @@ pub fn read_preface(from: &mut impl Read) -> Result<u64, StreamError> {
         return Err(StreamError::Foreign);
     }
     match get_u32(&bytes, 8) {
-        VERSION => Ok(get_u64(&bytes, 16)),
+        VERSION if get_u32(&bytes, 12) & !RESUMED == 0 => Ok(Preface {
+            total: get_u64(&bytes, 16),
+            resumed: get_u32(&bytes, 12) == RESUMED,
+        }),
+        VERSION => Err(StreamError::Flags),
         version => Err(StreamError::Version(version)),
     }
 }
@@ -153,18 +186,19 @@ pub fn hear(from: &mut impl BufRead, word: &str) -> Result<String, StreamError> 
 pub fn receive(
     mut from: impl Read,
     stem: &Path,
-    ready: &mut dyn FnMut() -> io::Result<()>,
+    ready: &mut dyn FnMut(&Opening) -> Result<(), StreamError>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress, StreamError> {
-    let total = read_preface(&mut from)?;
+    let preface = read_preface(&mut from)?;
+    let total = preface.total;
     let mut reader = DeltaReader::new(from)?;
     let header = *reader.header();
     let chunk = header.chunk;
     let base = header.from.map(|side| Volume::snapshot(stem, side, chunk));
     let base = base.transpose()?;
     let target = Volume::target(stem, header.to.length, chunk)?;
+    ready(&Opening { header, preface })?;
     target.set_length()?;
-    ready()?;
     let (mut old, mut new) = (Vec::new(), Vec::new());
     let mut now = Progress {
         header,
@@ -247,7 +281,11 @@ mod tests {
             from: Some(side(0)),
             to: side(2),
         };
-        let mut bytes = preface(3).to_vec();
+        let preface = Preface {
+            total: 3,
+            resumed: false,
+        };
+        let mut bytes = preface.encode().to_vec();
         let mut delta = DeltaWriter::new(&mut bytes, &header).unwrap();
         let mut encoder = Encoder::new(Mode::Raw, 0);
         for (first, chunks) in [(2, 2), (7, 1)] {
@@ -264,7 +302,7 @@ mod tests {
     }
 
     fn take(dir: &Path, bytes: &[u8]) -> Result<Progress, StreamError> {
-        receive(bytes, &dir.join("v"), &mut || Ok(()), &mut |_| ())
+        receive(bytes, &dir.join("v"), &mut |_| Ok(()), &mut |_| ())
     }
 
     #[test]
@@ -307,6 +345,39 @@ mod tests {
             fs::read(dir.path().join("v")).unwrap(),
             vec![3; CHUNKS * 512]
         );
+    }
+
+    /// A delta of another snapshot was written over a part of this one.
+    #[test]
+    fn what_is_not_wanted_is_not_written() {
+        let (dir, mut bytes, _) = stream();
+        bytes[12] = 1;
+        let old = fs::read(dir.path().join("v")).unwrap();
+        let mut asked = None;
+        let mut ready = |opening: &Opening| {
+            asked = Some(*opening);
+            Err(StreamError::Unwanted("not now".into()))
+        };
+        let refused = receive(&bytes[..], &dir.path().join("v"), &mut ready, &mut |_| ());
+        assert_eq!(refused.unwrap_err().to_string(), "not now");
+        assert_eq!(fs::read(dir.path().join("v")).unwrap(), old);
+        let asked = asked.unwrap();
+        assert!(asked.preface.resumed && asked.header.to.tag == SnapTag(2));
+        // A newer sender's flag may mean anything.
+        bytes[12] = 2;
+        assert!(matches!(take(dir.path(), &bytes), Err(StreamError::Flags)));
+    }
+
+    /// The bytes of FORMAT.md.
+    #[test]
+    fn the_preface_is_as_documented() {
+        let preface = Preface {
+            total: 0x0102,
+            resumed: true,
+        };
+        let golden = b"ddsnapTX\x01\0\0\0\x01\0\0\0\x02\x01\0\0\0\0\0\0";
+        assert_eq!(&preface.encode(), golden);
+        assert_eq!(read_preface(&mut &golden[..]).unwrap(), preface);
     }
 
     #[test]

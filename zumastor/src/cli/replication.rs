@@ -167,11 +167,19 @@ pub fn receive_command() -> Command {
         "receive",
         "Take a replication stream from standard input; what the upstream runs by ssh",
     )
+    .long_about(
+        "Take a replication stream from standard input, which is what the upstream runs by ssh.\n\nWith `start` and \
+         `done`, for scripts that send with `ddsnap transmit`: `receive start VOL` listens on the port of `define source \
+         VOL HOST:PORT`, or 4321, on the loopback address or that in /etc/zumastor/listen_address, and prints `PORT HOLD [SEND ADDR]`: the number of the snapshot to send from, -1 if all is \
+         to be sent, and what has arrived in part, up to which byte. `receive done VOL` makes what has arrived the newest \
+         snapshot. Both exit with 2 if it is not the time for it, and `done` with 3 if not all has arrived.",
+    )
     .arg(
         Arg::new("volume")
-            .value_name("VOL")
+            .value_names(["start|done", "VOL"])
+            .num_args(1..=2)
             .required_unless_present("only")
-            .help("Name of the volume"),
+            .help("Name of the volume, perhaps with what a script does"),
     )
     .arg(
         Arg::new("only")
@@ -276,6 +284,21 @@ pub fn replicate(matches: &ArgMatches, context: &mut Context) -> u8 {
 /// Runs `receive`.
 pub fn receive(matches: &ArgMatches, context: &mut Context) -> u8 {
     let only = string(matches, "only");
+    let words: Vec<&String> = matches.get_many("volume").into_iter().flatten().collect();
+    if let ([word, volume], None) = (&words[..], &only) {
+        let done = match word.as_str() {
+            "start" => false,
+            "done" => true,
+            _ => {
+                ddsnap::stdio::complain(format_args!(
+                    "zumastor: 'receive {word}' is not known: it is `receive VOL`, `receive start VOL` or `receive done VOL`"
+                ));
+                return super::USAGE_ERROR;
+            }
+        };
+        let volume = (*volume).clone();
+        return context.request(&Request::ReceiveByHand { volume, done });
+    }
     pump(
         &Open::Receive {
             volume: only.unwrap_or_else(|| volume_of(matches)),

@@ -63,12 +63,47 @@ pub struct Source {
     /// What has arrived of the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incoming: Option<Incoming>,
+    /// What scripts are sending by `receive start`, of which the origin has a part or all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<ByHand>,
+    /// The hold came by `receive done`, and has the upstream's number.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold_by_hand: bool,
     /// When both sides were last proven equal, in seconds since 1970-01-01 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<i64>,
     /// Rotations that get the next complete snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
+    /// How the volume was sent there while it was master, for when it is again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_back: Option<WayBack>,
+}
+
+/// A snapshot that scripts send, by the upstream's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByHand {
+    /// The snapshot that it is made from, and that the origin had; absent: all of it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<u32>,
+    /// The snapshot.
+    pub tag: u32,
+}
+
+/// What a [`Target`] says of how it is sent to, and a [`Source`] does not need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WayBack {
+    /// Most bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratelimit: Option<u64>,
+    /// What becomes of the hold when the store is full.
+    #[serde(default, skip_serializing_if = "HoldPolicy::is_default")]
+    pub on_full: HoldPolicy,
+    /// Send as it is, without zstd.
+    #[serde(default)]
+    pub uncompressed: bool,
 }
 
 impl Source {
@@ -88,8 +123,11 @@ impl Source {
             old_hold: None,
             origin: None,
             incoming: None,
+            by_hand: None,
+            hold_by_hand: false,
             proven: None,
             pending: Vec::new(),
+            way_back: None,
         }
     }
 }

@@ -113,8 +113,19 @@ impl Daemon {
             if early || handle.taking.swap(true, Ordering::SeqCst) {
                 continue;
             }
+            // Let go also if there is no thread, or if it panics.
+            let taking = Taking(handle.clone());
             let this = self.clone();
-            thread::spawn(move || this.take_due(&name, &handle));
+            let thread = thread::Builder::new().name("due".into());
+            let take = move || {
+                this.take_due(&name, &taking.0);
+                drop(taking);
+                this.wake_clock();
+            };
+            if let Err(error) = thread.spawn(take) {
+                complain(format_args!("no thread to take what is due: {error}"));
+                *lock(&handle.retry_at) = Some(Instant::now() + RETRY_AFTER);
+            }
         }
         next
     }
@@ -131,8 +142,15 @@ impl Daemon {
                 Some(Instant::now() + RETRY_AFTER)
             }
         };
-        handle.taking.store(false, Ordering::SeqCst);
-        self.wake_clock();
+    }
+}
+
+/// What is due on a volume is being taken, and not by two at a time.
+struct Taking(Arc<Handle>);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.0.taking.store(false, Ordering::SeqCst);
     }
 }
 

@@ -74,11 +74,17 @@ impl Daemon {
                 continue;
             };
             let this = self.clone();
-            thread::spawn(move || {
-                if let Err(error) = this.answer(&stream, permit) {
-                    complain(format_args!("control connection: {error:#}"));
-                }
-            });
+            let spawned = thread::Builder::new()
+                .name("request".into())
+                .spawn(move || {
+                    if let Err(error) = this.answer(&stream, permit) {
+                        complain(format_args!("control connection: {error:#}"));
+                    }
+                });
+            if let Err(error) = spawned {
+                // The connection is closed with what would have answered it.
+                complain(format_args!("no thread for a request: {error}"));
+            }
         }
     }
 
@@ -114,7 +120,8 @@ impl Daemon {
         }
         let (sender, receiver) = mpsc::channel();
         let this = self.clone();
-        thread::spawn(move || {
+        let operation = thread::Builder::new().name("operation".into());
+        let spawned = operation.spawn(move || {
             let _permit = permit;
             // Nobody may listen any more: an operation goes on all the same.
             let result = this.execute(&request, &mut |event| sender.send(event).is_ok());
@@ -126,6 +133,14 @@ impl Daemon {
                 error: result.err().map(|e| format!("{e:#}")),
             });
         });
+        if let Err(error) = spawned {
+            let error = format!("nothing was done, as there is no thread for it: {error}");
+            if detached {
+                bail!(error);
+            }
+            let (error, code) = (Some(error), refusal::FAILED);
+            return control::send(stream, Event::Done { error, code });
+        }
         if detached {
             return Ok(());
         }
@@ -218,6 +233,10 @@ impl Daemon {
                 target,
                 repair,
             } => self.verify(volume, target.as_deref(), *repair, on_event),
+            Request::ReceiveByHand { volume, done } => match done {
+                false => self.receive_start(volume, on_event),
+                true => self.receive_done(volume, on_event),
+            },
             Request::DefineMaster { volume, flags } => {
                 self.with(volume, |v| v.define_master(*flags, &mut noting(on_event)))
             }

@@ -102,12 +102,18 @@ impl Daemon {
                 continue;
             };
             let this = self.clone();
-            thread::spawn(move || {
-                let _place = place;
-                if let Err(error) = this.take_stream(stream) {
-                    complain(format_args!("replication stream: {error:#}"));
-                }
-            });
+            let spawned = thread::Builder::new()
+                .name("opening".into())
+                .spawn(move || {
+                    let _place = place;
+                    if let Err(error) = this.take_stream(stream) {
+                        complain(format_args!("replication stream: {error:#}"));
+                    }
+                });
+            if let Err(error) = spawned {
+                // The connection is closed with what would have taken it.
+                complain(format_args!("no thread for a replication stream: {error}"));
+            }
         }
     }
 

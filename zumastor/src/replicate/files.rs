@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use ddsnap::delta::listen::{Told, progress_line, read_progress};
+use ddsnap::delta::stream;
 use uuid::Uuid;
 
 use super::again::Again;
@@ -13,6 +15,9 @@ use crate::config::{self, Incoming};
 use crate::layout::Layout;
 use crate::replication::progress::Progress;
 use crate::replication::sums::Sums;
+
+/// The name of the file with the position of what scripts send.
+pub const BY_HAND: &str = "apply";
 
 /// The files of one volume.
 #[derive(Clone, Debug)]
@@ -37,6 +42,24 @@ impl Files {
         // What is damaged or of another version is made anew.
         let bytes = self.read(name)?;
         Ok(bytes.and_then(|bytes| Progress::decode(&bytes).ok()))
+    }
+
+    /// What a copy by scripts has come to; none if nothing usable is noted.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn told(&self) -> Result<Option<Told>> {
+        let bytes = self.read(BY_HAND)?;
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        Ok(text.and_then(|text| read_progress(&text)))
+    }
+
+    /// Notes what a copy by scripts has come to, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn tell(&self, now: &stream::Progress) -> Result<()> {
+        self.write(BY_HAND, progress_line(now).as_bytes())
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {

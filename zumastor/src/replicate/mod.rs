@@ -9,6 +9,7 @@
 //! - [`files`]: sums and positions, beside the document.
 
 pub mod again;
+pub mod by_hand;
 pub mod cycle;
 pub mod device;
 pub mod downstream;

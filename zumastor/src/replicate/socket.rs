@@ -22,6 +22,9 @@ use crate::replication::frame::FrameReader;
 use crate::replication::link::Timing;
 use crate::replication::message::{Hello, Message};
 
+/// Longest line that a connection may begin with, in bytes.
+const OPENING_MAX_BYTES: u64 = 4096;
+
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -67,7 +70,8 @@ pub fn accept(stream: &UnixStream) -> Result<Open> {
 
 fn accept_within(stream: &UnixStream, deadline: Duration) -> Result<Open> {
     stream.set_write_timeout(Some(deadline))?;
-    let reader = Within::new(stream, deadline);
+    // Two names at most: what is longer is no opening, and would be kept for each connection.
+    let reader = Within::new(stream, deadline).take(OPENING_MAX_BYTES);
     let open = control::receive(&mut BufReader::with_capacity(1, reader))?;
     open.context("nobody said what the connection is for")
 }
@@ -169,6 +173,17 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(10));
         drop(ours);
         drip.join().expect("it ends");
+    }
+
+    /// Any member of the group could have the daemon keep 16 MiB for each of its connections.
+    #[test]
+    fn an_opening_has_room_for_names_and_no_more() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let filler = thread::spawn(move || (&theirs).write_all(&vec![b' '; 1 << 20]));
+        let refused = accept_within(&ours, Duration::from_secs(60)).expect_err("too long");
+        assert!(format!("{refused:#}").contains("cut off after 4096 bytes"));
+        drop(ours);
+        filler.join().expect("it ends").expect_err("not all read");
     }
 
     /// A greeting that was looked at was missing from the stream, or took more with it.

@@ -24,8 +24,12 @@ use super::wire::WireError;
 const MOST_WAITING: usize = 1000;
 /// How often who waits looks whether he still should.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
+/// How often who watches over the line looks, at least.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes handed over at a time: a pipe takes all that it is given before it says so.
 const PIECE: usize = 16 << 10;
+/// How long who has cancelled waits for the other side: what it says makes no difference any more.
+const CANCELLED_PATIENCE: Duration = Duration::from_secs(10);
 /// What an extent takes beside its bytes, for whoever sends millions of short ones.
 const EXTENT_ROOM: usize = 256;
 /// No piece is being written.
@@ -171,12 +175,18 @@ struct Shared {
     /// Room that extents take which wait, and messages.
     waiting_bytes: AtomicUsize,
     waiting: AtomicUsize,
+    /// How long the other side may be silent or take nothing, in milliseconds.
+    deadline: AtomicU64,
     closing: Mutex<bool>,
     close: Condvar,
     cut: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
+    fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline.load(Ordering::Relaxed))
+    }
+
     /// Why the link was cut, if it was.
     fn why_cut(&self) -> Option<LinkError> {
         let silent = self.silent.load(Ordering::Relaxed);
@@ -197,7 +207,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Line {
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Result<Incoming, LinkError>>,
-    timing: Timing,
     threads: Vec<JoinHandle<()>>,
     /// When the last words have been waited for long enough.
     patience: Option<Instant>,
@@ -230,6 +239,7 @@ impl Line {
             stuck: AtomicU64::new(0),
             waiting_bytes: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            deadline: AtomicU64::new(timing.deadline.as_millis() as u64),
             closing: Mutex::new(false),
             close: Condvar::new(),
             cut: link.cut,
@@ -238,7 +248,6 @@ impl Line {
         let mut line = Line {
             shared: shared.clone(),
             inbox,
-            timing,
             threads: Vec::new(),
             patience: None,
         };
@@ -252,7 +261,7 @@ impl Line {
             .push(thread.spawn(move || keep_alive(&speaks, timing))?);
         let thread = thread::Builder::new().name("replication-watch".into());
         line.threads
-            .push(thread.spawn(move || keep_watch(&shared, timing))?);
+            .push(thread.spawn(move || keep_watch(&shared))?);
         Ok(line)
     }
 
@@ -312,9 +321,15 @@ impl Line {
         }
     }
 
+    /// From now on the other side has [`CANCELLED_PATIENCE`], if it had more.
+    pub fn hurry(&self) {
+        let patience = CANCELLED_PATIENCE.as_millis() as u64;
+        self.shared.deadline.fetch_min(patience, Ordering::Relaxed);
+    }
+
     /// What the other side says when the link is of no more use, until it has ended; for the deadline at most.
     pub fn last_words(&mut self) -> Option<Incoming> {
-        let deadline = self.timing.deadline;
+        let deadline = self.shared.deadline();
         let end = *self
             .patience
             .get_or_insert_with(|| Instant::now() + deadline);
@@ -333,10 +348,11 @@ impl Line {
     }
 
     /// Says that nothing more comes, and waits until the other side does, for the deadline at most: what
-    /// was said last must arrive.
+    /// was said last must arrive. What was waited for last words counts.
     pub fn close(self) {
         drop(lock(&self.shared.writer).take());
-        let end = Instant::now() + self.timing.deadline;
+        let deadline = self.shared.deadline();
+        let end = self.patience.unwrap_or_else(|| Instant::now() + deadline);
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             match self.inbox.recv_timeout(left) {
                 Ok(Ok(Incoming::Extent(bytes))) => self.dealt_with(room_of(bytes.len())),
@@ -412,12 +428,13 @@ fn listen(
     }
 }
 
-/// Waits for a part of `time`; whether the line is closing.
+/// Waits for a part of `time`, of [`LONGEST_PAUSE`] at most; whether the line is closing.
 fn pause(shared: &Shared, time: Duration) -> bool {
     let closing = lock(&shared.closing);
-    let waited = shared
-        .close
-        .wait_timeout_while(closing, time / 4, |closing| !*closing);
+    let waited =
+        shared
+            .close
+            .wait_timeout_while(closing, (time / 4).min(LONGEST_PAUSE), |closing| !*closing);
     *waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
@@ -439,15 +456,16 @@ fn keep_alive(shared: &Shared, timing: Timing) {
     }
 }
 
-fn keep_watch(shared: &Shared, timing: Timing) {
+fn keep_watch(shared: &Shared) {
     let times = &shared.times;
-    while !pause(shared, timing.deadline) {
+    while !pause(shared, shared.deadline()) {
+        let deadline = shared.deadline();
         for (last, why) in [
             (&times.heard, &shared.silent),
             (&times.writing, &shared.stuck),
         ] {
             let waited = times.since(last);
-            if waited > timing.deadline {
+            if waited > deadline {
                 why.store(waited.as_secs().max(1), Ordering::Relaxed);
                 (shared.cut)();
                 return;

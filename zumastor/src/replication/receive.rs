@@ -41,6 +41,9 @@ pub fn receive(
         wire: 0,
     };
     let outcome = end.run(Receiver::new(own));
+    if watch.cancelled() {
+        end.line.hurry();
+    }
     end.line.close();
     outcome
 }
@@ -122,6 +125,9 @@ impl End<'_> {
     /// Tells the other side, unless it is gone; then it may have said why.
     fn failed(&mut self, error: &anyhow::Error) -> Outcome {
         let text = sentence(error);
+        if self.watch.cancelled() {
+            self.line.hurry();
+        }
         if error.is::<LinkError>() {
             while let Some(came) = self.line.last_words() {
                 match came {

@@ -74,6 +74,9 @@ pub fn send(
         broken: None,
     };
     let outcome = end.run(Sender::new(own));
+    if watch.cancelled() {
+        end.line.hurry();
+    }
     end.line.close();
     outcome
 }
@@ -178,6 +181,9 @@ impl End<'_> {
     /// Tells the other side, unless it is gone; then it may have said why.
     fn failed(&mut self, error: &anyhow::Error) -> Outcome {
         let text = sentence(error);
+        if self.watch.cancelled() {
+            self.line.hurry();
+        }
         let told = self.line.say(&Message::Fail {
             sentence: text.clone(),
         });

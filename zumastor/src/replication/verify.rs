@@ -147,6 +147,9 @@ fn run(
     };
     let verdict = if sends { end.up() } else { end.down() };
     let verdict = verdict.unwrap_or_else(|stop| end.stopped(stop));
+    if watch.cancelled() {
+        end.line.hurry();
+    }
     end.line.close();
     verdict
 }
@@ -296,6 +299,9 @@ impl End<'_> {
             Stop::There(sentence) => Verdict::Failed(sentence),
             Stop::Here(error) => {
                 let text = sentence(&error);
+                if self.watch.cancelled() {
+                    self.line.hurry();
+                }
                 let told = self.line.say(&Message::Fail {
                     sentence: text.clone(),
                 });

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::replica::{WHY_KEPT, check_host, epoch, lineage_of, seconds};
 use super::{DefineSource, Note, Out, Volume};
-use crate::config::{MANUAL, Source, Superseded};
+use crate::config::{MANUAL, Source, Superseded, WayBack};
 use crate::human;
 use crate::machine::Mount;
 use crate::plan::Level;
@@ -120,6 +120,11 @@ impl Volume {
                 target.window = source.window;
                 target.hold = source.hold.or(target.hold);
                 target.sending = None;
+                if let Some(way) = source.way_back {
+                    target.ratelimit = way.ratelimit;
+                    target.on_full = way.on_full;
+                    target.uncompressed = way.uncompressed;
+                }
             }
             config.master.get_or_insert_default();
             config.lineage = lineage_of(
@@ -251,7 +256,13 @@ impl Volume {
         let origin = self.config.snapshots.find(kept).map(|s| s.uuid);
         self.change(|config| {
             // Who began the cycles before still does.
-            let old = config.targets.remove(&request.host).unwrap_or_default();
+            let target = config.targets.remove(&request.host);
+            let way_back = target.as_ref().map(|target| WayBack {
+                ratelimit: target.ratelimit,
+                on_full: target.on_full,
+                uncompressed: target.uncompressed,
+            });
+            let old = target.unwrap_or_default();
             config.master = None;
             config.lineage = lineage_of(config.lineage.uuid, to);
             config.source = Some(Source {
@@ -265,6 +276,7 @@ impl Volume {
                 hold: old.sending.or(old.hold),
                 old_hold: old.hold.filter(|_| old.sending.is_some()),
                 origin,
+                way_back,
                 ..Source::at(&request.host)
             });
             Ok(())

@@ -67,6 +67,15 @@ pub struct DefineTarget {
     pub on_full: HoldPolicy,
 }
 
+/// A snapshot that the origin has the content of, and that is none yet.
+pub(super) struct Arrived {
+    pub(super) uuid: Uuid,
+    /// When, on the other side, in seconds since 1970-01-01 UTC.
+    pub(super) taken: i64,
+    /// What it was made from.
+    pub(super) base: Option<Uuid>,
+}
+
 /// Which replication of a volume is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -522,6 +531,7 @@ impl Volume {
             if let Some(source) = &mut config.source {
                 source.origin = None;
                 source.incoming = None;
+                source.by_hand = None;
             }
             Ok(())
         })
@@ -536,6 +546,7 @@ impl Volume {
             if let Some(source) = &mut config.source {
                 source.origin = Some(snapshot);
                 source.incoming = None;
+                source.by_hand = None;
             }
             Ok(())
         })
@@ -557,6 +568,7 @@ impl Volume {
             if let Some(source) = &mut config.source {
                 source.origin = None;
                 source.incoming = Some(incoming);
+                source.by_hand = None;
             }
             Ok(())
         })
@@ -568,13 +580,26 @@ impl Volume {
     /// # Errors
     /// It cannot be made; what has arrived is still there.
     pub fn finish_incoming(&mut self, begin: &Begin, proven: Option<i64>) -> Result<u32> {
+        let arrived = Arrived {
+            uuid: begin.snapshot.id,
+            taken: seconds(begin.snapshot.taken),
+            base: begin.base,
+        };
+        self.finish(&arrived, proven)
+    }
+
+    /// As [`finish_incoming`](Self::finish_incoming), however it came.
+    ///
+    /// # Errors
+    /// It cannot be made; what has arrived is still there.
+    pub(super) fn finish(&mut self, arrived: &Arrived, proven: Option<i64>) -> Result<u32> {
         self.source()?;
-        let uuid = begin.snapshot.id;
+        let uuid = arrived.uuid;
         let stored = self.settle_snapshots()?;
         let known = self.number_of(uuid).ok();
         let made = match known {
             Some(_) => None,
-            None => Some(self.make_received(begin, &stored)?),
+            None => Some(self.make_received(arrived, &stored)?),
         };
         let id = known.or(made.as_ref().map(|made| made.id));
         let id = id.context("a snapshot without a number")?;
@@ -583,7 +608,7 @@ impl Volume {
             .as_ref()
             .map_or_else(Vec::new, |made| made.kinds.clone());
         self.hide_twin();
-        let old = begin.base.and_then(|base| self.snapref(base).ok());
+        let old = arrived.base.and_then(|base| self.snapref(base).ok());
         self.change(|config| {
             let snapshots = &mut config.snapshots;
             if let Some(made) = made {
@@ -594,6 +619,7 @@ impl Volume {
                 let before = old.or(source.hold);
                 source.old_hold = before.filter(|before| before.uuid != uuid);
                 source.hold = Some(Snapref { uuid, id });
+                source.hold_by_hand = source.by_hand.take().is_some();
                 source.origin = Some(uuid);
                 source.incoming = None;
                 source.proven = proven.or(source.proven);
@@ -612,14 +638,13 @@ impl Volume {
         Ok(id)
     }
 
-    fn make_received(&mut self, begin: &Begin, stored: &[Stored]) -> Result<Snapshot> {
+    fn make_received(&mut self, arrived: &Arrived, stored: &[Stored]) -> Result<Snapshot> {
         let mut kinds = vec![REPLICA.to_owned()];
         kinds.extend(self.source()?.pending.iter().cloned());
         let mut snapshot = self.begin_snapshot(&kinds, stored)?;
-        let taken = seconds(begin.snapshot.taken);
-        snapshot.uuid = begin.snapshot.id;
-        snapshot.created = taken;
-        let time = names::local_time_of(taken);
+        snapshot.uuid = arrived.uuid;
+        snapshot.created = arrived.taken;
+        let time = names::local_time_of(arrived.taken);
         snapshot.time = self.config.snapshots.unique_time(&time);
         snapshot.twin = Some(snapshot.id + 1);
         self.change(|config| {

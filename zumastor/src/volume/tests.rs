@@ -134,6 +134,7 @@ impl Bench {
     }
 }
 
+mod by_hand;
 mod definition;
 mod failover;
 mod holds;

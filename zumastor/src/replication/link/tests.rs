@@ -181,3 +181,19 @@ fn short_extents_do_not_fill_the_memory() {
         }
     }
 }
+
+/// Who cancelled a cycle with a machine that had gone waited a minute for its last words.
+#[test]
+fn nobody_waits_long_for_what_makes_no_difference() {
+    let timing = Timing {
+        alive: LIMIT,
+        deadline: LIMIT * 20,
+    };
+    let begin = Instant::now();
+    let mut line = Line::open(link(Vec::new(), Duration::ZERO, true), timing, 0).expect("open");
+    line.hear(&|| true).expect_err("it was cancelled");
+    line.hurry();
+    assert!(line.last_words().is_none());
+    line.close();
+    assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+}

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::replica::{EPOCH, arrive, begin, incoming, source, target};
 use super::*;
+use crate::config::{HoldPolicy, Target};
 use crate::machine::Mount;
 use crate::replication::standing::{Epoch, Role};
 
@@ -63,6 +64,27 @@ fn what_both_had_is_kept_for_the_way_back() {
     volume.snapshot_to_send("alpha").expect("taken");
     assert!(bench.stored().contains(&0), "{:?}", bench.stored());
     volume.forget_snapshot(0, &mut |_| ()).expect_err("held");
+}
+
+/// A line of 1 MB/s was filled by a master that had been a replica for a while: its rate limit was forgotten.
+#[test]
+fn how_it_was_sent_survives_being_a_replica() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    arrive(&mut volume, &begin(1, None));
+    volume.become_master(77, &mut |_| ()).expect("master");
+    let limits = |target: &Target| (target.ratelimit, target.on_full, target.uncompressed);
+    let set = (Some(1_000_000), HoldPolicy::Protect, true);
+    let changed = volume.change(|config| {
+        let target = config.targets.get_mut("alpha").expect("a target");
+        (target.ratelimit, target.on_full, target.uncompressed) = set;
+        Ok(())
+    });
+    changed.expect("set");
+    let back = volume.fail_back(&source(false), LATER, &mut |_| ());
+    back.expect("a replica");
+    volume.become_master(78, &mut |_| ()).expect("master again");
+    assert_eq!(limits(volume.target("alpha").expect("a target")), set);
 }
 
 /// A master mounts its snapshots, and a journal that is replayed by that changed what increments start from.

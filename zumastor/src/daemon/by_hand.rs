@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `receive start` and `receive done`, for scripts that send with `ddsnap transmit`.
+
+use std::fs;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::Daemon;
+use super::requests::noting;
+use crate::control::Event;
+use crate::jobs::Ending;
+use crate::note::Note;
+use crate::refusal::{Refusal, WRONG_STATE};
+use crate::replicate::by_hand::{Listener, NAME};
+use crate::replicate::files::{BY_HAND, Files};
+
+/// The port if neither `define source` nor /etc/zumastor/defaultport has one: that of `ddsnap transmit`.
+const DEFAULT_PORT: u16 = 4321;
+/// Where to listen if /etc/zumastor/listen_address does not say.
+const LOOPBACK: &str = "127.0.0.1";
+
+impl Daemon {
+    /// Listens for `ddsnap transmit`, and says where and what is wanted: `PORT HOLD [SEND ADDR]`.
+    pub(super) fn receive_start(
+        self: &Arc<Self>,
+        volume: &str,
+        on_event: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<()> {
+        let files = Files::of(&self.layout, volume);
+        // One that was left over, as of a script that was killed.
+        self.end_listener(volume)?;
+        let (mut port, mut wanted) = (None, None);
+        self.with(volume, |v| {
+            wanted = Some(v.wanted_by_hand(files.told()?)?);
+            port = v.source()?.port;
+            Ok(())
+        })?;
+        let wanted = wanted.context("nothing was found out")?;
+        let port = match port {
+            Some(port) => port,
+            None => self
+                .setting("defaultport")
+                .map_or(Ok(DEFAULT_PORT), |text| {
+                    let bad =
+                        || format!("/etc/zumastor/defaultport has '{text}', which is no port");
+                    text.parse().with_context(bad)
+                })?,
+        };
+        let address = self.setting("listen_address");
+        let address = address.unwrap_or_else(|| LOOPBACK.to_owned());
+        let listener = TcpListener::bind((address.as_str(), port))
+            .with_context(|| format!("cannot listen on {address} port {port}"))?;
+        let job = Box::new(Listener {
+            volumes: self.clone(),
+            files,
+            volume: volume.to_owned(),
+            listener,
+        });
+        let started = self.jobs.start(volume, job);
+        started.map_err(|error| {
+            let (code, text) = (WRONG_STATE, format!("{error:#}"));
+            Refusal { code, text }
+        })?;
+        on_event(Event::Note(Note::Warning(format!(
+            "whoever reaches {address} port {port} can write /dev/mapper/{volume} until `zumastor receive done {volume}` or \
+             `zumastor cancel {volume} {NAME}`: nobody is asked who he is, and nothing is encrypted"
+        ))));
+        on_event(Event::Note(Note::Line(format!("{port} {wanted}"))));
+        Ok(())
+    }
+
+    /// Makes what has arrived the replica's newest snapshot.
+    pub(super) fn receive_done(
+        self: &Arc<Self>,
+        volume: &str,
+        on_event: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<()> {
+        let files = Files::of(&self.layout, volume);
+        // What has not arrived may still.
+        self.with(volume, |v| {
+            v.check_arrived_by_hand(files.told()?).map(|_| ())
+        })?;
+        self.end_listener(volume)?;
+        self.with(volume, |v| {
+            let id = v.finish_by_hand(files.told()?)?;
+            files.drop(BY_HAND)?;
+            let out = &mut noting(on_event);
+            out(Note::Line(format!(
+                "snapshot {id} has arrived on volume '{volume}'"
+            )));
+            Ok(())
+        })
+    }
+
+    /// What a file in /etc/zumastor says, if it is there.
+    fn setting(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.layout.at("/etc/zumastor").join(name)).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    fn end_listener(&self, volume: &str) -> Result<()> {
+        self.handle(volume)?;
+        if self
+            .jobs
+            .end(volume, Some(NAME), Ending::Cancelled)
+            .is_empty()
+        {
+            return Ok(());
+        }
+        // It runs alone.
+        self.end_jobs(volume, Ending::Cancelled)
+    }
+}
