@@ -9,6 +9,7 @@
 #   replica.sh slow RATE                 what this machine sends is so slow from now on
 #   replica.sh sum data|copy             checksum of the newest snapshot that both have, a line for each MiB
 #   replica.sh kill ROUND                kills a process of replication or of the volume, another one each round
+#   replica.sh killed LEAST              says how many of each kind were killed; fails if fewer than LEAST of one
 set -eu
 
 last() { ddsnap status --last "/var/run/zumastor/servers/$1"; }
@@ -54,9 +55,20 @@ sum)
 	sums "/dev/mapper/$2($number)"
 	;;
 kill)
-	patterns=('^zumastor daemon|^/usr/bin/zumastor daemon' 'ddsnap server' 'zumastor (receive|send)' '^ssh |sshd: root@notty')
+	# What pumps the stream is the other machine's ssh here, and zumastor where it comes in.
+	kinds=(daemon server pump agent)
+	patterns=('^(/usr/s?bin/)?zumastor daemon' 'ddsnap server' '^ssh |zumastor (receive|send)|sshd: root@notty' 'ddsnap agent')
+	at=$(($2 % 4))
 	# There may be none of it just now.
-	pkill -KILL -f "${patterns[$(($2 % 4))]}" || true
+	if pkill -KILL -f "${patterns[at]}"; then
+		echo "${kinds[at]}" >>/root/killed
+	fi
+	;;
+killed)
+	sort /root/killed | uniq -c
+	for kind in daemon server pump agent; do
+		[ "$(grep -c "^$kind$" /root/killed)" -ge "$2" ]
+	done
 	;;
 *)
 	echo "$0: what is $1?" >&2

@@ -289,7 +289,11 @@ fn run(argv: &[OsString], context: &mut Context) -> u8 {
     }
     let verb = args.first().and_then(|v| v.to_str()).unwrap_or_default();
     if let Err(refusal) = preconditions(verb, context) {
-        context.say(&refusal);
+        // The standard output of these is the other machine's.
+        match verb {
+            "send" | "receive" => complain(format_args!("zumastor: {refusal}")),
+            _ => context.say(&refusal),
+        }
         return FAILED;
     }
     parse_and_dispatch(argv, context)

@@ -100,6 +100,11 @@ impl Handle {
     }
 }
 
+/// What the job of a replication's cycles is called: of the one to a target, or from the source.
+fn cycle_name(target: Option<&str>) -> String {
+    target.map_or("receive".to_owned(), |host| format!("replicate {host}"))
+}
+
 /// A lock whose holder panicked is still good: views are replaced whole, and a volume observes the
 /// machine before each operation.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,7 +148,14 @@ impl Daemon {
 
     /// Has all jobs of a volume end.
     fn end_jobs(&self, volume: &str, why: Ending) -> Result<()> {
-        self.jobs.end_and_wait(volume, why, JOB_PATIENCE)
+        self.jobs.end_and_wait(volume, None, why, JOB_PATIENCE)
+    }
+
+    /// Ends the cycle of a replication, if one runs, and waits for it: what it does to the volume ends with it.
+    fn end_cycle(&self, volume: &str, target: Option<&str>, why: Ending) -> Result<()> {
+        let name = cycle_name(target);
+        let jobs = &self.jobs;
+        jobs.end_and_wait(volume, Some(&name), why, JOB_PATIENCE)
     }
 
     /// The handle of a defined volume.

@@ -76,7 +76,7 @@ pub enum Ending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", match .0 {
     Ending::Cancelled => "cancelled",
-    Ending::Interrupted => "interrupted; it goes on when volume and daemon are up again",
+    Ending::Interrupted => "interrupted before its end; what it has done is kept",
     Ending::Window => "interrupted at the end of its window; it goes on in the next one",
 })]
 pub struct Ended(pub Ending);
@@ -490,6 +490,16 @@ impl Jobs {
         running.wait(on_note)
     }
 
+    /// The job called `name` of `volume`, if it runs.
+    #[must_use]
+    pub fn find(&self, volume: &str, name: &str) -> Option<Arc<Running>> {
+        let state = self.lock();
+        let mut running = state.running.iter();
+        running
+            .find(|r| r.volume == volume && r.name == name)
+            .cloned()
+    }
+
     /// Asks the job called `name` of `volume` to end for good; does not wait.
     ///
     /// # Errors
@@ -519,15 +529,22 @@ impl Jobs {
         meant.iter().map(|r| r.name.clone()).collect()
     }
 
-    /// Asks all jobs of `volume` to end and waits until they have, for a limited time.
+    /// Asks the job called `name` of `volume`, or all of them, to end, and waits until they have, for a limited time.
     ///
     /// # Errors
     /// One does not end.
-    pub fn end_and_wait(&self, volume: &str, why: Ending, limit: Duration) -> Result<()> {
-        self.end(volume, None, why);
+    pub fn end_and_wait(
+        &self,
+        volume: &str,
+        name: Option<&str>,
+        why: Ending,
+        limit: Duration,
+    ) -> Result<()> {
+        self.end(volume, name, why);
         let until = Instant::now() + limit;
         let mut state = self.lock();
-        while let Some(job) = state.running.iter().find(|r| r.volume == volume) {
+        let meant = |r: &&Arc<Running>| r.volume == volume && name.is_none_or(|n| r.name == n);
+        while let Some(job) = state.running.iter().find(meant) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 bail!(

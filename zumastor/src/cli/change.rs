@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 
-use super::define_volume::parse_size;
+use super::define_volume::{parse_size, size_bytes};
 use super::{
     Context, forget, snapshot_of, snapshot_operand, string, verb, volume_of, volume_operand,
 };
@@ -93,18 +93,6 @@ pub fn resize(matches: &ArgMatches, context: &mut Context) -> u8 {
         store: bytes("snapshot"),
         meta: bytes("metadata"),
     })
-}
-
-/// The bytes of what [`parse_size`] has accepted.
-fn size_bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        _ => 30,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Runs `revert`.

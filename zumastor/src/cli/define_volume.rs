@@ -111,9 +111,25 @@ pub fn parse_size(text: &str) -> Result<String, String> {
     let digits = text.trim_end_matches(['k', 'm', 'g', 'K', 'M', 'G']);
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     if plain && text.len() - digits.len() <= 1 {
-        return Ok(text.to_ascii_lowercase());
+        let text = text.to_ascii_lowercase();
+        return match size_bytes(&text) {
+            Some(_) => Ok(text),
+            None => Err("no device is that large".to_string()),
+        };
     }
     Err("a size is a number of bytes with an optional k, m or g".to_string())
+}
+
+/// The bytes of what [`parse_size`] has accepted.
+pub fn size_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        _ => 30,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Runs the verb.

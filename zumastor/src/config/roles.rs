@@ -200,9 +200,6 @@ pub struct Target {
     /// Send as it is, without zstd.
     #[serde(default)]
     pub uncompressed: bool,
-    /// Send the whole volume each time, for tests.
-    #[serde(default)]
-    pub full: bool,
     /// Cycles are not run: `stop target`.
     #[serde(default)]
     pub stopped: bool,

@@ -37,7 +37,6 @@ fn sample() -> VolumeConfig {
         window: Some("22:00-06:00".parse().expect("a window")),
         on_full: HoldPolicy::Protect,
         uncompressed: false,
-        full: false,
         stopped: false,
         hold: Some(Snapref {
             uuid: Uuid::from_u128(0xaa),

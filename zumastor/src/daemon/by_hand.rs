@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::Daemon;
 use super::requests::noting;
+use super::{Daemon, JOB_PATIENCE};
 use crate::control::Event;
 use crate::jobs::Ending;
 use crate::note::Note;
@@ -102,14 +102,8 @@ impl Daemon {
 
     fn end_listener(&self, volume: &str) -> Result<()> {
         self.handle(volume)?;
-        if self
-            .jobs
-            .end(volume, Some(NAME), Ending::Cancelled)
-            .is_empty()
-        {
-            return Ok(());
-        }
-        // It runs alone.
-        self.end_jobs(volume, Ending::Cancelled)
+        let why = Ending::Cancelled;
+        self.jobs
+            .end_and_wait(volume, Some(NAME), why, JOB_PATIENCE)
     }
 }

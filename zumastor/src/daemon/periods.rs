@@ -10,7 +10,7 @@ use anyhow::Result;
 use ddsnap::stdio::complain;
 use jiff::Timestamp;
 
-use super::{Daemon, lock};
+use super::{Daemon, cycle_name, lock};
 use crate::config::Window;
 use crate::jobs::{Ending, JobState, Running};
 use crate::replicate::cycle::Way;
@@ -168,7 +168,8 @@ impl Daemon {
                 if !view.state.is_over() {
                     if !open && !cycle.late {
                         cycle.late = true;
-                        self.end_cycle(&key.0, key.1.as_deref(), Ending::Window);
+                        let name = cycle_name(key.1.as_deref());
+                        self.jobs.end(&key.0, Some(&name), Ending::Window);
                     }
                     continue;
                 }

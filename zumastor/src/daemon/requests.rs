@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use ddsnap::client::NewSizes;
 use ddsnap::stdio::complain;
 
-use super::{Daemon, Handle, lock};
+use super::{Daemon, Handle, cycle_name, lock};
 use crate::config::{self, VolumeConfig};
 use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role, Within};
 use crate::jobs::{Ended, Ending, Job, Jobs, Running};
@@ -107,9 +107,7 @@ impl Daemon {
         );
         if detached {
             // What can be said at once is said at once.
-            let known = request
-                .volume()
-                .map_or(Ok(()), |name| self.handle(name).map(|_| ()));
+            let known = self.check_known(&request);
             let error = known.err().map(|e| format!("{e:#}"));
             let refused = error.is_some();
             let code = u8::from(refused);
@@ -187,31 +185,59 @@ impl Daemon {
                 self.jobs.cancel(volume, job)
             }
             Request::DefineSource(define) => {
-                self.end_cycle(&define.volume, None, Ending::Interrupted);
+                self.end_cycle(&define.volume, None, Ending::Interrupted)?;
                 self.with(&define.volume, |v| {
                     v.define_source(define, &mut noting(on_event))
-                })
+                })?;
+                let (volume, host) = (&define.volume, &define.host);
+                say(
+                    on_event,
+                    format!("volume '{volume}' is a replica of what {host} has"),
+                );
+                Ok(())
             }
             Request::Failover { volume, dry_run } => self.failover(volume, *dry_run, on_event),
             Request::Failback { source, dry_run } => self.failback(source, *dry_run, on_event),
-            Request::DefineTarget(define) => self.with(&define.volume, |v| v.define_target(define)),
+            Request::DefineTarget(define) => {
+                self.with(&define.volume, |v| v.define_target(define))?;
+                let (volume, host) = (&define.volume, &define.host);
+                say(on_event, format!("volume '{volume}' has the target {host}"));
+                Ok(())
+            }
             Request::ForgetReplication { volume, target } => {
-                self.end_cycle(volume, target.as_deref(), Ending::Cancelled);
+                // What is refused interrupts nothing.
+                self.with(volume, |v| match target {
+                    Some(host) => v.target(host).map(|_| ()),
+                    None => v.check_forget_source(),
+                })?;
+                self.end_cycle(volume, target.as_deref(), Ending::Cancelled)?;
                 self.with(volume, |v| match target {
                     Some(host) => v.forget_target(host, &mut noting(on_event)),
                     None => v.forget_source(&mut noting(on_event)),
-                })
+                })?;
+                say(
+                    on_event,
+                    format!("{} of volume '{volume}' is forgotten", role_of(target)),
+                );
+                Ok(())
             }
             Request::SetReplication {
                 volume,
                 target,
                 stopped,
             } => {
-                if *stopped {
-                    self.end_cycle(volume, target.as_deref(), Ending::Interrupted);
-                }
                 let peer = target.clone().map_or(Peer::Source, Peer::Target);
-                self.with(volume, |v| v.set_stopped(&peer, *stopped))
+                // First, or the next cycle begins in between.
+                self.with(volume, |v| v.set_stopped(&peer, *stopped))?;
+                if *stopped {
+                    self.end_cycle(volume, target.as_deref(), Ending::Interrupted)?;
+                }
+                let now = if *stopped { "stopped" } else { "started" };
+                say(
+                    on_event,
+                    format!("{} of volume '{volume}' is {now}", role_of(target)),
+                );
+                Ok(())
             }
             Request::Replicate {
                 volume,
@@ -221,12 +247,13 @@ impl Daemon {
                 force_base,
                 ..
             } => {
-                let way = target.clone().map_or(Way::Pull, Way::Push);
+                let way = self.way(volume, target.as_deref())?;
                 let wishes = Wishes {
                     full: *full,
                     force_base: *force_base,
                 };
-                follow(&*self.begin(volume, way, wishes, *snapshot)?, on_event)
+                let running = self.begin_after(volume, way, wishes, *snapshot, on_event)?;
+                follow(&running, on_event)
             }
             Request::Verify {
                 volume,
@@ -444,6 +471,79 @@ impl Daemon {
         self.with(name, operation)
     }
 
+    /// Whether there is what a request names: all that can be said of it without waiting.
+    fn check_known(&self, request: &Request) -> Result<()> {
+        let Some(name) = request.volume() else {
+            return Ok(());
+        };
+        let Some(config) = self.handle(name)?.view().config else {
+            return Ok(());
+        };
+        match request {
+            Request::Replicate {
+                target: Some(host), ..
+            } if !config.targets.contains_key(host) => {
+                bail!("volume '{name}' has no target {host}")
+            }
+            Request::Replicate { target: None, .. } => self.way(name, None).map(|_| ()),
+            Request::Snapshot {
+                kind: Some(kind), ..
+            } if config.schedule.iter().all(|r| r.kind != *kind) => {
+                bail!("volume '{name}' has no schedule for '{kind}'")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Which way a cycle goes that somebody asks for: to the target, or from the source; without a name to the only target
+    /// of a master.
+    fn way(&self, volume: &str, target: Option<&str>) -> Result<Way> {
+        if let Some(host) = target {
+            return Ok(Way::Push(host.to_owned()));
+        }
+        let config = self.handle(volume)?.view().config;
+        let Some(config) = config.filter(|c| c.source.is_none() && !c.targets.is_empty()) else {
+            return Ok(Way::Pull);
+        };
+        let names: Vec<&str> = config.targets.keys().map(String::as_str).collect();
+        match names[..] {
+            [only] => Ok(Way::Push(only.to_owned())),
+            _ => bail!(
+                "volume '{volume}' has several targets ({}): name the one that is meant",
+                names.join(", ")
+            ),
+        }
+    }
+
+    /// Starts a cycle once that of the same replication has ended which is under way, as one that comes by itself: it may
+    /// have begun before what is to be sent was written.
+    pub(super) fn begin_after(
+        self: &Arc<Self>,
+        volume: &str,
+        way: Way,
+        wishes: Wishes,
+        snapshot: Option<u32>,
+        on_event: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<Arc<Running>> {
+        let name = match &way {
+            Way::Push(host) => cycle_name(Some(host)),
+            _ => cycle_name(None),
+        };
+        while let Some(other) = self.jobs.find(volume, &name) {
+            say(on_event, "waiting for the cycle that is under way".into());
+            // How it ends is told to who asked for it, and in the status.
+            let mut listens = true;
+            let ended = Jobs::wait(&other, &mut |_| {
+                listens = on_event(Event::Alive);
+                listens
+            });
+            if !listens {
+                ended?;
+            }
+        }
+        self.begin(volume, way, wishes, snapshot)
+    }
+
     fn define(&self, request: &DefineVolume, running: &Arc<Running>) -> Result<String> {
         let name = &request.volume;
         let handle = Handle::new(View::defining(request));
@@ -503,6 +603,18 @@ pub(super) fn noting(on_event: &mut dyn FnMut(Event) -> bool) -> impl FnMut(Note
     move |note| {
         on_event(Event::Note(note));
     }
+}
+
+/// Says what was done.
+fn say(on_event: &mut dyn FnMut(Event) -> bool, text: String) {
+    on_event(Event::Note(Note::Line(text)));
+}
+
+/// A replication as it is spoken of.
+fn role_of(target: &Option<String>) -> String {
+    target
+        .as_ref()
+        .map_or("the source".to_owned(), |host| format!("the target {host}"))
 }
 
 /// Waits for a job on behalf of a client, as long as there is one.

@@ -13,7 +13,7 @@ use ddsnap::stdio::complain;
 use nix::unistd::{Group, chown};
 
 use super::{Daemon, lock};
-use crate::jobs::{Ending, Running};
+use crate::jobs::Running;
 use crate::layout::Layout;
 use crate::replicate::cycle::{Cycle, Way};
 use crate::replicate::socket::{self, Open};
@@ -208,12 +208,6 @@ impl Daemon {
             found: found.clone(),
         });
         self.jobs.start(volume, job)
-    }
-
-    /// Ends the cycle of a replication, if one runs.
-    pub(super) fn end_cycle(&self, volume: &str, target: Option<&str>, why: Ending) {
-        let name = target.map_or("receive".to_owned(), |host| format!("replicate {host}"));
-        self.jobs.end(volume, Some(&name), why);
     }
 }
 

@@ -52,7 +52,7 @@ impl Daemon {
             force_base: true,
             ..Wishes::default()
         };
-        let cycle = self.begin(volume, way(), wishes, None)?;
+        let cycle = self.begin_after(volume, way(), wishes, None, on_event)?;
         to_the_end(&cycle, on_event)?;
         compare(false, on_event)?.0
     }

@@ -80,7 +80,7 @@ fn who_waits_hears_all_and_the_result_stays() {
         notes.contains(&Note::progress("copying", 3, 10)),
         "{notes:?}"
     );
-    jobs.end_and_wait("v", Ending::Cancelled, LIMIT)
+    jobs.end_and_wait("v", None, Ending::Cancelled, LIMIT)
         .expect("over");
     let [view] = &jobs.views("v")[..] else {
         panic!("one job");
@@ -117,7 +117,7 @@ fn a_cancelled_job_ends_and_says_so() {
     assert_eq!(error, "no job 'other' runs on volume 'v'");
     jobs.cancel("v", "revert").expect("asked");
     // A daemon that stops meanwhile must not bring it back.
-    jobs.end_and_wait("v", Ending::Interrupted, LIMIT)
+    jobs.end_and_wait("v", None, Ending::Interrupted, LIMIT)
         .expect("over");
     let error = Jobs::wait(&running, &mut |_| true).expect_err("ended");
     assert_eq!(error.to_string(), "cancelled");
@@ -147,7 +147,7 @@ fn a_job_that_does_not_end_is_named() {
     let jobs = Jobs::new();
     let (orders, _running) = start(&jobs, "v", "stubborn");
     let limit = Duration::from_millis(10);
-    let error = jobs.end_and_wait("v", Ending::Interrupted, limit);
+    let error = jobs.end_and_wait("v", None, Ending::Interrupted, limit);
     let text = error.expect_err("it waits for orders").to_string();
     assert!(text.starts_with("'stubborn' was asked to end"), "{text}");
     let left = jobs.close(limit);
@@ -181,7 +181,7 @@ fn jobs_are_bounded_and_one_of_a_name() {
     }
     drop(kept);
     let (_orders, job) = told("revert", true);
-    jobs.end_and_wait("v", Ending::Interrupted, LIMIT)
+    jobs.end_and_wait("v", None, Ending::Interrupted, LIMIT)
         .expect("all end");
     jobs.start("v", job).expect("alone now");
     assert!(refusal("v", "another", false).is_some());
@@ -195,7 +195,7 @@ fn a_panic_ends_its_job_alone() {
     orders.send(Box::new(order)).expect("it listens");
     let error = Jobs::wait(&running, &mut |_| true).expect_err("it failed");
     assert_eq!(error.to_string(), "an internal error; see the journal");
-    jobs.end_and_wait("v", Ending::Cancelled, LIMIT)
+    jobs.end_and_wait("v", None, Ending::Cancelled, LIMIT)
         .expect("over");
 }
 

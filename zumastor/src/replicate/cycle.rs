@@ -212,6 +212,8 @@ impl Cycle {
         mut standing: Standing,
         running: &Running,
     ) -> Result<(Outcome, String)> {
+        // Nobody can tell any more what the origin has, if the snapshot it is known by is gone.
+        standing.origin = standing.origin.filter(|id| standing.find(*id).is_some());
         standing.written = self.was_written(&standing)?;
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();

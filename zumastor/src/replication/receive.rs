@@ -15,7 +15,7 @@ use super::receiver::{Action, Event, Receiver};
 use super::send::{WINDOW_BYTES, sentence};
 use super::sender::Outcome;
 use super::sums::Sums;
-use super::volume::{Downstream, Watch};
+use super::volume::{Downstream, Watch, expected};
 
 /// Receives one cycle over `link`; `own` is the greeting.
 pub fn receive(
@@ -261,8 +261,12 @@ impl End<'_> {
                 _ => Err(error),
             },
             Ok(()) => {
-                let (done, wire) = (self.copy()?.done, self.wire);
-                self.watch.progress(done, None, wire);
+                let (upto, wire) = (self.upto, self.wire);
+                let copy = self.copy()?;
+                let (done, first) = (copy.done, copy.begin.position);
+                let end = copy.shape.length.to_chunks(copy.shape.chunk);
+                self.watch
+                    .progress(done, expected(done, first, upto, end), wire);
                 Ok(None)
             }
         }

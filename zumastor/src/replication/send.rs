@@ -16,7 +16,7 @@ use super::message::{Begin, Hello, Message};
 use super::progress::Progress;
 use super::sender::{Action, Event, IN_FLIGHT, Outcome, Sender};
 use super::sums::{Root, Sums};
-use super::volume::{Upstream, Watch};
+use super::volume::{Upstream, Watch, expected};
 
 /// Room of extents, as the receiver counts it, after which a batch ends; one more may come. With [`IN_FLIGHT`] of
 /// them waiting the receiver takes 27 MiB.
@@ -410,9 +410,11 @@ impl End<'_> {
         copy.position = position;
         copy.changes.push_back(change);
         copy.done += batch.data;
-        let done = copy.done;
+        let (done, first) = (copy.done, copy.begin.position);
+        let end = copy.shape.length.to_chunks(copy.shape.chunk);
         self.wire = self.line.say(&Message::Batch { position })?;
-        self.watch.progress(done, None, self.wire);
+        let total = expected(done, first, position, end);
+        self.watch.progress(done, total, self.wire);
         Ok((position, last))
     }
 

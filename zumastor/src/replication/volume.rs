@@ -154,10 +154,35 @@ pub trait Downstream {
     fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32>;
 }
 
+/// Bytes of changed data that a copy will have dealt with at its end, if what is to come is as dense as what lies between
+/// `first`, where it began, and `position`, up to which it is through: in chunks, of `end`. Unknown at the beginning.
+#[must_use]
+pub fn expected(done: u64, first: u64, position: u64, end: u64) -> Option<u64> {
+    let through = position.checked_sub(first).filter(|through| *through > 0)?;
+    let all = u128::from(done) * u128::from(end.saturating_sub(first)) / u128::from(through);
+    Some(u64::try_from(all).unwrap_or(u64::MAX).max(done))
+}
+
 /// Whoever looks on.
 pub trait Watch: Sync {
-    /// Bytes of changed data dealt with, of how many if that is known, and bytes on the wire.
+    /// Bytes of changed data dealt with, of how many as far as can be told ([`expected`]), and bytes on the wire.
     fn progress(&self, done: u64, total: Option<u64>, wire: u64);
     /// Whether it is to end.
     fn cancelled(&self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expected;
+
+    /// The time left was unknown from the beginning of a copy to its end.
+    #[test]
+    fn how_much_is_to_come_is_told_by_what_has_come() {
+        assert_eq!(expected(0, 0, 0, 1000), None);
+        assert_eq!(expected(500, 0, 100, 1000), Some(5000));
+        // Gone on with: what was sent before is not counted.
+        assert_eq!(expected(500, 800, 900, 1000), Some(1000));
+        assert_eq!(expected(500, 800, 1000, 1000), Some(500));
+        assert_eq!(expected(u64::MAX, 0, 1, u64::MAX), Some(u64::MAX));
+    }
 }

@@ -89,6 +89,11 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether this volume may be master in the epoch that it knows.
+    pub(super) fn is_own_epoch(&self) -> bool {
+        epoch(&self.config.lineage).owner == self.config.uuid
+    }
+
     /// Above every one that is known.
     fn next_epoch(&self) -> u64 {
         let lineage = &self.config.lineage;

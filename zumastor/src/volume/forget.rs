@@ -134,6 +134,9 @@ impl Volume {
         let source = config.source.as_ref()?;
         let held = [source.hold, source.old_hold];
         let is_it = held.iter().flatten().any(|hold| hold.id == id);
+        // What the origin has can be proven by that snapshot alone.
+        let found = config.snapshots.find(id);
+        let is_it = is_it || found.is_some_and(|s| Some(s.uuid) == source.origin);
         is_it.then(|| format!("from {}", source.host))
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What a full store does with the snapshots that targets need: the store knows it before anybody relies on it.
+//! What a full store does with the snapshots that replications need: the store knows it before anybody relies on it.
 //!
 //! The document says who holds what, and it comes first. What the store is told follows from it, and each
 //! settling of the two makes good what a crash left out: a snapshot that is held and not yet marked, or marked
@@ -22,9 +22,15 @@ impl Volume {
         self.config.targets.values().filter(holds)
     }
 
-    /// Whether a target needs a snapshot so much that writes to the origin fail rather.
+    /// Whether a snapshot is needed so much that writes to the origin fail rather: a target says so, or this is a
+    /// replica, of whose origin all writers are replications. What they would gain by giving it up is a copy of everything, and
+    /// nothing whole to be master of meanwhile.
     pub(super) fn is_held_fast(&self, id: u32) -> bool {
-        self.holders(id).any(|t| t.on_full == HoldPolicy::Protect)
+        let of_source = self.config.source.as_ref().is_some_and(|source| {
+            let held = [source.hold, source.old_hold];
+            held.iter().flatten().any(|held| held.id == id)
+        });
+        of_source || self.holders(id).any(|t| t.on_full == HoldPolicy::Protect)
     }
 
     /// Tells the store what to do with a listed snapshot when there is no room, if it knows it otherwise.
@@ -47,7 +53,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Sees to it that a snapshot that a target needs is not given up as others are.
+    /// Sees to it that a snapshot that a replication needs is not given up as others are.
     pub(super) fn hold_when_full(&self, id: u32) -> Result<()> {
         let server = self.layout.server_socket(&self.name);
         let stored = self.patiently(|| self.host.snapshots(&server))?;
@@ -56,7 +62,7 @@ impl Volume {
         self.keep_when_full(found)
     }
 
-    /// After the holds of targets have changed: what is not held any more is given up as others are, and
+    /// After holds have changed: what is not held any more is given up as others are, and
     /// bookmarks that no target needs are deleted. What fails is done with the next snapshot.
     pub(super) fn holds_moved(&mut self) {
         let stored = match self.settle_snapshots() {

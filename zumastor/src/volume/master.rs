@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Note, Out, Volume, describe};
-use crate::config::{MANUAL, Snapshot};
+use crate::config::{Lineage, MANUAL, Snapshot};
 use crate::machine::{SnapshotState, Stored};
 use crate::names;
 use crate::plan::Level;
@@ -51,7 +51,7 @@ impl Volume {
     pub fn define_master(&mut self, flags: MasterFlags, out: Out) -> Result<()> {
         if let Some(source) = &self.config.source {
             // Half a copy is no file system, and two masters of one epoch would not know of each other.
-            if source.hold.is_some() || source.incoming.is_some() {
+            if source.hold.is_some() || source.incoming.is_some() || source.by_hand.is_some() {
                 bail!(
                     "volume '{0}' is a replica of what {1} has: `zumastor failover {0}` makes it master, `zumastor \
                      forget source {0}` ends that it is one",
@@ -78,6 +78,11 @@ impl Volume {
         filesystem.export = flags.export && !flags.no_snapmount;
         filesystem.dotsnapshot = flags.dotsnapshot && !flags.no_snapmount;
         filesystem.samba = flags.samba && !flags.no_snapmount;
+        if self.config.master.is_none() && !self.is_own_epoch() {
+            // The upstream is master of what was received, and goes on: this is another volume from now on, or a third
+            // machine would take increments from both.
+            self.config.lineage = Lineage::first(self.config.uuid);
+        }
         self.config.master.get_or_insert_default();
         let source = self.config.source.take();
         if let Err(error) = self.save() {

@@ -26,15 +26,17 @@ impl Volume {
         let filesystem = &mut after.filesystem;
         filesystem.mountpoint = mountpoint.or(filesystem.mountpoint.take());
         filesystem.mountopts = mountopts.unwrap_or(filesystem.mountopts.take());
-        let was_mounted = self.level == Level::Mounted && self.observe()?.mounts.contains(&None);
+        // A replica shows its newest snapshot there.
+        let shown = self.twin();
+        let was_mounted = self.level == Level::Mounted && self.observe()?.mounts.contains(&shown);
         if was_mounted {
             // By the old settings: it fails while the mount is used, and nothing has been changed.
-            self.perform(Action::Unmount(None), out)?;
+            self.perform(Action::Unmount(shown), out)?;
         }
         self.config = after;
         let changed = self.save().and_then(|()| {
             if was_mounted {
-                self.perform(Action::Mount(None), out)?;
+                self.perform(Action::Mount(shown), out)?;
                 self.perform(Action::WriteLinks, out)?;
             }
             Ok(())

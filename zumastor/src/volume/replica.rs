@@ -177,18 +177,43 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether the role of a replica can be ended.
+    ///
+    /// # Errors
+    /// It has no source, or its origin has a part of a copy, which nobody would know any more: it would be mounted for
+    /// a file system.
+    pub fn check_forget_source(&self) -> Result<()> {
+        let source = self.source()?;
+        let copied = source.incoming.is_some() || source.by_hand.is_some();
+        if !copied && (source.origin.is_some() || source.hold.is_none()) {
+            return Ok(());
+        }
+        let name = &self.name;
+        bail!(
+            "/dev/mapper/{name} has a part of a copy and is no file system: `zumastor replicate {name}` completes it{}, \
+             `zumastor forget volume {name}` gives it up",
+            match source.hold {
+                Some(_) => format!(
+                    ", `zumastor failover {name}` goes back to the last whole one and makes it master"
+                ),
+                None => String::new(),
+            }
+        )
+    }
+
     /// Ends the role of a replica. Its snapshots stay, as snapshots.
     ///
     /// # Errors
-    /// It has no source.
+    /// As of [`check_forget_source`](Self::check_forget_source).
     pub fn forget_source(&mut self, out: Out) -> Result<()> {
-        self.source()?;
+        self.check_forget_source()?;
         self.down(Level::Devices.min(self.level), out)?;
         self.change(|config| {
             config.source = None;
             Ok(())
         })?;
         self.log("source forgotten");
+        self.holds_moved();
         Ok(())
     }
 
@@ -519,6 +544,7 @@ impl Volume {
             self.let_go(old.id, &mut |_| ());
         }
         self.let_all_go();
+        self.holds_moved();
         Ok(())
     }
 
@@ -630,6 +656,7 @@ impl Volume {
             Ok(())
         })?;
         self.log(&format!("snapshot {id} has arrived"));
+        self.holds_moved();
         self.rotate(&kinds, &mut |_| ());
         let level = self.level.max(self.full_level());
         if let Err(error) = self.up(level, &mut |_| ()) {

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use jiff::Zoned;
 use serde::{Deserialize, Serialize};
 
+use super::replica::REPLICA;
 use super::{Note, Out, Volume};
 use crate::config::{MANUAL, Rotation};
 use crate::human;
@@ -51,7 +52,9 @@ impl Volume {
         for (index, rotation) in wanted.iter().enumerate() {
             let kind = &rotation.kind;
             let custom = rotation.custom.is_some();
-            if custom && (BUILT_IN.contains(&kind.as_str()) || kind == MANUAL) {
+            if custom
+                && (BUILT_IN.contains(&kind.as_str()) || [MANUAL, REPLICA].contains(&kind.as_str()))
+            {
                 bail!("'{kind}' is the name of a rotation that is built in");
             }
             names::check_kind(kind)?;

@@ -251,6 +251,106 @@ fn a_request_keeps_its_place_until_the_operation_has_ended() {
     assert!(!bench.fake.state().snapshots.is_empty());
 }
 
+struct Dummy(Receiver<()>);
+
+impl Job for Dummy {
+    fn name(&self) -> String {
+        "replicate beta".into()
+    }
+
+    fn run(&mut self, running: &Arc<Running>) -> Result<String> {
+        running.note(Note::Line("at it".into()));
+        let _ = self.0.recv_timeout(LIMIT);
+        Ok("the first is there".into())
+    }
+}
+
+fn with_target() -> Bench {
+    let bench = Bench::with_master();
+    let target = Request::DefineTarget(crate::volume::DefineTarget {
+        volume: "v".into(),
+        host: "beta".into(),
+        name: None,
+        period: None,
+        window: None,
+        ratelimit: None,
+        uncompressed: false,
+        on_full: Default::default(),
+    });
+    let told = bench.run(&target).expect("defined");
+    let line = Note::Line("volume 'v' has the target beta".into());
+    assert_eq!(told, [Event::Note(line)]);
+    bench
+}
+
+fn replicate(target: Option<&str>) -> Request {
+    Request::Replicate {
+        volume: "v".into(),
+        target: target.map(str::to_owned),
+        snapshot: None,
+        nowait: true,
+        full: false,
+        force_base: false,
+    }
+}
+
+/// The first command after `define target --period` was refused: the first cycle by itself ran already.
+#[test]
+fn a_cycle_that_is_asked_for_follows_the_one_under_way() {
+    let bench = with_target();
+    let commands = bench.layout.at("/etc/zumastor");
+    std::fs::create_dir_all(&commands).expect("made");
+    std::fs::write(commands.join("ssh_command"), "/bin/false").expect("written");
+    let (go, gone) = channel();
+    let first = bench.daemon.jobs.start("v", Box::new(Dummy(gone)));
+    let first = first.expect("it runs");
+    let (says, heard) = channel();
+    let daemon = bench.daemon.clone();
+    // Without a name: there is one target only.
+    let second = thread::spawn(move || {
+        daemon.execute(&replicate(None), &mut |event| says.send(event).is_ok())
+    });
+    let waiting = Note::Line("waiting for the cycle that is under way".into());
+    assert_eq!(heard.recv_timeout(LIMIT), Ok(Event::Note(waiting)));
+    let state = || {
+        let views = bench.daemon.jobs.views("v");
+        let cycle = views.iter().find(|view| view.name == "replicate beta");
+        cycle.map(|view| (view.state, view.result.clone()))
+    };
+    assert_eq!(state(), Some((JobState::Running, None)));
+    go.send(()).expect("it waits");
+    let done = Jobs::wait(&first, &mut |_| true).expect("done");
+    assert_eq!(done, "the first is there");
+    let failed = second.join().expect("no panic").expect_err("no ssh");
+    assert!(!format!("{failed:#}").contains("already"), "{failed:#}");
+    assert!(
+        matches!(state(), Some((JobState::Failed, _))),
+        "{:?}",
+        state()
+    );
+}
+
+/// A request that nobody waits for was taken over, and there was nothing that it could be about.
+#[test]
+fn what_is_known_to_be_wrong_is_said_before_nobody_waits() {
+    let bench = with_target();
+    let wrong = |request: &Request| {
+        let error = bench.daemon.check_known(request).expect_err("wrong");
+        error.to_string()
+    };
+    assert_eq!(
+        wrong(&replicate(Some("gamma"))),
+        "volume 'v' has no target gamma"
+    );
+    let hourly = Request::Snapshot {
+        volume: "v".into(),
+        kind: Some("hourly".into()),
+        nowait: true,
+    };
+    assert!(wrong(&hourly).contains("no schedule for 'hourly'"));
+    bench.daemon.check_known(&replicate(None)).expect("known");
+}
+
 #[test]
 fn permits_are_bounded() {
     let count = Arc::default();

@@ -142,6 +142,13 @@ fn nothing_complete_is_no_master() {
     assert!(volume.check_fail_over().expect("may"), "it is taken back");
     volume.become_master(7, &mut |_| ()).expect_err("not yet");
     assert!(volume.config.source.is_some());
+    // Who forgot the source and defined a master mounted it.
+    let part = volume.forget_source(&mut |_| ()).expect_err("a part");
+    let part = part.to_string();
+    assert!(
+        part.contains("has a part of a copy") && part.contains("failover v"),
+        "{part}"
+    );
     volume.settle(Uuid::from_u128(1)).expect("taken back");
     assert!(!volume.check_fail_over().expect("may"));
     volume.forget_source(&mut |_| ()).expect("forgotten");
@@ -165,6 +172,9 @@ fn a_replica_is_not_simply_defined_as_master() {
     volume
         .define_master(MasterFlags::default(), &mut |_| ())
         .expect("a volume of its own");
+    // A third machine would take increments from both, as of one lineage and epoch.
+    let lineage = &volume.config.lineage;
+    assert_eq!((lineage.uuid, lineage.epoch), (volume.config.uuid, 1));
 }
 
 /// It was sent on and on to a machine that said no each time, and the status said nothing.

@@ -395,6 +395,66 @@ fn a_target_may_have_its_hold_protected() {
     assert_eq!(bench.stored(), [second]);
 }
 
+/// What arrived filled the replica's store, which gave up the very snapshot that increments start from: the next copy was one of
+/// everything, and until it was whole there was nothing to be master of.
+#[test]
+fn a_replicas_hold_is_not_given_up_for_what_arrives() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let first = arrive(&mut volume, &begin(1, None));
+    assert!(!bench.fake.give_up(first));
+    let second = arrive(&mut volume, &begin(2, Some(1)));
+    assert!(!bench.fake.give_up(first), "the upstream may not know yet");
+    volume.release_old_hold().expect("released");
+    assert!(!bench.fake.give_up(second));
+    volume.forget_source(&mut |_| ()).expect("forgotten");
+    assert!(bench.fake.give_up(second), "as any other");
+}
+
+/// The snapshot that said what the origin has was deleted, and nothing could ever be received again.
+#[test]
+fn what_the_origin_is_known_by_is_kept() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.snapshot(None, &mut |_| ()).expect("taken");
+    volume
+        .define_source(&source(false), &mut |_| ())
+        .expect("a replica");
+    let kept = volume.config.snapshots.list.last().expect("one").id;
+    let refused = volume
+        .forget_snapshot(kept, &mut |_| ())
+        .expect_err("needed");
+    assert!(
+        refused.to_string().contains("replication from alpha"),
+        "{refused}"
+    );
+    arrive(&mut volume, &begin(1, None));
+    volume
+        .forget_snapshot(kept, &mut |_| ())
+        .expect("not any more");
+}
+
+/// The replica went on showing the old snapshot at the old place, for ever.
+#[test]
+fn a_replica_is_mounted_anew_by_remount() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    arrive(&mut volume, &begin(1, None));
+    let dir = bench.root.path().join("srv");
+    volume
+        .remount(Some(dir), None, &mut |_| ())
+        .expect("remounted");
+    assert_eq!(bench.mounted(), ["srv"]);
+    arrive(&mut volume, &begin(2, Some(1)));
+    assert_eq!(bench.mounted(), ["srv"]);
+    let twin = format!(
+        "v({})",
+        volume.config.snapshots.list.last().expect("one").id + 1
+    );
+    let state = bench.fake.state();
+    assert_eq!(state.mounts[0].dev, state.dm[&twin].0);
+}
+
 /// A bookmark that somebody else made was listed as a snapshot, or its number was given twice.
 #[test]
 fn bookmarks_of_others_are_left_alone() {

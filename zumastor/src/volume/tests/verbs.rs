@@ -207,6 +207,8 @@ fn rotations_that_make_no_sense_are_refused() {
     for (wanted, expected) in [
         (vec![custom("daily", 1, None)], "built in"),
         (vec![custom("manual", 1, None)], "built in"),
+        // All its snapshots went with the next cycle.
+        (vec![custom("replica", 1, None)], "built in"),
         (vec![custom("x", 1, None), custom("x", 2, None)], "twice"),
         (vec![custom("a/b", 1, None)], "no name"),
     ] {
@@ -308,7 +310,6 @@ fn protected_and_held_snapshots_stay() {
         window: None,
         on_full: Default::default(),
         uncompressed: false,
-        full: false,
         stopped: false,
         hold: Some(Snapref { uuid, id: 4 }),
         sending: None,
