@@ -21,6 +21,8 @@ use crate::vm::machine::{guest_env, poll_until};
 use crate::vm::network::{Network, Seat};
 use crate::{lock, paths};
 
+/// What each script has: `fails COMMAND`, since `! COMMAND` ends no script of `bash -e`.
+const PRELUDE: &str = "fails() { if \"$@\"; then echo \"this did not fail: $*\"; return 1; fi; }\n";
 /// Time between two tries of `until`.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -246,7 +248,8 @@ impl<'a> Run<'a> {
                 .iter()
                 .map(|(name, value)| format!("{name}={value}")),
         );
-        let argv = ["/bin/bash", "-e", "-c", script].map(String::from);
+        let script = format!("{PRELUDE}{script}");
+        let argv = ["/bin/bash", "-e", "-c", &script].map(String::from);
         self.nodes[on].machine()?.agent().start(&argv, &env, b"")
     }
 

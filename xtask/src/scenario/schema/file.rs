@@ -423,6 +423,9 @@ impl StepFile {
     }
 
     fn into_action(self, line: usize, on: usize, known: &mut Known) -> Result<Action, String> {
+        for script in [&self.run, &self.until].into_iter().flatten() {
+            check_negations(script)?;
+        }
         let wanted = Wanted {
             exit: self.exit.unwrap_or_default(),
             stdout: self.stdout.unwrap_or_default(),
@@ -585,4 +588,29 @@ fn mebibytes(size: &str) -> Option<u32> {
     };
     let number: u32 = digits.parse().ok()?;
     number.checked_mul(factor).filter(|&mib| mib > 0)
+}
+
+/// Refuses a `! COMMAND` that is not the last of its script: `bash -e` goes on whatever comes of it, so it would be a test
+/// that cannot fail.
+fn check_negations(script: &str) -> Result<(), String> {
+    let script = script.trim_end();
+    let void = |at: usize| {
+        let statement = script[..at].trim_end();
+        let begins = statement.is_empty() || statement.ends_with([';', '{', '(', '&', '|']) || {
+            script[statement.len()..at].contains('\n') && !statement.ends_with('\\')
+        };
+        let first_of_pair = statement.ends_with("&&") || statement.ends_with("||");
+        let rest = &script[at..];
+        let ends = rest.find('\n').or_else(|| rest.find("; "));
+        begins && !first_of_pair && ends.is_some()
+    };
+    match script.match_indices("! ").find(|(at, _)| void(*at)) {
+        None => Ok(()),
+        Some((at, _)) => {
+            let line = script[at..].lines().next().unwrap_or_default();
+            Err(format!(
+                "'{line}' cannot fail, as bash -e goes on after it: write `fails COMMAND`"
+            ))
+        }
+    }
 }

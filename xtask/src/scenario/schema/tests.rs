@@ -323,3 +323,31 @@ fn what_a_machine_cannot_do_now_is_refused() {
         assert!(error.contains(expected), "{expected}\n{error}");
     }
 }
+
+/// What must not be was looked for, and the scenario went on when it was there.
+#[test]
+fn a_negation_that_cannot_fail_is_refused() {
+    let with = |script: &str| {
+        let lines = script.replace('\n', "\n      ");
+        parsed(&format!("{GOOD}  - run: |\n      {lines}\n"))
+    };
+    for good in [
+        "true\n! false",
+        "echo one; ! false",
+        "fails false\ntrue",
+        "if ! false; then true; fi",
+        "test ! -e /x\ntrue",
+        "while ! false; do true; done\ntrue",
+    ] {
+        with(good).unwrap();
+    }
+    for bad in [
+        "! false\ntrue",
+        "true\n  ! false\ntrue",
+        "true; ! false; true",
+        "! false | cat\ntrue",
+    ] {
+        let text = with(bad).unwrap_err();
+        assert!(text.contains("write `fails COMMAND`"), "{text}");
+    }
+}
