@@ -157,6 +157,8 @@ pub trait Host: Send + Sync {
     fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()>;
     /// Unmounts `dir`; fails with [`crate::machine::Busy`] while it is used.
     fn unmount(&self, dir: &Path) -> Result<()>;
+    /// Takes the mount on `dir` out of everybody's sight; it ends when the last who uses it has gone.
+    fn detach(&self, dir: &Path) -> Result<()>;
     /// What thaws the file systems mounted on `dirs` if this process dies or hangs while they are frozen.
     fn freeze_guard(&self, dirs: &[PathBuf]) -> Result<Box<dyn FreezeGuard>>;
     /// Freezes the file system mounted on `dir`; false if there is nothing to thaw afterwards.

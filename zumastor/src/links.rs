@@ -13,7 +13,7 @@ use crate::config::Snapshot;
 
 /// The snapshot directory's links: by time to the mount, and `KIND.n`, newest 0, to the time.
 ///
-/// `mounted` gives the mount point of a snapshot that is mounted.
+/// `mounted` gives the mount point of a device that is mounted: a received snapshot is looked for by its twin.
 #[must_use]
 pub fn snapshot_links(
     snapshots: &[Snapshot],
@@ -22,7 +22,7 @@ pub fn snapshot_links(
     let mut links = BTreeMap::new();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for snapshot in snapshots.iter().rev() {
-        let Some(dir) = mounted(snapshot.id) else {
+        let Some(dir) = mounted(snapshot.twin.unwrap_or(snapshot.id)) else {
             continue;
         };
         for kind in &snapshot.kinds {

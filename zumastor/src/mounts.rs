@@ -78,3 +78,9 @@ pub fn unmount(dir: &Path) -> Result<()> {
         Err(e) => Err(e).with_context(|| format!("could not unmount {}", dir.display())),
     }
 }
+
+/// Takes the mount on `dir` out of everybody's sight; it ends when the last who uses it has gone.
+pub fn detach(dir: &Path) -> Result<()> {
+    umount2(dir, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+        .with_context(|| format!("could not detach {}", dir.display()))
+}

@@ -289,26 +289,41 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Action> {
 /// The first steps of every start: only the server knows what else there is to plan. Both adopt what runs.
 pub const FIRST: [Action; 2] = [Action::StartAgent, Action::StartServer];
 
-/// The steps that show a snapshot that was just taken. The others need not be looked at for that.
+/// The steps that show a snapshot of a volume at `level`, of which the device `mounted` is mounted: itself or its
+/// twin. The others need not be looked at for that.
 #[must_use]
-pub fn show(snapshot: u32, mount: bool) -> Vec<Action> {
+pub fn show(snapshot: u32, mounted: Option<u32>, level: Level) -> Vec<Action> {
+    if level < Level::Devices {
+        return Vec::new();
+    }
     let mut steps = vec![Action::CreateDevice(Some(snapshot))];
-    steps.extend(mount.then_some(Action::Mount(Some(snapshot))));
+    if level < Level::Mounted {
+        return steps;
+    }
+    if let Some(tag) = mounted {
+        if tag != snapshot {
+            steps.push(Action::CreateDevice(Some(tag)));
+        }
+        steps.push(Action::Mount(Some(tag)));
+    }
     steps.push(Action::WriteLinks);
     steps
 }
 
-/// The steps that delete a snapshot. What can be taken back comes first.
+/// The steps that delete a snapshot and its twin. What can be taken back comes first.
 #[must_use]
-pub fn delete(snapshot: u32) -> Vec<Action> {
-    let which = Some(snapshot);
-    vec![
-        Action::Unmount(which),
-        Action::RemoveDevice(which),
+pub fn delete(snapshot: u32, twin: Option<u32>) -> Vec<Action> {
+    let mut steps = Vec::new();
+    for tag in [twin, Some(snapshot)].into_iter().flatten() {
+        steps.push(Action::Unmount(Some(tag)));
+        steps.push(Action::RemoveDevice(Some(tag)));
+    }
+    steps.extend([
         Action::Unlist(snapshot),
         Action::DeleteData,
         Action::WriteLinks,
-    ]
+    ]);
+    steps
 }
 
 /// The steps that take a volume down. Nothing is started on the way.

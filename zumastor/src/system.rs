@@ -159,6 +159,10 @@ impl Host for System {
     fn unmount(&self, dir: &Path) -> Result<()> {
         mounts::unmount(dir)
     }
+
+    fn detach(&self, dir: &Path) -> Result<()> {
+        mounts::detach(dir)
+    }
     fn freeze_guard(&self, dirs: &[PathBuf]) -> Result<Box<dyn FreezeGuard>> {
         Ok(Box::new(thaw_guard::Guard::start(dirs)?))
     }

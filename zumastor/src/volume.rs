@@ -36,6 +36,7 @@ mod replica;
 mod resize;
 mod revert;
 mod rotate;
+mod show;
 mod snapshot;
 mod steps;
 
@@ -169,19 +170,16 @@ impl Volume {
 
     fn wanted(&self, level: Level) -> Wanted {
         let tags: Vec<u32> = self.snapshots().iter().map(|s| s.id).collect();
-        let mut wanted = Wanted::at(level, &tags, self.config.filesystem.mountsnap);
+        let mut wanted = Wanted::at(level, &tags, false);
         if self.config.source.is_some() {
-            // Of a replica nothing is mounted but a twin: what has arrived is never written to.
+            // Of a replica nothing is mounted but twins: what arrives is written to by replication alone.
             wanted.mounts.clear();
-            if let Some(twin) = self.twin().filter(|_| level == Level::Mounted) {
-                wanted.devices.insert(Some(twin));
-                wanted.mounts.insert(Some(twin));
-            }
         }
-        // Nor is it when the volume is master: a journal that is replayed would make it another than the
-        // one the old master holds, which increments start from.
-        for received in self.snapshots().iter().filter(|s| s.twin.is_some()) {
-            wanted.mounts.remove(&Some(received.id));
+        if level == Level::Mounted {
+            for tag in self.mountable_tags() {
+                wanted.devices.insert(Some(tag));
+                wanted.mounts.insert(Some(tag));
+            }
         }
         wanted
     }
@@ -395,6 +393,9 @@ impl Volume {
             self.check_not_reverting()?;
         }
         let stored = self.settle_snapshots()?;
+        if let Err(error) = self.unmount_old_twin() {
+            self.warn(format!("an older snapshot is still shown: {error:#}"));
+        }
         let observed = self.observe()?;
         let mut wanted = self.wanted(level);
         self.leave_out(&mut wanted, &observed, &stored);
@@ -493,6 +494,7 @@ impl Volume {
     /// Brings the volume down to `level`, or, if anything of it is in use, leaves all as it was.
     pub fn down(&mut self, level: Level, out: Out) -> Result<()> {
         let before = self.level;
+        self.unmount_old_twin()?;
         let steps = plan::down(&self.wanted(level), &self.observe()?);
         self.check_unheld(&steps)?;
         for part in plan::parts(&steps) {

@@ -72,6 +72,8 @@ pub struct State {
     pub mounts: Vec<Mount>,
     /// Mount points in use.
     pub busy: BTreeSet<PathBuf>,
+    /// Devices of which somebody still has a mount that was detached.
+    pub detached: BTreeSet<Dev>,
     /// Frozen mount points.
     pub frozen: BTreeSet<PathBuf>,
     /// Snapshots taken while something was frozen.
@@ -554,7 +556,7 @@ impl Host for Fake {
         let Some((dev, ..)) = state.dm.get(name).cloned() else {
             return Ok(());
         };
-        if state.mounts.iter().any(|m| m.dev == dev) {
+        if state.mounts.iter().any(|m| m.dev == dev) || state.detached.contains(&dev) {
             let device = format!("/dev/mapper/{name}");
             return Err(Users::default().busy(device).into());
         }
@@ -613,6 +615,17 @@ impl Host for Fake {
             return Err(users.busy(format!("/dev/mapper/{name}")).into());
         }
         state.mounts.retain(|m| m.dir != dir);
+        Ok(())
+    }
+
+    fn detach(&self, dir: &Path) -> Result<()> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let mut state = self.call(format!("detach {name}"))?;
+        state.busy.remove(dir);
+        let mounts = std::mem::take(&mut state.mounts);
+        let (gone, stay): (Vec<Mount>, _) = mounts.into_iter().partition(|m| m.dir == dir);
+        state.mounts = stay;
+        state.detached.extend(gone.iter().map(|m| m.dev));
         Ok(())
     }
 

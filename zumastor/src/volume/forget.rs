@@ -53,17 +53,20 @@ impl Volume {
     pub fn forget_snapshot(&mut self, id: u32, out: Out) -> Result<()> {
         self.check_deletable(id)?;
         let mut unlisted = false;
-        if let Some(twin) = self.config.snapshots.find(id).and_then(|s| s.twin) {
-            self.perform(Action::Unmount(Some(twin)), out)?;
-            self.perform(Action::RemoveDevice(Some(twin)), out)?;
+        let twin = self.twin_of(id);
+        let mut there = Vec::new();
+        for tag in [Some(id), twin].into_iter().flatten() {
+            if self.has_device(Some(tag))? {
+                there.push(tag);
+            }
         }
-        for action in plan::delete(id) {
+        for action in plan::delete(id, twin) {
             match self.perform(action, out) {
                 Ok(()) => unlisted |= action == Action::Unlist(id),
                 // The rest is in the status, and done by the next start.
                 Err(error) if unlisted => self.log(&format!("{error:#}")),
                 Err(error) => {
-                    if let Err(again) = self.up(self.level, out) {
+                    if let Err(again) = self.bring_back(id, &there, out) {
                         let text = format!("and it could not be brought back: {again:#}");
                         out(Note::Warning(text));
                     }
@@ -83,6 +86,21 @@ impl Volume {
         Ok(())
     }
 
+    /// Shows again what of a snapshot was there.
+    fn bring_back(&mut self, id: u32, there: &[u32], out: Out) -> Result<()> {
+        let mut steps = self.steps_to_show(id)?;
+        steps.retain(|action| match action {
+            Action::CreateDevice(Some(tag)) | Action::Mount(Some(tag)) => there.contains(tag),
+            _ => true,
+        });
+        let failures = self.carry_out(&steps, out).failures;
+        failures.into_iter().next().map_or(Ok(()), |f| Err(f.2))
+    }
+
+    fn twin_of(&self, id: u32) -> Option<u32> {
+        self.config.snapshots.find(id)?.twin
+    }
+
     /// Says what [`forget_snapshot`](Self::forget_snapshot) would do, after its checks.
     pub fn would_forget_snapshot(&self, id: u32, out: Out) -> Result<()> {
         self.check_deletable(id)?;
@@ -93,7 +111,7 @@ impl Volume {
                 human::utc(snapshot.created)
             )));
         }
-        self.tell_steps(&plan::delete(id), out);
+        self.tell_steps(&plan::delete(id, self.twin_of(id)), out);
         Ok(())
     }
 
@@ -116,7 +134,9 @@ impl Volume {
         if let Some(holder) = self.held_by(id) {
             bail!("snapshot {id} is held by the replication {holder}: the next increment needs it");
         }
-        self.check_unheld(&[Action::RemoveDevice(Some(id))])
+        let both = [Some(id), snapshot.twin].into_iter().flatten();
+        let removals: Vec<Action> = both.map(|tag| Action::RemoveDevice(Some(tag))).collect();
+        self.check_unheld(&removals)
     }
 
     /// The replication that needs a snapshot.
@@ -160,10 +180,12 @@ impl Volume {
             self.config = before;
             error.context(format!("snapshot {id} is not deleted"))
         })?;
-        self.plain.remove(&id);
-        let of_it = [format!("snapshot {id} "), format!("snapshot {id}:")];
-        self.warnings
-            .retain(|w| !of_it.iter().any(|start| w.starts_with(start)));
+        for tag in [Some(id), twin].into_iter().flatten() {
+            self.plain.remove(&tag);
+            let of_it = [format!("snapshot {tag} "), format!("snapshot {tag}:")];
+            self.warnings
+                .retain(|w| !of_it.iter().any(|start| w.starts_with(start)));
+        }
         Ok(())
     }
 

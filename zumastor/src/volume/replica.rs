@@ -8,11 +8,12 @@ use ddsnap::units::Sectors;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::show::Hidden;
 use super::{Note, Out, Volume};
 use crate::config::{
     HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target, Window,
 };
-use crate::machine::{SnapshotState, Stored};
+use crate::machine::{Busy, SnapshotState, Stored};
 use crate::names;
 use crate::plan::{Action, Level};
 use crate::replication::message::Begin;
@@ -20,6 +21,9 @@ use crate::replication::standing::{Epoch, Held, Partial, Role, Standing};
 
 /// The kind of snapshots that replication takes and receives; they go when it no longer needs them.
 pub const REPLICA: &str = "replica";
+
+/// What is said of a twin that another one was to take the place of.
+const STILL_USED: &str = "is still in use";
 
 /// Of the snapshot that a master leaves behind when it becomes a replica.
 pub(super) const WHY_KEPT: &str = "keeps what was written while the volume was a master";
@@ -424,7 +428,8 @@ impl Volume {
             };
         }
         self.log(&format!("snapshot {id} created for {host}"));
-        self.up(self.level, &mut |_| ()).map(|_| ())
+        self.show(id, &mut |_| ());
+        Ok(())
     }
 
     /// Keeps a snapshot for a target, whatever is tidied up.
@@ -633,9 +638,10 @@ impl Volume {
         let kinds = made
             .as_ref()
             .map_or_else(Vec::new, |made| made.kinds.clone());
-        self.hide_twin();
+        let before = self.mounted_tags();
+        let hidden = self.hide_twin(id);
         let old = arrived.base.and_then(|base| self.snapref(base).ok());
-        self.change(|config| {
+        let changed = self.change(|config| {
             let snapshots = &mut config.snapshots;
             if let Some(made) = made {
                 snapshots.pending = None;
@@ -654,13 +660,24 @@ impl Volume {
                 }
             }
             Ok(())
-        })?;
+        });
+        if let Err(error) = changed {
+            if let Some((twin, Hidden::Gone | Hidden::Detached)) = hidden {
+                self.do_or_warn(&[Action::Mount(Some(twin))], &mut |_| ());
+            }
+            return Err(error);
+        }
         self.log(&format!("snapshot {id} has arrived"));
         self.holds_moved();
         self.rotate(&kinds, &mut |_| ());
-        let level = self.level.max(self.full_level());
-        if let Err(error) = self.up(level, &mut |_| ()) {
-            self.log(&format!("snapshot {id} is not shown: {error:#}"));
+        let full = self.full_level();
+        let shown = if self.level < full {
+            self.up(full, &mut |_| ()).map(|_| ())
+        } else {
+            self.show_arrived(id, &before, hidden)
+        };
+        if let Err(error) = shown {
+            self.warn(format!("snapshot {id} is not shown: {error:#}"));
         }
         Ok(id)
     }
@@ -684,16 +701,42 @@ impl Volume {
         Ok(snapshot)
     }
 
-    /// Unmounts the twin that is shown. If somebody uses it, it stays until he lets go, and the new one is
-    /// shown then.
-    fn hide_twin(&mut self) {
-        if let Some(twin) = self.twin() {
-            if let Err(error) = self.perform(Action::Unmount(Some(twin)), &mut |_| ()) {
-                self.log(&format!(
-                    "WARNING: the snapshot before stays mounted: {error:#}"
-                ));
-            }
+    /// Unmounts the twin that is shown, now that snapshot `next` takes its place. Gives it back, with what became of
+    /// it; none if there is nothing to hide.
+    ///
+    /// Processes that use it keep it, and whoever comes anew sees the next one. What else uses it, as the server of
+    /// NFS or a mount inside, would show it to those too, or be torn off: for that it stays.
+    fn hide_twin(&mut self, next: u32) -> Option<(u32, Hidden)> {
+        self.warnings.retain(|w| !w.contains(STILL_USED));
+        if self.level < Level::Mounted {
+            return None;
         }
+        let (twin, shown) = (self.twin()?, self.source().ok()?.hold?.id);
+        if shown == next {
+            return None;
+        }
+        let Err(error) = self.perform(Action::Unmount(Some(twin)), &mut |_| ()) else {
+            return Some((twin, Hidden::Gone));
+        };
+        let busy = error.downcast_ref::<Busy>();
+        let processes = busy.filter(|busy| !busy.lasting && !busy.holders.is_empty());
+        let detached = processes.map(|busy| {
+            let dir = self.mountpoint(Some(twin));
+            (busy.holders.join(", "), self.host.detach(&dir))
+        });
+        if let Some((holders, Ok(()))) = detached {
+            self.warn(format!(
+                "snapshot {shown} is not shown any more, but {STILL_USED} by {holders}, who see nothing newer until they \
+                 open it anew"
+            ));
+            return Some((twin, Hidden::Detached));
+        }
+        let name = &self.name;
+        self.warn(format!(
+            "snapshot {shown} is shown instead of snapshot {next}, as it {STILL_USED}: {error:#}; end that, then run \
+             `zumastor start volume {name}`"
+        ));
+        Some((twin, Hidden::Stays))
     }
 
     /// The snapshot that a replica shows at its mount point.

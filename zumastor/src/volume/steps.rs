@@ -264,7 +264,12 @@ impl Volume {
         let table = self.host.mounts()?;
         let table: BTreeMap<&Path, Dev> = table.iter().map(|m| (m.dir.as_path(), m.dev)).collect();
         let dir = self.mountpoint(None);
-        let is_mounted = table.get(dir.as_path()) == Some(&origin);
+        let shown = self.twin();
+        // Without a device it is not mounted either.
+        let shown_dev = shown.and_then(|twin| self.device_number(Some(twin)).ok());
+        let there = table.get(dir.as_path()).copied();
+        let is_shown = there.is_some() && there == shown_dev;
+        let is_mounted = there == Some(origin) || is_shown;
         match is_mounted.then_some(dir) {
             Some(dir) => links::set_link(&self.layout.mount_link(&self.name), &dir)?,
             None => links::remove_link(&self.layout.mount_link(&self.name))?,
@@ -273,7 +278,11 @@ impl Volume {
         // Nobody else mounts there, so the devices need not be looked at one by one.
         let snapshot = |tag| {
             let dir = self.mountpoint(Some(tag));
-            table.contains_key(dir.as_path()).then_some(dir)
+            let is_mounted = match shown == Some(tag) {
+                true => is_shown,
+                false => table.contains_key(dir.as_path()),
+            };
+            is_mounted.then_some(dir)
         };
         let links = links::snapshot_links(self.snapshots(), snapshot);
         let dir = self.links_dir();

@@ -126,6 +126,7 @@ fn what_arrives_is_kept_and_its_twin_is_shown() {
     let mounts = bench.fake.state().mounts.clone();
     assert_eq!(mounts.len(), 1);
     assert_eq!(mounts[0].dev, bench.fake.state().dm["v(3)"].0);
+    assert_eq!(bench.devices(), ["v", "v(0)", "v(2)", "v(3)"]);
     let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
     assert_eq!(standing.hold, Some(Uuid::from_u128(2)));
     assert_eq!(standing.old_hold, Some(Uuid::from_u128(1)));
@@ -245,6 +246,197 @@ fn rotations_take_what_arrives_and_give_it_up() {
     arrive(&mut volume, &begin(3, Some(2)));
     volume.release_old_hold().expect("let go");
     assert_eq!(bench.stored(), [4, 5]);
+}
+
+/// Has the next arrival be of this rotation, of which so many are kept.
+fn await_hourly(volume: &mut Volume, keep: u32) {
+    if volume.rotation("hourly").is_none() {
+        volume.config.schedule.push(crate::config::Rotation {
+            kind: "hourly".into(),
+            keep,
+            every: None,
+            served: None,
+        });
+    }
+    volume.snapshot(Some("hourly"), &mut |_| ()).expect("waits");
+}
+
+/// What is mounted on the directory that a link leads to: a device of the volume.
+fn behind(bench: &Bench, link: &Path) -> String {
+    let dir = fs::canonicalize(link).unwrap_or_else(|e| panic!("{}: {e}", link.display()));
+    let state = bench.fake.state();
+    let mounts = state.mounts.iter();
+    let mount = mounts
+        .rev()
+        .find(|m| fs::canonicalize(&m.dir).is_ok_and(|found| found == dir));
+    let mount = mount.unwrap_or_else(|| panic!("nothing is mounted on {}", dir.display()));
+    let device = state.dm.iter().find(|(_, (dev, ..))| *dev == mount.dev);
+    device.expect("a device").0.clone()
+}
+
+/// The snapshots that a replica kept by the clock could not be entered: there was no mount of them, and no link.
+#[test]
+fn rotations_of_a_replica_can_be_entered_and_after_a_failover_too() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    await_hourly(&mut volume, 2);
+    arrive(&mut volume, &begin(1, None));
+    await_hourly(&mut volume, 2);
+    arrive(&mut volume, &begin(2, Some(1)));
+    let links = bench.layout.snapshot_links("v");
+    let hourly = |bench: &Bench| {
+        let link = |n| behind(bench, &links.join(format!("hourly.{n}")));
+        [link(0), link(1)]
+    };
+    assert_eq!(hourly(&bench), ["v(3)", "v(1)"]);
+    assert_eq!(behind(&bench, &bench.layout.mount_link("v")), "v(3)");
+    let time = volume
+        .config
+        .snapshots
+        .find(0)
+        .expect("listed")
+        .time
+        .clone();
+    assert_eq!(behind(&bench, &links.join(time)), "v(1)");
+    // The old one has moved, nobody sees it twice; what was received is never mounted.
+    assert_eq!(bench.mounted(), ["v(1)", "v"]);
+
+    // One that no rotation has is seen for as long as it is the newest.
+    arrive(&mut volume, &begin(3, Some(2)));
+    assert_eq!(hourly(&bench), ["v(3)", "v(1)"]);
+    assert_eq!(behind(&bench, &bench.layout.mount_link("v")), "v(5)");
+    arrive(&mut volume, &begin(4, Some(3)));
+    assert_eq!(bench.mounted(), ["v(1)", "v(3)", "v"]);
+    assert!(!bench.devices().contains(&"v(5)".to_owned()));
+    let mut volume = bench.reload();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(bench.mounted(), ["v(1)", "v(3)", "v"]);
+    assert!(volume.warnings.is_empty(), "{:?}", volume.warnings);
+
+    volume.become_master(77, &mut |_| ()).expect("master");
+    assert_eq!(hourly(&bench), ["v(3)", "v(1)"]);
+    assert_eq!(behind(&bench, &bench.layout.mount_link("v")), "v");
+    bench.fake.reboot();
+    let mut volume = bench.reload();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(hourly(&bench), ["v(3)", "v(1)"]);
+    let state = bench.fake.state();
+    for name in ["v(0)", "v(2)", "v(4)", "v(6)"] {
+        let dev = state.dm[name].0;
+        assert!(
+            state.mounts.iter().all(|m| m.dev != dev),
+            "{name} is mounted"
+        );
+    }
+}
+
+/// One that its rotation gave up and replication did not was mounted for as long as it was there.
+#[test]
+fn what_leaves_a_rotation_is_not_mounted_any_more() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    for (snapshot, base) in [(1, None), (2, Some(1)), (3, Some(2))] {
+        await_hourly(&mut volume, 1);
+        arrive(&mut volume, &begin(snapshot, base));
+    }
+    assert_eq!(bench.stored(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(bench.mounted(), ["v"]);
+    assert_eq!(bench.devices(), ["v", "v(0)", "v(2)", "v(4)", "v(5)"]);
+    assert!(!bench.layout.snapshot_links("v").join("hourly.1").exists());
+}
+
+/// Whoever stood in the directory of a replica kept all others from what had arrived since, and nothing said so.
+#[test]
+fn who_stands_in_what_a_replica_shows_keeps_it_for_himself() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    arrive(&mut volume, &begin(1, None));
+    bench.fake.state().busy.insert(bench.layout.mountpoint("v"));
+    arrive(&mut volume, &begin(2, Some(1)));
+    let link = bench.layout.mount_link("v");
+    assert_eq!(
+        (behind(&bench, &link), bench.mounted().len()),
+        ("v(3)".to_owned(), 1)
+    );
+    let warning = "snapshot 0 is not shown any more, but is still in use by bash[4711], who see nothing newer until \
+                   they open it anew";
+    assert_eq!(volume.warnings, [warning]);
+    // What he reads is not taken away below him.
+    volume.release_old_hold().expect("let go");
+    assert_eq!(bench.stored(), [0, 1, 2, 3]);
+    assert_eq!(volume.warnings, [warning]);
+    bench.fake.state().detached.clear();
+    arrive(&mut volume, &begin(3, Some(2)));
+    volume.release_old_hold().expect("let go");
+    assert_eq!(bench.stored(), [4, 5]);
+    assert!(volume.warnings.is_empty(), "{:?}", volume.warnings);
+    assert_eq!(bench.devices(), ["v", "v(4)", "v(5)"]);
+}
+
+/// What cannot be taken out of sight, as what NFS serves, was shown on, and no start of the volume changed that.
+#[test]
+fn what_stays_in_its_place_is_told_and_goes_with_the_next_start() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(true);
+    arrive(&mut volume, &begin(1, None));
+    let place = bench.layout.mountpoint("v");
+    bench.fake.state().busy.insert(place.clone());
+    bench.fake.state().fail = Some("detach v".into());
+    arrive(&mut volume, &begin(2, Some(1)));
+    bench.fake.state().fail = None;
+    let link = bench.layout.mount_link("v");
+    assert!(!link.is_symlink(), "it would lead to what is old");
+    let [warning] = &volume.warnings[..] else {
+        panic!("{:?}", volume.warnings);
+    };
+    let begins = "snapshot 0 is shown instead of snapshot 2, as it is still in use: ";
+    assert!(
+        warning.starts_with(begins) && warning.contains("bash[4711]"),
+        "{warning}"
+    );
+    volume
+        .down(Level::Devices, &mut |_| ())
+        .expect_err("in use");
+    bench.fake.state().busy.clear();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    assert_eq!(behind(&bench, &link), "v(3)");
+    assert!(volume.warnings.is_empty(), "{:?}", volume.warnings);
+    assert_eq!(bench.devices(), ["v", "v(0)", "v(2)", "v(3)"]);
+}
+
+/// Each cycle looked at all snapshots, on both sides, and took away warnings that were none of its business.
+#[test]
+fn a_cycle_costs_the_same_however_many_snapshots_there_are() {
+    let mut costs = [Vec::new(), Vec::new()];
+    for count in [10, 300] {
+        let bench = Bench::new();
+        let mut volume = bench.master();
+        for _ in 0..count {
+            volume.snapshot(None, &mut |_| ()).expect("taken");
+        }
+        volume.define_target(&target("beta")).expect("defined");
+        cycle(&mut volume);
+        volume.warnings.push("something else".into());
+        let before = bench.fake.state().lookups;
+        volume.snapshot_to_send("beta").expect("taken");
+        costs[0].push(bench.fake.state().lookups - before);
+        assert_eq!(volume.warnings, ["something else"]);
+        assert_eq!(bench.devices().len(), count + 3);
+
+        // The same volume as a replica, with what it had.
+        let made = volume.define_source(&source(true), &mut |_| ());
+        made.expect("a replica");
+        arrive(&mut volume, &begin(1, None));
+        volume.warnings.push("something else".into());
+        let before = bench.fake.state().lookups;
+        arrive(&mut volume, &begin(2, Some(1)));
+        costs[1].push(bench.fake.state().lookups - before);
+        assert_eq!(volume.warnings, ["something else"]);
+    }
+    for cost in &costs {
+        assert_eq!(cost[0], cost[1], "{costs:?}");
+        assert!(cost[0] < 60, "{costs:?}");
+    }
 }
 
 fn uuid_of(volume: &Volume, id: u32) -> Uuid {
