@@ -15,7 +15,7 @@ use std::path::Path;
 use replication::NextCycle;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, VolumeConfig};
+use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, Source, Target, VolumeConfig};
 use crate::host::Host;
 use crate::human;
 use crate::jobs::{JobState, JobView};
@@ -316,10 +316,14 @@ impl View {
         for warning in &self.warnings {
             text += &format!("WARNING: {warning}\n");
         }
+        let of_replication = replication::problems(self);
+        for line in &of_replication.lines {
+            text += &format!("WARNING: {line}\n");
+        }
         for note in &self.notes {
             text += &format!("Note: {note}\n");
         }
-        for job in &self.jobs {
+        for job in self.jobs.iter().filter(|job| !of_replication.tells(job)) {
             text += &job_line(job).map_or_else(String::new, |line| format!("{line}\n"));
         }
         text
@@ -393,38 +397,100 @@ fn configuration(tree: &mut Tree, config: &VolumeConfig) {
     }
     device.link("origin", &config.device.origin);
     device.link("snapstore", &config.device.snapstore);
-    filesystem(tree, &config.filesystem, config.master.is_some());
+    let shown = config.source.as_ref().is_some_and(|source| source.mount);
+    filesystem(tree, &config.filesystem, config.master.is_some(), shown);
     if config.master.is_some() {
-        role_tree(&mut tree.dir("master"), config);
+        let mut master = tree.dir("master");
+        master.file("next", &config.snapshots.next.to_string());
+        rotations_tree(&mut master, config);
+    }
+    if let Some(source) = &config.source {
+        source_tree(&mut tree.dir("source"), source, config);
+    }
+    if !config.targets.is_empty() {
+        let mut targets = tree.dir("targets");
+        for (host, target) in &config.targets {
+            target_tree(&mut targets.dir(host), target);
+        }
     }
 }
 
-fn filesystem(tree: &mut Tree, filesystem: &Filesystem, is_master: bool) {
-    let flag = |set: bool| (set && is_master).then(|| "yes".to_string());
+/// The files of a source, by their names in the original. Where what arrives stands is durable in a file of its own
+/// and only now and then in the document.
+fn source_tree(tree: &mut Tree, source: &Source, config: &VolumeConfig) {
+    if let Some(coming) = &source.incoming {
+        let (position, size) = (coming.position, coming.size);
+        tree.file(
+            "apply",
+            &format!("{} {position}/{size} {position}", coming.id),
+        );
+    }
+    let number = |value: Option<u64>| value.map(|value| value.to_string());
+    let files = [
+        ("hold", source.hold.map(|hold| hold.id.to_string())),
+        ("hostname", Some(source.host.clone())),
+        ("name", source.name.clone()),
+        ("next", Some(config.snapshots.next.to_string())),
+    ];
+    optional_files(tree, files);
+    let mut pending = tree.dir("pending");
+    for kind in &source.pending {
+        pending.line(kind);
+    }
+    let files = [
+        ("period", number(source.period)),
+        ("port", number(source.port.map(u64::from))),
+    ];
+    optional_files(tree, files);
+    rotations_tree(tree, config);
+}
+
+/// The files of a target, by their names in the original.
+fn target_tree(tree: &mut Tree, target: &Target) {
+    let flag = if target.uncompressed { "0" } else { "1" };
+    let number = |value: Option<u64>| value.map(|value| value.to_string());
+    let files = [
+        ("compress", Some(flag.to_string())),
+        ("hold", target.hold.map(|hold| hold.id.to_string())),
+        ("name", target.name.clone()),
+        ("period", number(target.period)),
+        ("ratelimit", number(target.ratelimit)),
+        ("send", target.sending.map(|sending| sending.id.to_string())),
+        ("test_fullvolume", target.full.then(|| "yes".to_string())),
+    ];
+    optional_files(tree, files);
+}
+
+/// Those that are there.
+fn optional_files<const N: usize>(tree: &mut Tree, files: [(&str, Option<String>); N]) {
+    for (name, contents) in files {
+        if let Some(contents) = contents {
+            tree.file(name, &contents);
+        }
+    }
+}
+
+fn filesystem(tree: &mut Tree, filesystem: &Filesystem, is_master: bool, shown: bool) {
+    let flag_of = |set: bool| set.then(|| "yes".to_string());
+    let flag = |set: bool| flag_of(set && is_master);
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|p| p.display().to_string());
     let files = [
         ("dotsnapshot", flag(filesystem.dotsnapshot)),
         ("export", flag(filesystem.export)),
         ("mountopts", filesystem.mountopts.clone()),
         ("mountpoint", path(&filesystem.mountpoint)),
-        ("mountsnap", flag(filesystem.mountsnap)),
+        ("mountsnap", flag(filesystem.mountsnap).or(flag_of(shown))),
         ("samba", flag(filesystem.samba)),
         ("snappath", path(&filesystem.snappath)),
     ];
     if files.iter().all(|(_, contents)| contents.is_none()) {
         return;
     }
-    let mut dir = tree.dir("filesystem");
-    for (name, contents) in files {
-        if let Some(contents) = contents {
-            dir.file(name, &contents);
-        }
-    }
+    optional_files(&mut tree.dir("filesystem"), files);
 }
 
-fn role_tree(tree: &mut Tree, config: &VolumeConfig) {
+fn rotations_tree(tree: &mut Tree, config: &VolumeConfig) {
     let snapshots = &config.snapshots;
-    tree.file("next", &snapshots.next.to_string());
     let mut dir = tree.dir("schedule");
     for rotation in &config.schedule {
         dir.file(&rotation.kind, &rotation.keep.to_string());

@@ -121,11 +121,7 @@ fn one(
     (stopped, hold, proven): (bool, Option<Snapref>, Option<i64>),
     now: i64,
 ) -> Replication {
-    let name = if sends {
-        format!("replicate {host}")
-    } else {
-        "receive".to_owned()
-    };
+    let name = job_name(host, sends);
     let job = view.jobs.iter().rev().find(|job| job.name == name);
     let running = job.filter(|job| !job.state.is_over());
     let failed = job.filter(|job| job.state == JobState::Failed);
@@ -165,6 +161,53 @@ fn one(
         last_error: error,
         proven,
         help: superseded.or_else(|| help(&view.name, host, sends, state)),
+    }
+}
+
+/// What is wrong with the replications of a volume.
+#[derive(Debug, Default)]
+pub struct Problems {
+    /// A sentence for each, with what to do.
+    pub lines: Vec<String>,
+    /// Jobs that failed and are told of by these.
+    jobs: Vec<String>,
+}
+
+impl Problems {
+    /// Whether all there is to say of a job is said here.
+    #[must_use]
+    pub fn tells(&self, job: &JobView) -> bool {
+        job.state == JobState::Failed && self.jobs.contains(&job.name)
+    }
+}
+
+/// What is wrong with the replications of a volume, to be told before anything else.
+#[must_use]
+pub fn problems(view: &View) -> Problems {
+    let mut problems = Problems::default();
+    // No error depends on the time.
+    for one in of(view, 0) {
+        let Some(error) = &one.last_error else {
+            continue;
+        };
+        let way = if one.sends { "to" } else { "from" };
+        let mut line = format!("replication {way} {}: {error}", one.host);
+        // A superseded volume has a warning of its own.
+        if let Some(help) = one.help.filter(|help| !view.warnings.contains(help)) {
+            line += &format!("; {help}");
+        }
+        problems.lines.push(line);
+        problems.jobs.push(job_name(&one.host, one.sends));
+    }
+    problems
+}
+
+/// The job that is a cycle of a replication.
+fn job_name(host: &str, sends: bool) -> String {
+    if sends {
+        format!("replicate {host}")
+    } else {
+        "receive".to_owned()
     }
 }
 
@@ -254,10 +297,8 @@ pub fn table(views: &[View], now: i64) -> String {
                 one.seconds_left.map_or_else(dash, human::seconds),
                 one.proven.map_or_else(dash, |at| ago(now - at)),
             ]);
-            if let Some(error) = &one.last_error {
-                rest += &format!("{name}: last error: {error}\n");
-            }
-            if let Some(help) = &one.help {
+            // What failed is among the problems, with what to do.
+            if let Some(help) = one.help.as_ref().filter(|_| one.last_error.is_none()) {
                 rest += &format!("{name}: {help}\n");
             }
         }

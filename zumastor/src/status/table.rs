@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::{SnapshotHealth, View, job_line};
 use crate::human;
-use crate::jobs::JobState;
+use crate::jobs::{JobState, JobView};
 use crate::names;
 
 /// Columns as wide as what is in them, the last one as it is.
@@ -52,9 +52,13 @@ pub fn volumes(views: &[View], now: i64) -> String {
             .warnings
             .iter()
             .map(|w| format!("{}: WARNING: {w}\n", view.name));
-        let jobs = view.jobs.iter().filter(|j| j.state == JobState::Failed);
+        let of_replication = super::replication::problems(view);
+        let failed = |j: &&JobView| j.state == JobState::Failed && !of_replication.tells(j);
+        let jobs = view.jobs.iter().filter(failed);
         let jobs = jobs.filter_map(|j| Some(format!("{}: {}\n", view.name, job_line(j)?)));
-        text.extend(failure.chain(warnings).chain(jobs));
+        let replications = of_replication.lines.iter();
+        let replications = replications.map(|line| format!("{}: WARNING: {line}\n", view.name));
+        text.extend(failure.chain(warnings).chain(replications).chain(jobs));
     }
     if !text.is_empty() {
         text.push('\n');
@@ -63,11 +67,12 @@ pub fn volumes(views: &[View], now: i64) -> String {
         "VOLUME",
         "STATE",
         "ROLE",
-        "ORIGIN",
+        "SIZE",
         "SNAPSHOTS",
         "STORE USED",
         "LAST SNAPSHOT",
         "TARGETS",
+        "ORIGIN",
     ])];
     for view in views {
         let dash = || "-".to_string();
@@ -79,6 +84,7 @@ pub fn volumes(views: &[View], now: i64) -> String {
         });
         let list = config.map(|c| &c.snapshots.list);
         let last = list.and_then(|l| l.iter().map(|s| s.created).max());
+        let origin = config.map(|c| c.device.origin.display().to_string());
         let targets = config.map(|c| c.targets.keys().cloned().collect::<Vec<_>>().join(" "));
         rows.push(vec![
             view.name.clone(),
@@ -89,6 +95,7 @@ pub fn volumes(views: &[View], now: i64) -> String {
             used.unwrap_or_else(dash),
             last.map_or_else(dash, |at| ago(now - at)),
             targets.filter(|t| !t.is_empty()).unwrap_or_else(dash),
+            origin.unwrap_or_else(dash),
         ]);
     }
     text += &columns(&rows);

@@ -148,6 +148,64 @@ Configuration:
     assert_eq!(view.render(None), expected);
 }
 
+/// Of a replica the tree had no word, not even the next number; nor had that of a master of its targets.
+#[test]
+fn roles_of_replication_are_in_the_tree() {
+    let mut view = view();
+    let config = view.config.as_mut().expect("a document");
+    config.cachesize = None;
+    config.filesystem.mountopts = None;
+    config.master = None;
+    let source = "{host: alpha, name: data, mount: true, port: 4321, period: 60, pending: [hourly], hold: {uuid: \
+                  00000000-0000-0000-0000-000000000000, id: 2}, incoming: {uuid: \
+                  00000000-0000-0000-0000-000000000001, id: 8, created: 0, position: 4096, size: 8192}}";
+    config.source = Some(serde_yaml::from_str(source).expect("a source"));
+    config.schedule.push(config::Rotation {
+        kind: "hourly".into(),
+        keep: 4,
+        every: None,
+        served: None,
+    });
+    let target = "{name: copy, period: 300, ratelimit: 1000000, full: true, hold: {uuid: \
+                  00000000-0000-0000-0000-000000000000, id: 0}, sending: {uuid: \
+                  00000000-0000-0000-0000-000000000000, id: 2}}";
+    let far = serde_yaml::from_str(target).expect("a target");
+    config.targets.insert("far".into(), far);
+    let plain = serde_yaml::from_str("{uncompressed: true}").expect("a target");
+    config.targets.insert("near".into(), plain);
+    let expected = "\
+   filesystem/
+      mountsnap: yes
+   source/
+      apply: 8 4096/8192 4096
+      hold: 2
+      hostname: alpha
+      name: data
+      next: 4
+      pending/
+         hourly
+      period: 60
+      port: 4321
+      schedule/
+         hourly: 4
+      snapshots/
+         manual: 0 2
+   targets/
+      far/
+         compress: 1
+         hold: 0
+         name: copy
+         period: 300
+         ratelimit: 1000000
+         send: 2
+         test_fullvolume: yes
+      near/
+         compress: 0
+";
+    let text = view.render(None);
+    assert!(text.ends_with(expected), "{text}");
+}
+
 #[test]
 fn the_run_tree_shows_files_links_and_sockets() {
     let root = tempfile::tempdir().expect("a directory");
@@ -188,9 +246,9 @@ fn the_table_has_problems_first_and_a_line_a_volume() {
     let expected = "\
 a: FAILED: device '/dev/x' does not exist
 
-VOLUME    STATE    ROLE    ORIGIN     SNAPSHOTS  STORE USED       LAST SNAPSHOT   TARGETS
-a         failed   none    -          -          -                -               -
-zumatest  running  master  100.0 MiB  2          16.0 MiB (25 %)  1 min 30 s ago  -
+VOLUME    STATE    ROLE    SIZE       SNAPSHOTS  STORE USED       LAST SNAPSHOT   TARGETS  ORIGIN
+a         failed   none    -          -          -                -               -        -
+zumatest  running  master  100.0 MiB  2          16.0 MiB (25 %)  1 min 30 s ago  -        /dev/sysvg/test
 ";
     assert_eq!(text, expected);
     let text = table::snapshots(&one, 90);

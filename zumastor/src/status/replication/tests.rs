@@ -93,11 +93,20 @@ fn each_state_is_told_with_what_to_do() {
     let expected = "\
 REPLICATION       STATE                                     HAS WHAT WAS    RATE  LEFT  PROVEN EQUAL
 zumatest -> beta  backing off after 3 failures, next in 30 s  1 min 30 s ago  -     -     1 min ago
-zumatest -> beta: last error: no route
-zumatest -> beta: it is tried again by itself; at once with `zumastor replicate zumatest beta`
 ";
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(words(&text), words(expected), "{text}");
+    // It stood below the table, where nobody looks for what is wrong.
+    let line = "WARNING: replication to beta: no route; it is tried again by itself; at once with `zumastor replicate \
+                zumatest beta`";
+    let all = super::super::table::volumes(std::slice::from_ref(&view), NOW);
+    assert!(
+        all.starts_with(&format!("zumatest: {line}\n\nVOLUME ")),
+        "{all}"
+    );
+    let head = view.head();
+    let expected = format!("VOLUME zumatest:\nStatus: running\n{line}\n");
+    assert_eq!(head, expected);
 
     view.due.clear();
     assert_eq!(only(&view).state, State::Failed);
@@ -133,5 +142,8 @@ fn a_replica_tells_of_its_source() {
     assert_eq!((one.sends, one.state), (false, State::Failed));
     assert_eq!(one.json()["direction"], "from");
     assert_eq!(one.json()["lag_seconds"], Value::Null);
+    let head = view.head();
+    let line = "WARNING: replication from alpha: cut; nothing tries again by itself: `zumastor replicate zumatest`\n";
+    assert!(head.ends_with(line), "{head}");
     assert!(table(&[view], NOW).contains("zumatest <- alpha"));
 }
