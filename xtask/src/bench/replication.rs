@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `cargo xtask bench replication`: what replication puts on the wire and how long it takes, against zstd,
-//! `dd | ssh | dd` and rsync in the same minutes on the same files.
+//! `dd | ssh | dd`, rsync and plain reading in the same minutes on the same files.
 //!
 //! Both ends run as a program of their own, `zumastor/benches/replication`, on plain files: what a snapshot
 //! store or a mounted file system adds is not in these figures.
@@ -170,7 +170,24 @@ fn rates(
     let against = (ours, "a cycle of the same change");
     let goal = Goal::AtLeast(10.0);
     figures.push(Figure::new("rsync/image", rsync, "s", against, goal));
+    verify(program, &dir, scale, figures)?;
     remove(&dir)
+}
+
+/// How fast a snapshot that both ends have is compared, against reading it once; both from the disk.
+fn verify(program: &Program, dir: &Path, scale: &Scale, figures: &mut Vec<Figure>) -> Result<()> {
+    let (mut bytes, mut ours, mut reads) = (0.0, Vec::new(), Vec::new());
+    for _ in 0..scale.rounds {
+        let numbers = program.run(&on("verify", dir))?;
+        bytes = numbers.get("verify/bytes")?;
+        ours.push(numbers.get("verify/seconds")?);
+        reads.push(numbers.get("verify/read")?);
+    }
+    let against = (bytes / best(&reads), "reading it once");
+    let goal = Goal::AtLeast(0.8);
+    let rate = bytes / best(&ours);
+    figures.push(Figure::new("rate/verify", rate, "B/s", against, goal));
+    Ok(())
 }
 
 /// A tree of small files with one in a hundred changed, against a cycle of as many changed chunks.

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{Chunk, ChunkRun, ChunkShift, Sectors};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use uuid::Uuid;
 use zumastor::replication::message::{Begin, FEATURES, Hello, Wishes};
 use zumastor::replication::progress::Progress;
 use zumastor::replication::standing::{Epoch, Held, Partial, Role, Standing};
 use zumastor::replication::sums::Sums;
+use zumastor::replication::verify::Readable;
 use zumastor::replication::volume::{Downstream, Upstream, Watch};
 
 /// Length of a chunk.
@@ -131,6 +133,30 @@ impl Files {
         Ok(began.elapsed().as_secs_f64())
     }
 
+    /// Length of the volume in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.length.to_bytes()
+    }
+
+    /// Seconds to read `old` from one end to the other, from the disk.
+    pub fn time_read(&self) -> Result<f64> {
+        self.forget_base()?;
+        let mut data = vec![0; 1 << 20];
+        let (began, mut at) = (Instant::now(), 0);
+        while at < self.bytes() {
+            let count = (self.bytes() - at).min(1 << 20) as usize;
+            self.base.read_exact_at(&mut data[..count], at)?;
+            std::hint::black_box(&data);
+            at += count as u64;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn forget_base(&self) -> Result<()> {
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        Ok(posix_fadvise(&self.base, 0, 0, advice)?)
+    }
+
     fn read_at(&self, file: &File, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
         let chunk = ChunkShift::from_bytes(CHUNK_BYTES as u64).context("chunk size")?;
         into.resize(run.bytes_within(self.length, chunk) as usize, 0);
@@ -189,6 +215,20 @@ impl Upstream for Files {
 
     fn superseded(&mut self, _: Epoch) -> Result<()> {
         Ok(())
+    }
+}
+
+impl Readable for Files {
+    fn open(&mut self, snapshot: &Held, _: ChunkShift) -> Result<()> {
+        if snapshot.id != Uuid::from_u128(BASE) {
+            bail!("not the snapshot that both have");
+        }
+        // Both ends are ready before either of them reads.
+        self.forget_base()
+    }
+
+    fn read(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
+        self.read_at(&self.base, run, into)
     }
 }
 

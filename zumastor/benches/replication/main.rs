@@ -23,6 +23,7 @@ use zumastor::replication::link::{Link, Timing};
 use zumastor::replication::receive::receive;
 use zumastor::replication::send::{Options, send};
 use zumastor::replication::sender::Outcome;
+use zumastor::replication::verify::{Verdict, verify_down, verify_up};
 use zumastor::replication::volume::Watch;
 
 use files::{Files, Side};
@@ -44,6 +45,8 @@ enum What {
     Receive(Dir),
     /// Both in one process; then compares the files.
     Pair(Dir),
+    /// Compares a snapshot that both have, and reads it once without comparing.
+    Verify(Dir),
     /// What the sums of the changed chunks cost, without the hashes.
     Sums(Dir),
 }
@@ -114,6 +117,7 @@ fn run(what: What) -> Result<()> {
             ))
         }
         What::Pair(Dir { dir }) => pair(&dir),
+        What::Verify(Dir { dir }) => verify(&dir),
         What::Sums(Dir { dir }) => {
             println!("sums/seconds {}", Files::open(&dir, Side::Up)?.time_sums()?);
             Ok(())
@@ -193,6 +197,35 @@ fn pair(dir: &std::path::Path) -> Result<()> {
         "pair/rss {}",
         getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024
     );
+    Ok(())
+}
+
+/// Both ends read one file, as if each had a disk of its own that reads as fast: a disk that both share would
+/// give each of them half.
+fn verify(dir: &std::path::Path) -> Result<()> {
+    let (near, far) = UnixStream::pair()?;
+    let (near, far) = (socket(&near)?, socket(&far)?);
+    let (mut up, mut down) = (Files::open(dir, Side::Up)?, Files::open(dir, Side::Down)?);
+    let read = up.time_read()?;
+    let began = Instant::now();
+    let verdicts = thread::scope(|scope| {
+        let answers = scope.spawn(|| {
+            let (own, timing) = (down.hello(), Timing::default());
+            verify_down(&mut down, far, own, timing, &Wire::default())
+        });
+        let (own, timing) = (up.hello(), Timing::default());
+        let asked = verify_up(&mut up, near, own, timing, &Wire::default());
+        [Some(asked), answers.join().ok()]
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    for verdict in verdicts {
+        if !matches!(verdict, Some(Verdict::Equal { .. })) {
+            bail!("{verdict:?}");
+        }
+    }
+    println!("verify/bytes {}", up.bytes());
+    println!("verify/seconds {seconds}");
+    println!("verify/read {read}");
     Ok(())
 }
 
