@@ -41,12 +41,16 @@ impl Volume {
         (mountsnap && is_rotated || shown == Some(twin)).then_some(twin)
     }
 
+    /// The device of a snapshot that is mounted when all of the volume is.
+    pub(super) fn mounted_tag(&self, id: u32) -> Option<u32> {
+        let snapshot = self.config.snapshots.find(id)?;
+        self.mounted_as(snapshot, self.twin())
+    }
+
     /// The steps that show a snapshot as far as the volume is up, but for devices that are there.
     pub(super) fn steps_to_show(&self, id: u32) -> Result<Vec<Action>> {
-        let snapshot = self.config.snapshots.find(id);
-        let mounted = snapshot.and_then(|s| self.mounted_as(s, self.twin()));
         let mut steps = Vec::new();
-        for action in plan::show(id, mounted, self.level) {
+        for action in plan::show(id, self.mounted_tag(id), self.level) {
             match action {
                 Action::CreateDevice(which) if self.has_device(which)? => {}
                 other => steps.push(other),

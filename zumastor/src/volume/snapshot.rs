@@ -16,7 +16,7 @@ use crate::config::{Doomed, MANUAL, Snapshot};
 use crate::freeze::{self, Frozen};
 use crate::machine::{Dev, Stored};
 use crate::names;
-use crate::plan::{Level, Scope};
+use crate::plan::{self, Level, Scope};
 use crate::schedule;
 
 impl Volume {
@@ -73,7 +73,7 @@ impl Volume {
             };
         }
         self.log(&format!("snapshot {id} created ({})", kinds.join(", ")));
-        let steps = self.steps_to_show(id)?;
+        let steps = plan::show(id, self.mounted_tag(id), self.level);
         let mut report = self.carry_out(&steps, out);
         self.rotate(kinds, out);
         if !report.failures.is_empty() {
