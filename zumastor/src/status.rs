@@ -456,7 +456,6 @@ fn target_tree(tree: &mut Tree, target: &Target) {
         ("period", number(target.period)),
         ("ratelimit", number(target.ratelimit)),
         ("send", target.sending.map(|sending| sending.id.to_string())),
-        ("test_fullvolume", target.full.then(|| "yes".to_string())),
     ];
     optional_files(tree, files);
 }

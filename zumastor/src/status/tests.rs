@@ -166,7 +166,7 @@ fn roles_of_replication_are_in_the_tree() {
         every: None,
         served: None,
     });
-    let target = "{name: copy, period: 300, ratelimit: 1000000, full: true, hold: {uuid: \
+    let target = "{name: copy, period: 300, ratelimit: 1000000, hold: {uuid: \
                   00000000-0000-0000-0000-000000000000, id: 0}, sending: {uuid: \
                   00000000-0000-0000-0000-000000000000, id: 2}}";
     let far = serde_yaml::from_str(target).expect("a target");
@@ -198,7 +198,6 @@ fn roles_of_replication_are_in_the_tree() {
          period: 300
          ratelimit: 1000000
          send: 2
-         test_fullvolume: yes
       near/
          compress: 0
 ";
