@@ -297,7 +297,18 @@ pub fn receive(matches: &ArgMatches, context: &mut Context) -> u8 {
             }
         };
         let volume = (*volume).clone();
-        return context.request(&Request::ReceiveByHand { volume, done });
+        let code = context.request(&Request::ReceiveByHand {
+            volume: volume.clone(),
+            done,
+        });
+        if code == super::OK && !done {
+            // Standard output is the script's.
+            ddsnap::stdio::complain(format_args!(
+                "zumastor: WARNING: whoever reaches that port can write /dev/mapper/{volume} until `zumastor receive done \
+                 {volume}`: nobody is asked who he is, and nothing is encrypted"
+            ));
+        }
+        return code;
     }
     pump(
         &Open::Receive {

@@ -63,10 +63,6 @@ impl Daemon {
             let (code, text) = (WRONG_STATE, format!("{error:#}"));
             Refusal { code, text }
         })?;
-        on_event(Event::Note(Note::Warning(format!(
-            "whoever reaches {address} port {port} can write /dev/mapper/{volume} until `zumastor receive done {volume}` or \
-             `zumastor cancel {volume} {NAME}`: nobody is asked who he is, and nothing is encrypted"
-        ))));
         on_event(Event::Note(Note::Line(format!("{port} {wanted}"))));
         Ok(())
     }
