@@ -72,6 +72,20 @@ pub fn progress(progress: &Progress, rate: Option<u64>, left: Option<u64>) -> St
     text
 }
 
+/// The bytes that a size with an optional k, m or g says; none if it is no size, or more than there can be.
+#[must_use]
+pub fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +127,25 @@ mod tests {
         );
         at.total = 0;
         assert_eq!(progress(&at, None, None), "copying, 512 B");
+    }
+
+    /// A size of more than 64 bits was taken for none given, and nothing was done with exit code 0.
+    #[test]
+    fn sizes_are_bytes_or_nothing() {
+        assert_eq!(
+            (size("512"), size("2k"), size("3G")),
+            (Some(512), Some(2048), Some(3 << 30))
+        );
+        for bad in [
+            "",
+            "k",
+            "1x",
+            "1kk",
+            "-1",
+            "17179869184g",
+            "99999999999999999999",
+        ] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
     }
 }

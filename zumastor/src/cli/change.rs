@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 
-use super::define_volume::{parse_size, size_bytes};
+use super::define_volume::parse_size;
 use super::{
     Context, forget, snapshot_of, snapshot_operand, string, verb, volume_of, volume_operand,
 };
 use crate::control::Request;
+use crate::human;
 
 /// The arguments of `remount`.
 pub fn remount_command() -> Command {
@@ -86,7 +87,7 @@ pub fn remount(matches: &ArgMatches, context: &mut Context) -> u8 {
 
 /// Runs `resize`.
 pub fn resize(matches: &ArgMatches, context: &mut Context) -> u8 {
-    let bytes = |name| string(matches, name).and_then(|text| size_bytes(&text));
+    let bytes = |name| string(matches, name).and_then(|text| human::size(&text));
     context.request(&Request::Resize {
         volume: volume_of(matches),
         origin: bytes("origin"),

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{Context, string, verb, volume_of, volume_operand};
 use crate::control::Request;
+use crate::human;
 use crate::volume::DefineVolume;
 
 /// The arguments.
@@ -112,24 +113,12 @@ pub fn parse_size(text: &str) -> Result<String, String> {
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     if plain && text.len() - digits.len() <= 1 {
         let text = text.to_ascii_lowercase();
-        return match size_bytes(&text) {
+        return match human::size(&text) {
             Some(_) => Ok(text),
             None => Err("no device is that large".to_string()),
         };
     }
     Err("a size is a number of bytes with an optional k, m or g".to_string())
-}
-
-/// The bytes of what [`parse_size`] has accepted.
-pub fn size_bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        _ => 30,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Runs the verb.

@@ -54,6 +54,7 @@ impl Daemon {
             .with_context(|| format!("cannot listen on {address} port {port}"))?;
         let job = Box::new(Listener {
             volumes: self.clone(),
+            layout: self.layout.clone(),
             files,
             volume: volume.to_owned(),
             listener,

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ddsnap::delta::listen::serve;
 use ddsnap::delta::stream::{Opening, Progress};
 use ddsnap::stdio::complain;
@@ -18,8 +18,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::files::{BY_HAND, Files};
 use super::upstream::with;
+use super::written::Origin;
 use crate::jobs::{Job, Running};
-use crate::volume::Volumes;
+use crate::layout::Layout;
+use crate::volume::{Peer, Volumes};
 
 /// What the job is called.
 pub const NAME: &str = "receive-by-hand";
@@ -28,6 +30,8 @@ pub const NAME: &str = "receive-by-hand";
 pub struct Listener {
     /// The daemon's volumes.
     pub volumes: Arc<dyn Volumes>,
+    /// Where things are.
+    pub layout: Layout,
     /// Of the volume.
     pub files: Files,
     /// The volume.
@@ -101,10 +105,32 @@ impl Listener {
         })
     }
 
+    /// Fails if somebody wrote to what an increment is put onto: that would stay there, and be no snapshot's.
+    fn check_unwritten(&self) -> Result<()> {
+        let (volumes, volume) = (self.volumes.as_ref(), self.volume.as_str());
+        let mut standing = with(volumes, volume, |v| v.standing(&Peer::Source, &|_| 0))?;
+        let layout = &self.layout;
+        let origin = Origin {
+            volumes,
+            layout,
+            volume,
+        };
+        origin.look(&mut standing)?;
+        if standing.written {
+            bail!(
+                "somebody wrote to the replica /dev/mapper/{volume} since the last snapshot arrived: `zumastor replicate \
+                 {volume} --force-base` keeps that as a snapshot and takes it back, `zumastor failover {volume}` makes it \
+                 master with it"
+            );
+        }
+        Ok(())
+    }
+
     fn serve(&self, stream: &TcpStream, running: &Running) -> Result<()> {
         let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
         let mut wanted = |opening: &Opening| {
-            let admitted = self.files.told().and_then(|told| {
+            let admitted = self.check_unwritten().and_then(|()| {
+                let told = self.files.told()?;
                 let forget = || self.files.drop(BY_HAND);
                 with(self.volumes.as_ref(), &self.volume, |v| {
                     v.admit_by_hand(opening, told, &forget)

@@ -3,6 +3,8 @@
 //!
 //! - [`verify`]: a comparison as a job; [`again`]: what it found, to be sent again.
 //! - [`cycle`]: a cycle as a job, whichever side begins it.
+//! - [`by_hand`]: what scripts send with `ddsnap transmit`, as a job.
+//! - `written`: whether somebody but replication wrote to a replica.
 //! - [`failover`]: a replica becomes the master.
 //! - [`upstream`], [`downstream`]: a volume as the two ends see it; [`device`]: its devices.
 //! - [`ssh`]: the way to another machine; [`socket`]: the way in from there.
@@ -19,3 +21,4 @@ pub mod socket;
 pub mod ssh;
 pub mod upstream;
 pub mod verify;
+mod written;

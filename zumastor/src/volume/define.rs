@@ -250,18 +250,7 @@ fn check_chunk_size(request: &DefineVolume) -> Result<()> {
     let Some(text) = &request.chunksize else {
         return Ok(());
     };
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        _ => 30,
-    };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift));
-    if bytes.and_then(ChunkShift::from_bytes).is_none() {
+    if human::size(text).and_then(ChunkShift::from_bytes).is_none() {
         bail!("a chunk size of {text} is not a power of two from 512 to 1048576");
     }
     Ok(())

@@ -766,7 +766,7 @@ impl Volume {
     pub fn momentary_snapshot(&mut self) -> Result<u32> {
         let stored = self.settle_snapshots()?;
         // Pending for as long as it is there: whatever happens, it is deleted.
-        let snapshot = self.begin_snapshot(&[REPLICA.to_owned()], &stored)?;
+        let snapshot = self.begin_momentary(&stored)?;
         let server = self.layout.server_socket(&self.name);
         self.host.create_snapshot(&server, snapshot.id)?;
         Ok(snapshot.id)

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use ddsnap::client::ClientError;
 use nix::errno::Errno;
 
+use super::replica::REPLICA;
 use super::{Note, Out, Volume, describe};
 use crate::config::{Doomed, MANUAL, Snapshot};
 use crate::freeze::{self, Frozen};
@@ -102,12 +103,10 @@ impl Volume {
         kinds: &[String],
         stored: &[Stored],
     ) -> Result<Snapshot> {
-        let now = self.host.now();
-        let time = self.config.snapshots.unique_time(&names::local_time(&now));
-        let before = self.config.clone();
-        let snapshots = &mut self.config.snapshots;
-        let mut id = snapshots.next;
-        while stored.iter().any(|s| s.tag.0 == id) {
+        let there = |id| stored.iter().any(|s| s.tag.0 == id);
+        let mut id = self.config.snapshots.next;
+        // It may get a twin.
+        while there(id) || there(id.saturating_add(1)) {
             id = id
                 .checked_add(2)
                 .context("all snapshot numbers are used up")?;
@@ -115,6 +114,33 @@ impl Volume {
         let next = id
             .checked_add(2)
             .context("all snapshot numbers are used up")?;
+        self.begin_as(id, next, kinds, stored)
+    }
+
+    /// Takes a number for a snapshot that is deleted again before anybody hears of it, durably: a twin's, so that none is
+    /// used up. Scripts whose replica has the upstream's numbers would find them taken.
+    pub(super) fn begin_momentary(&mut self, stored: &[Stored]) -> Result<Snapshot> {
+        let next = self.config.snapshots.next;
+        let mut id = next.saturating_add(1);
+        while stored.iter().any(|s| s.tag.0 == id) {
+            id = id
+                .checked_add(2)
+                .context("all snapshot numbers are used up")?;
+        }
+        self.begin_as(id, next, &[REPLICA.to_owned()], stored)
+    }
+
+    fn begin_as(
+        &mut self,
+        id: u32,
+        next: u32,
+        kinds: &[String],
+        stored: &[Stored],
+    ) -> Result<Snapshot> {
+        let now = self.host.now();
+        let time = self.config.snapshots.unique_time(&names::local_time(&now));
+        let before = self.config.clone();
+        let snapshots = &mut self.config.snapshots;
         let snapshot = Snapshot {
             id,
             uuid: uuid::Uuid::new_v4(),

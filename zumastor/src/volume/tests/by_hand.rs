@@ -126,6 +126,27 @@ fn a_number_that_is_taken_is_not_given_again() {
     assert_eq!(volume.config.snapshots.next, tag + 2);
 }
 
+/// Each look whether somebody had written to the replica used a number up, until the upstream's were behind.
+#[test]
+fn a_look_at_the_origin_uses_no_number_up() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let next = volume.config.snapshots.next;
+    for _ in 0..3 {
+        assert_eq!(volume.momentary_snapshot().expect("made"), next + 1);
+        volume.end_momentary().expect("deleted");
+    }
+    assert_eq!(bench.stored(), [] as [u32; 0]);
+    // One that cannot be deleted is nobody's twin.
+    let left = volume.momentary_snapshot().expect("made");
+    bench.fake.state().fail = Some(format!("delete {left}"));
+    admit(&mut volume, &opening(None, next, false), None).expect("all of it");
+    let taken = volume.finish_by_hand(told(next, true)).expect_err("taken");
+    assert_eq!(refusal::code(&taken), WRONG_STATE);
+    assert_eq!(arrive(&mut volume, &begin(1, None)), next + 2);
+    assert_eq!(bench.stored(), [left, next + 2, next + 3]);
+}
+
 /// A master's origin was overwritten by whoever reached its port.
 #[test]
 fn only_a_replica_that_nobody_uses_listens() {
