@@ -34,6 +34,7 @@ use crate::config;
 use crate::host::Host;
 use crate::jobs::{Ending, Jobs};
 use crate::layout::Layout;
+use crate::names;
 use crate::shutdown;
 use crate::status::View;
 use crate::status::replication::NextCycle;
@@ -100,11 +101,6 @@ impl Handle {
     }
 }
 
-/// What the job of a replication's cycles is called: of the one to a target, or from the source.
-fn cycle_name(target: Option<&str>) -> String {
-    target.map_or("receive".to_owned(), |host| format!("replicate {host}"))
-}
-
 /// A lock whose holder panicked is still good: views are replaced whole, and a volume observes the
 /// machine before each operation.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -153,7 +149,7 @@ impl Daemon {
 
     /// Ends the cycle of a replication, if one runs, and waits for it: what it does to the volume ends with it.
     fn end_cycle(&self, volume: &str, target: Option<&str>, why: Ending) -> Result<()> {
-        let name = cycle_name(target);
+        let name = names::cycle_job(target);
         let jobs = &self.jobs;
         jobs.end_and_wait(volume, Some(&name), why, JOB_PATIENCE)
     }

@@ -204,6 +204,12 @@ pub fn udev_import_line(name: &str) -> Option<String> {
         .then(|| format!("DDSNAP_NAME={volume}({tag})"))
 }
 
+/// What the job of a replication's cycles is called: of the one to a target, or from the source.
+#[must_use]
+pub fn cycle_job(target: Option<&str>) -> String {
+    target.map_or("receive".to_owned(), |host| format!("replicate {host}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

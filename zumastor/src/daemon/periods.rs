@@ -10,9 +10,10 @@ use anyhow::Result;
 use ddsnap::stdio::complain;
 use jiff::Timestamp;
 
-use super::{Daemon, cycle_name, lock};
+use super::{Daemon, lock};
 use crate::config::Window;
 use crate::jobs::{Ending, JobState, Running};
+use crate::names;
 use crate::replicate::cycle::Way;
 use crate::replication::message::Wishes;
 use crate::status::replication::NextCycle;
@@ -168,7 +169,7 @@ impl Daemon {
                 if !view.state.is_over() {
                     if !open && !cycle.late {
                         cycle.late = true;
-                        let name = cycle_name(key.1.as_deref());
+                        let name = names::cycle_job(key.1.as_deref());
                         self.jobs.end(&key.0, Some(&name), Ending::Window);
                     }
                     continue;

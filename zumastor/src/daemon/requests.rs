@@ -15,10 +15,11 @@ use anyhow::{Context, Result, bail};
 use ddsnap::client::NewSizes;
 use ddsnap::stdio::complain;
 
-use super::{Daemon, Handle, cycle_name, lock};
+use super::{Daemon, Handle, lock};
 use crate::config::{self, VolumeConfig};
 use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role, Within};
 use crate::jobs::{Ended, Ending, Job, Jobs, Running};
+use crate::names;
 use crate::note::{Note, Out};
 use crate::plan::Level;
 use crate::refusal;
@@ -526,8 +527,8 @@ impl Daemon {
         on_event: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Arc<Running>> {
         let name = match &way {
-            Way::Push(host) => cycle_name(Some(host)),
-            _ => cycle_name(None),
+            Way::Push(host) => names::cycle_job(Some(host)),
+            _ => names::cycle_job(None),
         };
         while let Some(other) = self.jobs.find(volume, &name) {
             say(on_event, "waiting for the cycle that is under way".into());

@@ -19,6 +19,7 @@ use super::upstream::{Sending, with};
 use super::written::Origin;
 use crate::jobs::{Declined, Ended, Job, Running};
 use crate::layout::Layout;
+use crate::names;
 use crate::replication::link::{Link, Timing};
 use crate::replication::message::{FEATURES, Hello, WHOLE, Wishes};
 use crate::replication::receive::receive;
@@ -91,9 +92,9 @@ impl Watch for Eye<'_> {
 impl Job for Cycle {
     fn name(&self) -> String {
         match &self.way {
-            Way::Push(host) | Way::ServeSend(host, _) => format!("replicate {host}"),
+            Way::Push(host) | Way::ServeSend(host, _) => names::cycle_job(Some(host)),
             // One at a time, whoever begins it.
-            Way::Pull | Way::ServeReceive(_) => "receive".into(),
+            Way::Pull | Way::ServeReceive(_) => names::cycle_job(None),
         }
     }
 

@@ -9,6 +9,7 @@ use super::json::time;
 use crate::config::Snapref;
 use crate::human;
 use crate::jobs::{JobState, JobView};
+use crate::names;
 use crate::volume::superseded_line;
 
 /// The refusal of a sender whose epoch is older.
@@ -121,7 +122,7 @@ fn one(
     (stopped, hold, proven): (bool, Option<Snapref>, Option<i64>),
     now: i64,
 ) -> Replication {
-    let name = job_name(host, sends);
+    let name = names::cycle_job(sends.then_some(host));
     let job = view.jobs.iter().rev().find(|job| job.name == name);
     let running = job.filter(|job| !job.state.is_over());
     let failed = job.filter(|job| job.state == JobState::Failed);
@@ -197,18 +198,11 @@ pub fn problems(view: &View) -> Problems {
             line += &format!("; {help}");
         }
         problems.lines.push(line);
-        problems.jobs.push(job_name(&one.host, one.sends));
+        problems
+            .jobs
+            .push(names::cycle_job(one.sends.then_some(&one.host)));
     }
     problems
-}
-
-/// The job that is a cycle of a replication.
-fn job_name(host: &str, sends: bool) -> String {
-    if sends {
-        format!("replicate {host}")
-    } else {
-        "receive".to_owned()
-    }
 }
 
 fn help(volume: &str, host: &str, sends: bool, state: State) -> Option<String> {
