@@ -200,6 +200,9 @@ pub struct Target {
     /// Send as it is, without zstd.
     #[serde(default)]
     pub uncompressed: bool,
+    /// Documents of earlier builds have it. It never had an effect and is not written any more.
+    #[serde(default, skip_serializing)]
+    pub full: bool,
     /// Cycles are not run: `stop target`.
     #[serde(default)]
     pub stopped: bool,

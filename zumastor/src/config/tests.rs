@@ -37,6 +37,7 @@ fn sample() -> VolumeConfig {
         window: Some("22:00-06:00".parse().expect("a window")),
         on_full: HoldPolicy::Protect,
         uncompressed: false,
+        full: false,
         stopped: false,
         hold: Some(Snapref {
             uuid: Uuid::from_u128(0xaa),
@@ -97,6 +98,17 @@ fn the_document_is_pinned() {
     assert_eq!(serde_yaml::to_string(&replica).expect("written"), REPLICA);
     let incoming = replica.source.and_then(|s| s.incoming).expect("in part");
     assert_eq!(incoming.base, Some(Uuid::from_u128(0xaa)));
+}
+
+/// An upgrade refused every volume with a target: it took the field for a mistake.
+#[test]
+fn what_earlier_builds_wrote_is_read() {
+    let old = GOLDEN.replace(
+        "    uncompressed: false\n",
+        "    uncompressed: false\n    full: false\n",
+    );
+    assert_ne!(old, GOLDEN);
+    assert_eq!(read(&old), read(GOLDEN));
 }
 
 /// A document of an earlier version was refused: an upgrade of the package would have lost the volume.

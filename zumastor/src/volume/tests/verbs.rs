@@ -310,6 +310,7 @@ fn protected_and_held_snapshots_stay() {
         window: None,
         on_full: Default::default(),
         uncompressed: false,
+        full: false,
         stopped: false,
         hold: Some(Snapref { uuid, id: 4 }),
         sending: None,
