@@ -14,13 +14,17 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::probe::stack::{self, Base};
+use ddsnap::probe::store;
 use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::libc;
+use uuid::Uuid;
 
 use crate::device_number::from_raw;
 pub use crate::device_number::number;
@@ -41,6 +45,8 @@ nix::ioctl_write_ptr_bad!(
     [u64; 2]
 );
 
+/// Longest wait for the first blocks of a snapshot store.
+const STORE_DEADLINE: Duration = Duration::from_secs(15);
 /// Zeroes written between two progress reports.
 const ZERO_STEP_BYTES: u64 = 64 << 20;
 /// Longest wait for udev.
@@ -148,6 +154,19 @@ pub fn check_unused(path: &Path) -> Result<()> {
             busy(all)
         }
         Err(e) => Err(e).with_context(|| format!("could not open '{}'", path.display())),
+    }
+}
+
+/// The UUID of the snapshot store at `path`; none if no store is recognised there. A disk that does not answer is not waited for
+/// longer than [`STORE_DEADLINE`]: who asks keeps a server from being stopped meanwhile.
+pub fn store_uuid(path: &Path) -> Result<Option<Uuid>> {
+    let failed = || format!("could not read the snapshot store '{}'", path.display());
+    let (sender, receiver) = mpsc::channel();
+    let device = path.to_path_buf();
+    thread::spawn(move || sender.send(store::uuid(&device)));
+    match receiver.recv_timeout(STORE_DEADLINE) {
+        Ok(found) => found.with_context(failed),
+        Err(_) => Err(anyhow!("no answer in {} s", STORE_DEADLINE.as_secs())).with_context(failed),
     }
 }
 

@@ -285,6 +285,7 @@ mod tests {
                 snapstore: store.into(),
                 meta: None,
             },
+            store: None,
             cachesize: None,
             filesystem: Filesystem {
                 mountpoint: Some("/srv".into()),

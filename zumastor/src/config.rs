@@ -12,12 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::machine::Stored;
 use crate::names;
 
 mod check;
@@ -53,6 +54,10 @@ pub struct VolumeConfig {
     pub lineage: Lineage,
     /// The block devices.
     pub device: Devices,
+    /// The identity of the snapshot store, from its superblock. Absent until the first start: documents of earlier builds
+    /// do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Uuid>,
     /// The server's cache size as given, bytes with optional k, m or g; the server's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cachesize: Option<String>,
@@ -139,6 +144,14 @@ pub struct Devices {
     /// Holds the metadata, if that has a device of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<PathBuf>,
+}
+
+impl Devices {
+    /// The device that has the store's superblock.
+    #[must_use]
+    pub fn superblock(&self) -> &Path {
+        self.meta.as_ref().unwrap_or(&self.snapstore)
+    }
 }
 
 /// Mount settings and the flags of `define master`.
@@ -269,6 +282,10 @@ pub struct Snapshot {
     pub time: String,
     /// The same moment in seconds since 1970-01-01 UTC: ages are reckoned by it.
     pub created: i64,
+    /// Its place in the store's order of creation, never used again: tells it from another one that got its number.
+    /// Absent until the store was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
     /// No rotation deletes it, nor a full store.
     #[serde(default, skip_serializing_if = "is_false")]
     pub protected: bool,
@@ -283,6 +300,12 @@ impl Snapshot {
     #[must_use]
     pub fn is_of(&self, kind: &str) -> bool {
         self.kinds.iter().any(|k| k == kind)
+    }
+
+    /// Whether this is it in the store, and not another one that got its number.
+    #[must_use]
+    pub fn is(&self, stored: &Stored) -> bool {
+        stored.tag.0 == self.id && self.sequence.is_none_or(|own| own == stored.seq.0)
     }
 }
 

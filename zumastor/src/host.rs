@@ -13,6 +13,7 @@ use anyhow::Result;
 use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::Contents;
 use jiff::Zoned;
+use uuid::Uuid;
 
 use crate::config::Devices;
 use crate::machine::{
@@ -89,6 +90,8 @@ pub trait Host: Send + Sync {
     /// Writes out what the page cache holds for a device node.
     fn flush(&self, node: &Path) -> Result<()>;
 
+    /// The UUID of the snapshot store at `path`, the device that has its superblock; none if no store is recognised there.
+    fn store_uuid(&self, path: &Path) -> Result<Option<Uuid>>;
     /// Fails if [`Host::format`] would be refused, or would overwrite what somebody may miss and `force`
     /// does not say that it may. Writes nothing.
     fn check_format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()>;

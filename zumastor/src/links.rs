@@ -129,6 +129,7 @@ mod tests {
             kinds: vec![MANUAL.to_string()],
             time: time.to_string(),
             created: 0,
+            sequence: None,
             protected: false,
             twin: None,
         }

@@ -11,6 +11,8 @@ pub const WRONG_STATE: u8 = 2;
 pub const INCOMPLETE: u8 = 3;
 /// The number of snapshots would be too high: of `define schedule`.
 pub const BUDGET: u8 = 3;
+/// Another snapshot store lies where the volume's own should: of what starts a volume.
+pub const OTHER_STORE: u8 = 3;
 /// Both sides were compared, and differ: of `verify`.
 pub const DIFFERS: u8 = 4;
 

@@ -157,6 +157,7 @@ impl View {
                 snapstore: request.snapstore.clone(),
                 meta: request.meta.clone(),
             },
+            store: None,
             cachesize: request.cachesize.clone(),
             filesystem: Filesystem::default(),
             master: None,
@@ -224,7 +225,7 @@ impl View {
         let mut warnings: Vec<String> = state.space.iter().cloned().collect();
         for snapshot in self.config.iter().flat_map(|c| &c.snapshots.list) {
             let id = snapshot.id;
-            match state.snapshots.iter().find(|s| s.tag.0 == id) {
+            match state.snapshots.iter().find(|s| snapshot.is(s)) {
                 None => {
                     unwell.push((id, SnapshotHealth::Missing));
                     warnings.push(format!(

@@ -19,9 +19,11 @@ use ddsnap::stdio::complain;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use uuid::Uuid;
 
 use crate::host::{Host, PROBE_DEADLINE, Probe};
 use crate::machine::{Kind, ProcessSpec};
+use crate::refusal::{OTHER_STORE, Refusal};
 
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -82,6 +84,10 @@ pub struct Supervisor {
     /// Where the server takes commands.
     socket: PathBuf,
     charges: Mutex<[Charge; 2]>,
+    /// The device that has the store's superblock.
+    store: PathBuf,
+    /// Which store it should be, once that is known.
+    expected: Mutex<Option<Uuid>>,
     /// What is wrong with each, for who asks while one is being started, which may take minutes.
     troubles: Mutex<[Option<String>; 2]>,
     /// The server runs and does not answer.
@@ -96,13 +102,15 @@ impl Drop for Supervisor {
 }
 
 impl Supervisor {
-    /// Nothing is started and nobody watches yet.
+    /// Nothing is started and nobody watches yet. `store`: the device with the store's superblock, and which store that
+    /// should be, if it is known.
     pub fn new(
         host: Arc<dyn Host>,
         volume: &str,
         agent: ProcessSpec,
         server: ProcessSpec,
         socket: &Path,
+        store: (&Path, Option<Uuid>),
     ) -> Result<Arc<Supervisor>> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let charges = Mutex::new([Charge::new(agent), Charge::new(server)]);
@@ -111,6 +119,8 @@ impl Supervisor {
             volume: volume.to_string(),
             socket: socket.to_path_buf(),
             charges,
+            store: store.0.to_path_buf(),
+            expected: Mutex::new(store.1),
             troubles: Mutex::default(),
             silence: Mutex::default(),
             wake,
@@ -136,6 +146,7 @@ impl Supervisor {
         if let Some(option) = option {
             spec.argv.insert(2, option.into());
         }
+        self.check_store(kind)?;
         let started = match self.host.find_process(&charge.spec)? {
             Some(_) => None,
             None => Some(self.host.start_process(&spec)?),
@@ -146,6 +157,34 @@ impl Supervisor {
         self.set_trouble(kind, None);
         self.wake();
         Ok(started)
+    }
+
+    /// From now on the server is let at this store only.
+    pub fn expect_store(&self, uuid: Uuid) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(uuid);
+    }
+
+    /// Before a server may write to it: whether it is the volume's own store that lies under the store's name. What is no
+    /// store at all the server itself refuses.
+    fn check_store(&self, kind: Kind) -> Result<()> {
+        let expected = *self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(expected) = expected.filter(|_| kind == Kind::Server) else {
+            return Ok(());
+        };
+        match self.host.store_uuid(&self.store)? {
+            Some(found) if found != expected => Err(Refusal {
+                code: OTHER_STORE,
+                text: format!(
+                    "'{}' holds the snapshot store {found}, and that of volume '{1}' is {expected}; nothing was changed: \
+                     give it back the device it had, then run `zumastor start volume {1}`, or run `zumastor forget volume \
+                     {1}` and define it anew over this store",
+                    self.store.display(),
+                    self.volume
+                ),
+            }
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     /// Stops a process and waits until it is gone.
@@ -320,7 +359,8 @@ impl Supervisor {
         }
         charge.since = Some(now);
         charge.due = None;
-        match self.host.start_process(&charge.spec) {
+        let started = self.check_store(charge.spec.kind);
+        match started.and_then(|()| self.host.start_process(&charge.spec)) {
             Ok(pid) => {
                 complain(format_args!(
                     "{}: restarted the {what}, pid = {pid}",
@@ -398,6 +438,7 @@ mod tests {
             spec(Kind::Agent),
             spec(Kind::Server),
             SOCKET.as_ref(),
+            ("/store".as_ref(), None),
         )
         .expect("new");
         let mut silent = 0;
@@ -440,7 +481,14 @@ mod tests {
     fn why_a_restart_failed_is_known_also_during_the_next_one() {
         let fake = Arc::new(Fake::default());
         let (agent, server) = (spec(Kind::Agent), spec(Kind::Server));
-        let supervisor = Supervisor::new(fake.clone(), "v", agent, server, SOCKET.as_ref());
+        let supervisor = Supervisor::new(
+            fake.clone(),
+            "v",
+            agent,
+            server,
+            SOCKET.as_ref(),
+            ("/store".as_ref(), None),
+        );
         let supervisor = supervisor.expect("new");
         supervisor.start(Kind::Server).expect("started");
         assert_eq!(supervisor.trouble(), None);
@@ -459,6 +507,27 @@ mod tests {
         assert_eq!(supervisor.trouble(), None);
     }
 
+    /// The disk under the store's name was another one when the server was started again.
+    #[test]
+    fn a_restart_is_not_let_at_another_store() {
+        let fake = Arc::new(Fake::default());
+        let dev = crate::machine::Dev { major: 8, minor: 1 };
+        fake.state().devices.insert("/store".into(), dev);
+        let (agent, server) = (spec(Kind::Agent), spec(Kind::Server));
+        let known = ("/store".as_ref(), Some(crate::host::fake::STORE));
+        let supervisor = Supervisor::new(fake.clone(), "v", agent, server, SOCKET.as_ref(), known);
+        let supervisor = supervisor.expect("new");
+        supervisor.start(Kind::Server).expect("started");
+        fake.kill(Kind::Server);
+        fake.state().store = Some(Uuid::from_u128(0xbad));
+        supervisor.tend();
+        supervisor.lock()[Kind::Server as usize].due = Some(Instant::now());
+        supervisor.tend();
+        assert!(!supervisor.is_running(&spec(Kind::Server)));
+        let text = supervisor.trouble().expect("known");
+        assert!(text.contains("holds the snapshot store"), "{text}");
+    }
+
     #[test]
     fn a_dead_server_is_restarted_and_a_stopped_one_is_not() {
         let fake = Arc::new(Fake::default());
@@ -468,6 +537,7 @@ mod tests {
             spec(Kind::Agent),
             spec(Kind::Server),
             SOCKET.as_ref(),
+            ("/store".as_ref(), None),
         )
         .expect("new");
         assert!(supervisor.start(Kind::Server).expect("started").is_some());

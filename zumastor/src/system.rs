@@ -9,6 +9,7 @@ use anyhow::Result;
 use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::{self, Contents};
 use jiff::Zoned;
+use uuid::Uuid;
 
 use crate::config::Devices;
 use crate::host::{FreezeGuard, Host, Probe};
@@ -66,6 +67,9 @@ impl Host for System {
     }
     fn flush(&self, node: &Path) -> Result<()> {
         blockdev::flush(node)
+    }
+    fn store_uuid(&self, path: &Path) -> Result<Option<Uuid>> {
+        blockdev::store_uuid(path)
     }
     fn check_format(&self, devices: &Devices, chunksize: &str, force: bool) -> Result<()> {
         process::check_format(devices, chunksize, force)

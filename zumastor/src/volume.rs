@@ -76,6 +76,8 @@ pub struct Volume {
     accept_origin: bool,
     /// For formatting the store; the store itself knows it from then on.
     chunksize: Option<String>,
+    /// The document is to say which store it is, and does not yet.
+    store_learned: bool,
     /// Formatting and zeroing may overwrite what is recognised.
     force: bool,
     /// Fails when what takes long is to end.
@@ -128,6 +130,7 @@ impl Volume {
             agent,
             server,
             &layout.server_socket(name),
+            (config.device.superblock(), config.store),
         )?;
         Ok(Volume {
             name: name.to_string(),
@@ -144,6 +147,7 @@ impl Volume {
             reverting: None,
             accept_origin: false,
             chunksize: None,
+            store_learned: false,
             force: false,
             check: Arc::new(|| Ok(())),
         })
@@ -202,12 +206,26 @@ impl Volume {
         written.unwrap_or(false)
     }
 
+    /// Notes which store is the volume's, unless that is known: the one that its server was let at, or is going to be, for
+    /// the first time. It is saved with the next change, or by [`refresh`](Self::refresh): what comes up at boot may have
+    /// only a part of the document.
+    fn learn_store(&mut self) -> Result<()> {
+        if self.config.store.is_none() {
+            self.config.store = self.host.store_uuid(self.config.device.superblock())?;
+            self.store_learned = self.config.store.is_some();
+            if let Some(uuid) = self.config.store {
+                self.supervisor.expect_store(uuid);
+            }
+        }
+        Ok(())
+    }
+
     /// Brings up to date what was made before the daemon started: a document or boot record of an earlier
     /// version, and the logs of processes that were started before /var was mounted.
     pub fn refresh(&mut self) {
-        if self.config.upgraded_from.is_some() {
+        if self.config.upgraded_from.is_some() || self.store_learned {
             match self.save() {
-                Ok(()) => self.config.upgraded_from = None,
+                Ok(()) => (self.config.upgraded_from, self.store_learned) = (None, false),
                 Err(error) => {
                     self.log(&format!("WARNING: its document stays as it was: {error:#}"))
                 }

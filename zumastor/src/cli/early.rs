@@ -3,7 +3,7 @@
 //! administrators, so it is in no help.
 //!
 //! - `zumastor activate INSTANCE`: [`crate::boot::activate`]. Exit code 0 if the volume is up or the daemon
-//!   sees to it, else 1.
+//!   sees to it, 3 over another snapshot store than its own, else 1.
 //! - `zumastor shutdown`: [`crate::shutdown::run`]. Exit code 0 if nothing is left, else 1.
 //! - `zumastor udev-member`: prints [`crate::boot::member`] of the device in the environment; exit code 0.
 
@@ -12,9 +12,9 @@ use std::sync::Arc;
 use clap::{Arg, ArgMatches, Command};
 use ddsnap::stdio::complain;
 
-use super::{Context, FAILED, OK, string, verb};
+use super::{Context, OK, string, verb};
 use crate::system::System;
-use crate::{boot, shutdown};
+use crate::{boot, refusal, shutdown};
 
 /// The three verbs.
 pub fn commands() -> [Command; 3] {
@@ -52,7 +52,7 @@ pub fn run(name: &str, matches: &ArgMatches, context: &mut Context) -> u8 {
         Err(error) => {
             // The journal reads stderr.
             complain(format_args!("zumastor: {error:#}"));
-            FAILED
+            refusal::code(&error)
         }
     }
 }

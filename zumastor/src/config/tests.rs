@@ -12,6 +12,8 @@ use crate::layout::Layout;
 /// Documents as version 2 writes them: change these only together with the version.
 const GOLDEN: &str = include_str!("golden/v2.yaml");
 const REPLICA: &str = include_str!("golden/v2-replica.yaml");
+/// As builds wrote it that did not know which store is the volume's. It never changes.
+const WITHOUT_STORE: &str = include_str!("golden/v2-without-store.yaml");
 /// As version 1 wrote it. It never changes.
 const V1: &str = include_str!("golden/v1.yaml");
 /// What becomes of that in Berlin.
@@ -25,6 +27,7 @@ fn sample() -> VolumeConfig {
         kinds: vec![MANUAL.into()],
         time: "2026.01.02-03.04.05".into(),
         created: 1_767_323_045,
+        sequence: Some(7),
         protected: true,
         twin: None,
     };
@@ -55,6 +58,7 @@ fn sample() -> VolumeConfig {
             snapstore: "/dev/sysvg/test_snap".into(),
             meta: None,
         },
+        store: Some(Uuid::from_u128(0x570e)),
         cachesize: Some("64m".into()),
         filesystem: Filesystem {
             mountopts: Some("noatime".into()),
@@ -109,6 +113,12 @@ fn what_earlier_builds_wrote_is_read() {
     );
     assert_ne!(old, GOLDEN);
     assert_eq!(read(&old), read(GOLDEN));
+    let mut expected = sample();
+    expected.store = None;
+    expected.snapshots.list[0].sequence = None;
+    assert_eq!(read(WITHOUT_STORE), expected);
+    let again = serde_yaml::to_string(&expected).expect("written");
+    assert_eq!(again, WITHOUT_STORE, "nothing is made up");
 }
 
 /// A document of an earlier version was refused: an upgrade of the package would have lost the volume.
@@ -177,7 +187,7 @@ fn errors_name_file_line_and_field() {
     let text = complaint(&unknown);
     assert!(text.starts_with("/v/volume.yaml: "), "{text}");
     assert!(
-        text.contains("unknown field `cachesise`") && text.contains("line 9"),
+        text.contains("unknown field `cachesise`") && text.contains("line 10"),
         "{text}"
     );
 

@@ -82,6 +82,7 @@ pub fn upgrade(old: Document, zone: &TimeZone) -> VolumeConfig {
                 kinds: vec![old.kind],
                 time: old.time,
                 created: newest,
+                sequence: None,
                 protected: false,
                 twin: None,
             }
@@ -99,6 +100,7 @@ pub fn upgrade(old: Document, zone: &TimeZone) -> VolumeConfig {
         uuid: volume,
         lineage: Lineage::first(volume),
         device: old.device,
+        store: None,
         cachesize: old.cachesize,
         filesystem: old.filesystem,
         master: is_master.then(super::Master::default),

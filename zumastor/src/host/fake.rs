@@ -14,6 +14,7 @@ use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::Contents;
 use ddsnap::units::{SnapSeq, SnapTag};
 use jiff::Zoned;
+use uuid::Uuid;
 
 use super::{FreezeGuard, Host, Probe};
 use crate::config::Devices;
@@ -64,6 +65,8 @@ pub struct State {
     pub processes: BTreeMap<PathBuf, (&'static str, u32)>,
     /// Writing ends whose closing is the end of a process.
     pub alive: BTreeMap<u32, OwnedFd>,
+    /// Which store lies under the store's name, if not [`STORE`].
+    pub store: Option<Uuid>,
     /// What the store has: tag and sequence.
     pub snapshots: BTreeMap<u32, u64>,
     /// Device-mapper devices.
@@ -101,6 +104,9 @@ pub struct State {
 
 /// Length of origin and snapshots.
 pub const ORIGIN_SECTORS: u64 = 204_800;
+
+/// The store that a volume is defined with.
+pub const STORE: Uuid = Uuid::from_u128(0x0570_4e00);
 
 /// A call that waits, and what it waits for.
 #[derive(Debug)]
@@ -307,6 +313,11 @@ impl Host for Fake {
 
     fn flush(&self, _node: &Path) -> Result<()> {
         self.call("flush".to_string()).map(|_| ())
+    }
+
+    fn store_uuid(&self, path: &Path) -> Result<Option<Uuid>> {
+        self.block_device(path)?;
+        Ok(Some(self.state().store.unwrap_or(STORE)))
     }
 
     fn check_format(&self, devices: &Devices, _chunksize: &str, force: bool) -> Result<()> {

@@ -194,6 +194,7 @@ fn the_oldest_leave_and_the_protected_stay() {
         kinds: kinds.iter().map(|k| (*k).to_string()).collect(),
         time: String::new(),
         created: 0,
+        sequence: None,
         protected,
         twin: None,
     };

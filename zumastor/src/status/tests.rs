@@ -13,6 +13,7 @@ pub(super) fn view() -> View {
         kinds: vec!["manual".into()],
         time: format!("t{id}"),
         created: 0,
+        sequence: None,
         protected: false,
         twin: None,
     };
@@ -39,6 +40,7 @@ pub(super) fn view() -> View {
                 snapstore: "/dev/sysvg/test_snap".into(),
                 meta: None,
             },
+            store: None,
             cachesize: Some("64m".into()),
             filesystem: Filesystem {
                 mountopts: Some("noatime".into()),

@@ -88,6 +88,7 @@ impl Volume {
             uuid,
             lineage: Lineage::first(uuid),
             device,
+            store: None,
             cachesize: request.cachesize.clone(),
             filesystem: Filesystem {
                 mountpoint: request.mountpoint.clone(),

@@ -29,8 +29,7 @@ impl Volume {
             }
         };
         let snapshots = self.snapshots().iter();
-        let is_doubtful = |id| stored.iter().any(|s| s.tag.0 == id && s.doubtful);
-        let names = snapshots.filter(|s| is_doubtful(s.id));
+        let names = snapshots.filter(|listed| stored.iter().any(|s| listed.is(s) && s.doubtful));
         sync_doubts(dir, &names.map(|s| format!("{}{SUFFIX}", s.time)).collect())
     }
 }

@@ -165,13 +165,14 @@ impl Volume {
         let stored = self
             .host
             .snapshots(&self.layout.server_socket(&self.name))?;
-        let twin = self.config.snapshots.find(id).and_then(|s| s.twin);
+        let listed = self.config.snapshots.find(id).cloned();
+        let twin = listed.as_ref().and_then(|s| s.twin);
         let before = self.config.clone();
         let snapshots = &mut self.config.snapshots;
         snapshots.list.retain(|s| s.id != id);
         let same = stored
             .iter()
-            .filter(|s| s.tag.0 == id || Some(s.tag.0) == twin);
+            .filter(|s| listed.as_ref().is_some_and(|l| l.is(s)) || Some(s.tag.0) == twin);
         snapshots.deleting.extend(same.map(|s| Doomed {
             id: s.tag.0,
             sequence: s.seq.0,

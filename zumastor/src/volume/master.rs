@@ -142,6 +142,7 @@ impl Volume {
                 kinds: vec![MANUAL.to_string()],
                 time: snapshots.unique_time(&time),
                 created: stored.created,
+                sequence: Some(stored.seq.0),
                 protected: false,
                 twin: None,
             });

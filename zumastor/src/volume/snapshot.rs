@@ -147,6 +147,7 @@ impl Volume {
             kinds: kinds.to_vec(),
             time,
             created: now.timestamp().as_second(),
+            sequence: None,
             protected: false,
             twin: None,
         };
@@ -189,6 +190,15 @@ impl Volume {
     /// Makes the snapshot one of the volume's, durably.
     pub(super) fn record(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.config.clone();
+        // If it is not to be had now, the next look at the store tells.
+        let server = self.layout.server_socket(&self.name);
+        let stored = self.host.snapshots(&server).unwrap_or_default();
+        let found = stored.iter().find(|s| s.tag.0 == snapshot.id);
+        let sequence = found.map(|s| s.seq.0);
+        let snapshot = Snapshot {
+            sequence,
+            ..snapshot
+        };
         // It serves the slots before its creation, not one that began while it was made.
         let created = jiff::Timestamp::from_second(snapshot.created)
             .context("the clock is out of range")?
@@ -255,16 +265,18 @@ impl Volume {
                 }
             }
         });
-        snapshots.list.retain(|listed| {
-            let there = stored.iter().any(|s| s.tag.0 == listed.id);
-            if !there {
-                let id = listed.id;
-                lines.push(format!(
-                    "WARNING: the snapshot store no longer has snapshot {id}"
-                ));
-            }
-            there
-        });
+        let (gone, others) = drop_missing(&mut snapshots.list, &stored);
+        if let Some(which) = named(&gone) {
+            warnings.push(format!(
+                "the snapshot store no longer has {which}: taken out of the list"
+            ));
+        }
+        if let Some(which) = named(&others) {
+            warnings.push(format!(
+                "the snapshot store no longer has {which}, but others of the same number, which are not this volume's: \
+                 taken out of the list"
+            ));
+        }
         for found in &stored {
             if let Err(error) = self.keep_when_full(found) {
                 warnings.push(format!("{error:#}"));
@@ -281,6 +293,33 @@ impl Volume {
         self.warnings.extend(warnings);
         Ok(stored)
     }
+}
+
+/// Takes out of the list what the store does not have, or has another snapshot of the same number of, and gives back the
+/// numbers of both. What is not known yet of the others is noted.
+fn drop_missing(list: &mut Vec<Snapshot>, stored: &[Stored]) -> (Vec<u32>, Vec<u32>) {
+    let (mut gone, mut others) = (Vec::new(), Vec::new());
+    list.retain_mut(|listed| {
+        let found = stored.iter().find(|s| s.tag.0 == listed.id);
+        match found {
+            Some(found) if listed.is(found) => listed.sequence = Some(found.seq.0),
+            Some(_) => others.push(listed.id),
+            None => gone.push(listed.id),
+        }
+        found.is_some_and(|found| listed.is(found))
+    });
+    (gone, others)
+}
+
+/// `snapshot 4` or `snapshots 4 6`; nothing of none.
+fn named(ids: &[u32]) -> Option<String> {
+    let numbers: Vec<String> = ids.iter().map(u32::to_string).collect();
+    let what = match ids {
+        [] => return None,
+        [_] => "snapshot",
+        _ => "snapshots",
+    };
+    Some(format!("{what} {}", numbers.join(" ")))
 }
 
 /// The priority of a snapshot that a full store does not give up.

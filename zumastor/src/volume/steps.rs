@@ -56,14 +56,24 @@ impl Volume {
             }
             Action::SaveConfig => {
                 config::make_private_dir(&self.layout.logs(&self.name))?;
-                self.save()
+                self.learn_store()?;
+                self.save()?;
+                self.store_learned = false;
+                Ok(())
             }
             Action::RemoveConfig => {
                 boot_record::forget(&self.layout, &self.name)?;
                 Ok(config::remove(&self.layout, &self.name)?)
             }
             Action::StartAgent => self.start_process(Kind::Agent, out),
-            Action::StartServer => self.start_process(Kind::Server, out),
+            Action::StartServer => {
+                self.start_process(Kind::Server, out)?;
+                // It has opened the store, so it can be read: with the next start, at the latest.
+                if let Err(error) = self.learn_store() {
+                    self.log(&format!("{error:#}"));
+                }
+                Ok(())
+            }
             Action::CreateDevice(which) => self.create_device(which),
             Action::Mount(which) => {
                 let mounted = self.mount_device(which, &self.host.mounts()?)?;

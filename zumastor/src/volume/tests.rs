@@ -139,6 +139,7 @@ mod definition;
 mod failover;
 mod holds;
 mod replica;
+mod stores;
 mod verbs;
 
 /// Nothing is to end early.

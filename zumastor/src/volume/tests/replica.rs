@@ -421,6 +421,7 @@ fn a_cycle_costs_the_same_however_many_snapshots_there_are() {
                 kinds: vec![MANUAL.into()],
                 time: format!("t{id}"),
                 created: 0,
+                sequence: None,
                 protected: false,
                 twin: None,
             });
