@@ -34,6 +34,7 @@ use crate::config;
 use crate::host::Host;
 use crate::jobs::{Ending, Jobs};
 use crate::layout::Layout;
+use crate::machine::{DM_UUID_PREFIX, DmDevice};
 use crate::names;
 use crate::shutdown;
 use crate::status::View;
@@ -305,7 +306,8 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
     fs::create_dir_all(layout.run())
         .with_context(|| format!("could not create {}", layout.run().display()))?;
     let _lock = take_lock(&layout)?;
-    // Before anything is written: /var may be what is frozen.
+    // Before anything is read or written: /var may be what is held back.
+    resume_leftovers(host.as_ref());
     thaw_leftovers(&host, &layout);
     make_directories(&layout)?;
     let touch = |path: &std::path::Path| {
@@ -363,6 +365,35 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Resumes devices of ours that are suspended: their I/O waits, also that of whoever reads a volume's document. Nothing of ours
+/// leaves one so but a change of its table that failed in the kernel, and could not be undone.
+fn resume_leftovers(host: &dyn Host) {
+    let mut told = Vec::new();
+    let names = host.dm_names().unwrap_or_else(|error| {
+        told.push(format!("{error:#}"));
+        Vec::new()
+    });
+    for name in names {
+        let ours = |device: &DmDevice| {
+            let uuid = device.uuid.as_deref().unwrap_or_default();
+            // One that has no table yet is just being made.
+            uuid.starts_with(DM_UUID_PREFIX) && device.table.is_some()
+        };
+        if !matches!(host.dm_find(&name), Ok(Some(device)) if ours(&device)) {
+            continue;
+        }
+        match host.dm_resume(&name) {
+            Ok(false) => {}
+            Ok(true) => told.push(format!("/dev/mapper/{name} was suspended; it is resumed")),
+            Err(error) => told.push(format!("{error:#}")),
+        }
+    }
+    // A line may need the file system on one of them.
+    for line in told {
+        complain(format_args!("{line}"));
+    }
 }
 
 /// Thaws what a daemon that was killed while taking a snapshot left frozen.

@@ -179,6 +179,10 @@ pub fn create(name: &str, uuid: &str, table: &TableLine) -> Result<Dev> {
 }
 
 /// Gives device `name` another line while it is in use: I/O is held back while the lines change places.
+///
+/// All of that is one call: the resume of a device with a loaded line suspends it, changes the lines and resumes it. So nothing
+/// is suspended while this process does something else, and one that is killed meanwhile leaves the kernel to undo or
+/// to end it. Only a call that fails in its middle may leave the device suspended.
 pub fn reload(name: &str, table: &TableLine) -> Result<()> {
     let (kernel_name, table) = (kernel_device_name(name), table.clone());
     let work = move || {
@@ -189,16 +193,42 @@ pub fn reload(name: &str, table: &TableLine) -> Result<()> {
         dm.table_load(&id, &[line], options)
             .map_err(readable)
             .with_context(|| format!("the kernel refused the table '{table}'"))?;
-        let suspend = options.set_flags(DmFlags::DM_SUSPEND);
-        if let Err(error) = dm.device_suspend(&id, suspend) {
-            // The old line stays; the new one must not come into force with a later resume.
-            let _ = dm.table_clear(&id);
-            return Err(readable(error));
+        let Err(error) = dm.device_suspend(&id, options) else {
+            return Ok(());
+        };
+        let error = readable(error);
+        // The old line stays; the new one must not come into force with this resume or a later one.
+        let _ = dm.table_clear(&id);
+        match resume_suspended(&dm, &id) {
+            Ok(_) => Err(error),
+            Err(undo) => Err(error.context(format!("and its I/O is held back still: {undo:#}"))),
         }
-        dm.device_suspend(&id, options).map_err(readable)?;
-        Ok(())
     };
     within(format!("could not change device '{name}'"), work)
+}
+
+/// Resumes a device if it is suspended, and says whether it was.
+fn resume_suspended(dm: &DM, id: &DevId<'_>) -> Result<bool> {
+    let info = dm.device_info(id).map_err(readable)?;
+    if !info.flags().contains(DmFlags::DM_SUSPEND) {
+        return Ok(false);
+    }
+    // A line that was loaded and never came into force is of a change that was not ended.
+    let _ = dm.table_clear(id);
+    dm.device_suspend(id, DmOptions::default())
+        .map_err(readable)?;
+    Ok(true)
+}
+
+/// Resumes device `name` with the line it has, if it is suspended; says whether it was.
+pub fn resume(name: &str) -> Result<bool> {
+    let kernel_name = kernel_device_name(name);
+    let work = move || {
+        let dm = open()?;
+        let id = DevId::Name(DmName::new(&kernel_name).map_err(readable)?);
+        resume_suspended(&dm, &id)
+    };
+    within(format!("could not resume device '{name}'"), work)
 }
 
 /// Removes device `name`, if it is there.

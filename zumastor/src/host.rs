@@ -149,6 +149,8 @@ pub trait Host: Send + Sync {
     fn dm_create(&self, name: &str, uuid: &str, table: &TableLine) -> Result<Dev>;
     /// Gives a device another table while it is in use.
     fn dm_reload(&self, name: &str, table: &TableLine) -> Result<()>;
+    /// Resumes a device if it is suspended; says whether it was.
+    fn dm_resume(&self, name: &str) -> Result<bool>;
     /// Removes a device, if it is there; fails with [`crate::machine::Busy`] while it is open.
     fn dm_remove(&self, name: &str) -> Result<()>;
     /// The node to mount device-mapper device `name`, number `dev`, by.

@@ -14,6 +14,9 @@ use thiserror::Error;
 /// The device-mapper target's name in tables.
 pub const DM_TARGET: &str = "ddsnap";
 
+/// What the UUIDs of all our device-mapper devices begin with.
+pub const DM_UUID_PREFIX: &str = "DDSNAP-";
+
 /// A block device's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dev {

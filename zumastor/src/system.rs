@@ -148,6 +148,9 @@ impl Host for System {
     fn dm_reload(&self, name: &str, table: &TableLine) -> Result<()> {
         dm::reload(name, table)
     }
+    fn dm_resume(&self, name: &str) -> Result<bool> {
+        dm::resume(name)
+    }
     fn dm_remove(&self, name: &str) -> Result<()> {
         dm::remove(name)
     }

@@ -18,7 +18,9 @@ use crate::boot_record;
 use crate::config::{self, Snapshot, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
-use crate::machine::{Busy, DmDevice, Kind, ProcessSpec, SnapshotState, Stored, TableLine, Users};
+use crate::machine::{
+    Busy, DM_UUID_PREFIX, DmDevice, Kind, ProcessSpec, SnapshotState, Stored, TableLine, Users,
+};
 use crate::names;
 use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
 use crate::supervise::Supervisor;
@@ -278,7 +280,7 @@ impl Volume {
     }
 
     fn dm_uuid_prefix(&self) -> String {
-        format!("DDSNAP-{}-", self.config.uuid.simple())
+        format!("{DM_UUID_PREFIX}{}-", self.config.uuid.simple())
     }
 
     /// The table a device should have, but for its length.

@@ -71,6 +71,8 @@ pub struct State {
     pub snapshots: BTreeMap<u32, u64>,
     /// Device-mapper devices.
     pub dm: BTreeMap<String, (Dev, String, TableLine)>,
+    /// Those of them that are suspended.
+    pub suspended: BTreeSet<String>,
     /// Mounts.
     pub mounts: Vec<Mount>,
     /// Mount points in use.
@@ -560,6 +562,15 @@ impl Host for Fake {
         let device = state.dm.get_mut(name).context("no such device")?;
         device.2 = table.clone();
         Ok(())
+    }
+
+    fn dm_resume(&self, name: &str) -> Result<bool> {
+        let mut state = self.state();
+        let was = state.suspended.remove(name);
+        if was {
+            state.log.push(format!("dm resume {name}"));
+        }
+        Ok(was)
     }
 
     fn dm_remove(&self, name: &str) -> Result<()> {

@@ -558,6 +558,24 @@ fn a_resize_fits_the_device_in_use() {
     );
 }
 
+/// A device that was left suspended while its table was changed stayed so, and everything on it hung.
+#[test]
+fn a_suspended_device_of_ours_is_resumed_at_start() {
+    let bench = Bench::with_master();
+    {
+        let mut state = bench.fake.state();
+        let (dev, _, table) = state.dm["v"].clone();
+        state
+            .dm
+            .insert("other".into(), (dev, "LVM-x".into(), table));
+        state.suspended.extend(["v", "other"].map(String::from));
+    }
+    crate::daemon::resume_leftovers(bench.fake.as_ref());
+    let state = bench.fake.state();
+    assert_eq!(state.suspended.iter().collect::<Vec<_>>(), ["other"]);
+    assert_eq!(state.log.last().map(String::as_str), Some("dm resume v"));
+}
+
 #[test]
 fn the_clock_takes_what_is_due_and_tries_again_later() {
     let bench = Bench::with_master();
