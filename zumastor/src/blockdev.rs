@@ -127,9 +127,10 @@ fn hardware_name(dev: Dev) -> Option<PathBuf> {
 /// Fails, naming the user, if the device is mounted, written to or held by another part of the system.
 pub fn check_unused(path: &Path) -> Result<()> {
     let dev = number(path)?;
+    // Claimed, but not for writing: the end of that would be an event of the device, and who waits for it to be free would
+    // look again at once, for ever.
     let opened = OpenOptions::new()
         .read(true)
-        .write(true)
         .custom_flags(libc::O_EXCL)
         .open(path)
         .map(drop);

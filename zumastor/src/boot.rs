@@ -29,12 +29,15 @@ use crate::boot_record;
 use crate::config::{self, Devices, VolumeConfig};
 use crate::host::Host;
 use crate::layout::Layout;
+use crate::machine::Busy;
 use crate::plan::Level;
 use crate::uevents;
 use crate::volume::Volume;
 
 /// How long [`activate`] waits for the other devices of a volume: as long as systemd for one in fstab.
 const DEVICES_DEADLINE: Duration = Duration::from_secs(90);
+/// How often it is looked meanwhile whether somebody has let go of one, which need not cause an event.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Parts of links that say what is on a device. The others say which device it is.
 const BY_CONTENTS: [&str; 5] = [
     "/by-uuid/",
@@ -144,11 +147,11 @@ pub fn first_start(layout: &Layout, volume: &str) -> Result<Flock<fs::File>> {
 }
 
 /// Brings up agent, server and origin of the volume whose unit has this `instance`, as soon as all its
-/// devices are there. Once the daemon has been up since boot, that is the daemon's business: then this
+/// devices are there and nobody else has them. Once the daemon has been up since boot, that is the daemon's business: then this
 /// does nothing.
 ///
 /// # Errors
-/// A device did not appear in 90 s, or the volume could not be brought up.
+/// A device did not appear in 90 s, or was not let go of, or the volume could not be brought up.
 pub fn activate(host: Arc<dyn Host>, layout: &Layout, instance: &str) -> Result<()> {
     let known = boot_record::records(layout);
     let found = known
@@ -164,12 +167,18 @@ pub fn activate(host: Arc<dyn Host>, layout: &Layout, instance: &str) -> Result<
     let events = uevents::subscribe()?;
     let mounts = fs::File::open("/proc/self/mountinfo").context("could not watch the mounts")?;
     let end = Instant::now() + DEVICES_DEADLINE;
+    let mut volume = Volume::new(host.clone(), layout, &name, config)?;
     loop {
         if daemon_was_up(layout) {
             return Ok(());
         }
-        let missing = match prepare(host.as_ref(), layout, &name, &config) {
-            Ok(()) => break,
+        let missing = match prepare(host.as_ref(), layout, &name, &volume.config) {
+            Ok(()) => match volume.check_claims() {
+                // Multipath, LVM or fsck may be at it still.
+                Err(error) if error.is::<Busy>() => error,
+                // What else there is to say, the start says.
+                _ => break,
+            },
             Err(error) => error,
         };
         let left = end.saturating_duration_since(Instant::now());
@@ -181,7 +190,8 @@ pub fn activate(host: Arc<dyn Host>, layout: &Layout, instance: &str) -> Result<
             PollFd::new(events.as_fd(), PollFlags::POLLIN),
             PollFd::new(mounts.as_fd(), changed),
         ];
-        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
+        let timeout = left.min(LOOK_EVERY).as_millis().max(1);
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => uevents::drain(&events),
             Err(error) => return Err(error).context("could not wait for devices"),
@@ -191,7 +201,6 @@ pub fn activate(host: Arc<dyn Host>, layout: &Layout, instance: &str) -> Result<
     if daemon_was_up(layout) {
         return Ok(());
     }
-    let mut volume = Volume::new(host, layout, &name, config)?;
     volume.up(Level::Devices, &mut |_| ())?;
     complain(format_args!("{name}: is up"));
     Ok(())
@@ -397,6 +406,35 @@ mod tests {
         ];
         assert_eq!(own, expected);
         assert_eq!(whole, ["/dev/vdb", "/dev/disk/by-id/x"]);
+    }
+
+    /// fsck had the disk for a second more: the volume's unit failed, and with it what fstab mounts from the volume.
+    #[test]
+    fn whoever_has_a_device_at_boot_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(dir.path());
+        record(&layout, "v", &config("/dev/a", "/dev/b")).expect("written");
+        let fake = Arc::new(Fake::default());
+        {
+            let mut state = fake.state();
+            for (minor, path) in [(1, "/dev/a"), (2, "/dev/b")] {
+                let dev = crate::machine::Dev { major: 8, minor };
+                state.devices.insert(path.into(), dev);
+            }
+            state.held.insert("/dev/a".into());
+        }
+        let (host, there) = (fake.clone(), layout.clone());
+        let starting = std::thread::spawn(move || activate(host, &there, "v"));
+        let end = Instant::now() + Duration::from_secs(60);
+        // Its first look is over when it has looked for the device-mapper devices.
+        while fake.state().lookups < 3 {
+            assert!(Instant::now() < end, "not looked");
+            std::thread::yield_now();
+        }
+        fake.state().held.clear();
+        let result = starting.join().expect("no panic");
+        result.expect("up");
+        assert!(fake.state().dm.contains_key("v"));
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::shutdown;
 use crate::status::View;
 use crate::status::replication::NextCycle;
 use crate::supervise::Supervisor;
-use crate::uevents;
+use crate::uevents::{self, Occasion};
 use crate::volume::{self, Volume};
 
 mod by_hand;
@@ -240,8 +240,9 @@ impl Daemon {
         std::mem::take(&mut *lock(&busy))
     }
 
-    /// Tries volumes again that wait for a device, because one appeared or changed.
-    fn retry(self: &Arc<Self>) {
+    /// Tries volumes again that wait for a device or for somebody who has one, because one appeared or changed, or some time
+    /// has gone by.
+    fn retry(self: &Arc<Self>, occasion: Occasion) {
         for (name, handle) in self.handles() {
             let waits = handle.waits.load(Ordering::SeqCst);
             // One attempt in the queue is enough: it looks at the machine when it runs.
@@ -251,13 +252,13 @@ impl Daemon {
             thread::spawn(move || {
                 let mut slot = lock(&handle.volume);
                 handle.retry_queued.store(false, Ordering::SeqCst);
-                let Some(volume) = slot.as_mut().filter(|v| v.worth_retrying()) else {
+                let Some(volume) = slot.as_mut().filter(|v| v.worth_retrying(occasion)) else {
                     return;
                 };
                 complain(format_args!(
-                    "{name}: a device appeared or changed; trying again"
+                    "{name}: its devices may be used now; trying again"
                 ));
-                lock(&handle.view).notes = vec!["a device appeared; it is being started".into()];
+                lock(&handle.view).notes = vec!["it is being started".into()];
                 let level = volume.level;
                 if volume.up(level, &mut |_| ()).is_ok() && volume.failure.is_none() {
                     complain(format_args!("{name}: is up"));
@@ -329,7 +330,7 @@ pub fn run(host: Arc<dyn Host>, layout: Layout) -> Result<()> {
         .spawn(move || server.serve_streams(&streams))?;
     // Before the volumes are tried: a device that appears meanwhile must not be missed.
     let watching = daemon.clone();
-    uevents::watch(move || watching.retry())?;
+    uevents::watch(move |occasion| watching.retry(occasion))?;
     daemon.start_all()?;
     clock::watch(&daemon)?;
     remove(&layout.locking());

@@ -164,6 +164,12 @@ impl Supervisor {
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(uuid);
     }
 
+    /// Whether nothing of the store under the store's name speaks against starting a server.
+    #[must_use]
+    pub fn has_its_store(&self) -> bool {
+        self.check_store(Kind::Server).is_ok()
+    }
+
     /// Before a server may write to it: whether it is the volume's own store that lies under the store's name. What is no
     /// store at all the server itself refuses.
     fn check_store(&self, kind: Kind) -> Result<()> {

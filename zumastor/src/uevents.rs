@@ -5,12 +5,14 @@
 //! that volumes are defined by. What a message says does not matter and is not trusted; it is only
 //! the moment to look again.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ddsnap::stdio::complain;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
@@ -19,6 +21,18 @@ use nix::sys::socket::{
 const UDEV_GROUP: u32 = 2;
 /// A message is at most a page or two; the rest of a longer one is of no interest.
 const MESSAGE_BYTES: usize = 16 << 10;
+
+/// How often there is an occasion to look although nothing was heard: who lets go of a device need not cause an event.
+pub const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Why it is time to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Something happened to a block device.
+    Device,
+    /// [`LOOK_EVERY`] has gone by in silence.
+    Time,
+}
 
 /// A socket on which udev's messages arrive from now on.
 pub fn subscribe() -> Result<OwnedFd> {
@@ -44,23 +58,28 @@ pub fn drain(fd: &OwnedFd) {
     ) {}
 }
 
-/// Starts a thread that calls `happened` when something happens to a block device.
-pub fn watch(happened: impl Fn() + Send + 'static) -> Result<()> {
+/// Starts a thread that calls `look` when something happens to a block device, and now and then.
+pub fn watch(look: impl Fn(Occasion) + Send + 'static) -> Result<()> {
     let fd = subscribe()?;
     thread::Builder::new()
         .name("uevents".into())
-        .spawn(move || listen(&fd, happened))?;
+        .spawn(move || listen(&fd, LOOK_EVERY, look))?;
     Ok(())
 }
 
-fn listen(fd: &OwnedFd, happened: impl Fn()) {
+fn listen(fd: &OwnedFd, look_every: Duration, look: impl Fn(Occasion)) {
+    let timeout = PollTimeout::try_from(look_every).unwrap_or(PollTimeout::MAX);
     let mut message = vec![0; MESSAGE_BYTES];
     loop {
-        match recv(fd.as_raw_fd(), &mut message, MsgFlags::empty()) {
-            Ok(length) if is_block(&message[..length]) => happened(),
-            Ok(_) | Err(Errno::EINTR) => {}
+        if let Ok(0) = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            look(Occasion::Time);
+            continue;
+        }
+        match recv(fd.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) if is_block(&message[..length]) => look(Occasion::Device),
+            Ok(_) | Err(Errno::EINTR | Errno::EAGAIN) => {}
             // The queue ran over: something was missed, so look.
-            Err(Errno::ENOBUFS) => happened(),
+            Err(Errno::ENOBUFS) => look(Occasion::Device),
             Err(error) => {
                 complain(format_args!("no longer listening for devices: {error}"));
                 return;
@@ -78,7 +97,28 @@ fn is_block(message: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_block;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Who lets go of a device need not cause an event, and nobody looked.
+    #[test]
+    fn silence_is_an_occasion_to_look_too() {
+        let (near, far) = UnixDatagram::pair().expect("a pair");
+        far.send(b"libudev\0SUBSYSTEM=block\0").expect("sent");
+        let (sender, receiver) = mpsc::channel();
+        let near = near.into();
+        thread::spawn(move || {
+            listen(&near, Duration::from_millis(20), move |occasion| {
+                // Nobody listens once the test has ended.
+                let _ = sender.send(occasion);
+            });
+        });
+        let heard: Vec<_> = receiver.iter().take(3).collect();
+        assert_eq!(heard[0], Occasion::Device);
+        assert!(heard.contains(&Occasion::Time), "{heard:?}");
+    }
 
     #[test]
     fn block_devices_are_told_from_others() {

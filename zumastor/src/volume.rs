@@ -23,7 +23,9 @@ use crate::machine::{
 };
 use crate::names;
 use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
+use crate::refusal::{self, OTHER_STORE};
 use crate::supervise::Supervisor;
+use crate::uevents::{LOOK_EVERY, Occasion};
 
 mod by_hand;
 mod define;
@@ -110,6 +112,10 @@ enum Waiting {
     Nothing,
     /// A device of the volume appears.
     Device,
+    /// Whoever uses the volume's devices without it lets go of them.
+    Claims,
+    /// The volume's own store lies under the store's name again.
+    Store,
     /// The origin holds something else than this, which could not be mounted.
     Contents(Option<Contents>),
     /// Whoever has the origin for himself lets go of it.
@@ -394,6 +400,10 @@ impl Volume {
                 None => {}
             },
             Err(_) if self.check_devices().is_err() => self.waiting = Waiting::Device,
+            Err(error) if held(error) && self.check_claims().is_err() => {
+                self.waiting = Waiting::Claims;
+            }
+            Err(error) if refusal::code(error) == OTHER_STORE => self.waiting = Waiting::Store,
             Err(_) => {}
         }
         result
@@ -402,7 +412,7 @@ impl Volume {
     fn try_up(&mut self, level: Level, out: Out) -> Result<Report> {
         self.check_devices()?;
         self.host.ensure_dm_target()?;
-        self.check_claims()?;
+        self.patiently(|| self.check_claims())?;
         for action in plan::FIRST {
             self.perform(action, out)?;
         }
@@ -469,7 +479,10 @@ impl Volume {
 
     /// Before anything of the volume is there: nobody else may use its devices. What writes to the origin behind
     /// its back makes its snapshots wrong.
-    fn check_claims(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Busy`]: somebody does; or that of looking.
+    pub fn check_claims(&self) -> Result<()> {
         if self.server_runs() || !self.devices()?.is_empty() {
             return Ok(());
         }
@@ -481,11 +494,12 @@ impl Volume {
         ];
         for (what, path) in all {
             let Some(path) = path else { continue };
-            let claimed = retry(self.host.as_ref(), || self.host.check_unused(path));
-            claimed.with_context(|| {
+            self.host.check_unused(path).with_context(|| {
                 format!(
-                    "the {what} of volume '{0}' is used without it: end that use, then run `zumastor start volume {0}`",
-                    self.name
+                    "the {what} of volume '{0}' is used without it: end that use, and the volume comes up within {1} s \
+                     (`zumastor stop volume {0}` ends the waiting)",
+                    self.name,
+                    LOOK_EVERY.as_secs()
                 )
             })?;
         }
@@ -591,12 +605,17 @@ impl Volume {
         self.waiting != Waiting::Nothing
     }
 
-    /// Whether a retry may succeed now that a device appeared or changed.
+    /// Whether a retry may succeed now that a device appeared or changed, or that some time has gone by.
     #[must_use]
-    pub fn worth_retrying(&self) -> bool {
+    pub fn worth_retrying(&self, occasion: Occasion) -> bool {
         match &self.waiting {
             Waiting::Nothing => false,
             Waiting::Device => self.check_devices().is_ok(),
+            // Not everybody who lets go causes an event.
+            Waiting::Claims => self.check_claims().is_ok(),
+            Waiting::Store => self.supervisor.has_its_store(),
+            // What changes there does.
+            Waiting::Contents(_) if occasion == Occasion::Time => false,
             // A failed mount opens the device and so causes an event itself: only a change counts.
             Waiting::Contents(seen) => *seen != self.origin_contents(),
             Waiting::Free => {

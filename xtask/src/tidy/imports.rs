@@ -120,6 +120,7 @@ const ORDERS: &[Order] = &[
                     "replication",
                     "schedule",
                     "supervise",
+                    "uevents",
                 ],
             ),
             ("jobs", &[]),

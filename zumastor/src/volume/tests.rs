@@ -438,15 +438,18 @@ fn a_missing_device_is_waited_for() {
         format!("{error:#}"),
         "device '/dev/sysvg/test' does not exist"
     );
-    assert!(!volume.worth_retrying(), "nothing has changed");
+    assert!(
+        !volume.worth_retrying(Occasion::Device),
+        "nothing has changed"
+    );
     bench
         .fake
         .state()
         .devices
         .insert("/dev/sysvg/test".into(), dev);
-    assert!(volume.worth_retrying());
+    assert!(volume.worth_retrying(Occasion::Device));
     volume.up(volume.level, &mut |_| ()).expect("up");
-    assert!(!volume.worth_retrying() && volume.failure.is_none());
+    assert!(!volume.worth_retrying(Occasion::Device) && volume.failure.is_none());
 }
 
 #[test]
@@ -469,9 +472,12 @@ fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one
         ),
     ];
     assert_eq!(lines, expected);
-    assert!(!volume.worth_retrying(), "as long as nothing changes");
+    assert!(
+        !volume.worth_retrying(Occasion::Device),
+        "as long as nothing changes"
+    );
     bench.fake.state().contents = Some(filesystem("xfs"));
-    assert!(volume.worth_retrying());
+    assert!(volume.worth_retrying(Occasion::Device));
     volume.up(volume.level, &mut |_| ()).expect("up");
     take(&mut volume);
     assert!(

@@ -283,6 +283,37 @@ fn a_start_beside_somebody_else_is_refused_before_anything_runs() {
     volume.start(Level::Mounted, &mut |_| ()).expect("up");
 }
 
+/// Multipath or fsck still had a disk when the volume was started at boot: it stayed down, although they let go a second later.
+#[test]
+fn whoever_has_a_device_is_waited_for() {
+    let bench = Bench::new();
+    bench.master();
+    bench.fake.reboot();
+    bench.fake.state().held.insert("/dev/sysvg/test".into());
+    let mut volume = bench.reload();
+    volume
+        .start(Level::Mounted, &mut |_| ())
+        .expect_err("it is used");
+    let reason = volume.failure.clone().expect("said in status");
+    assert!(reason.contains("comes up within 30 s"), "{reason}");
+    for occasion in [Occasion::Device, Occasion::Time] {
+        assert!(volume.waits() && !volume.worth_retrying(occasion));
+    }
+    bench.fake.state().held.clear();
+    assert!(volume.worth_retrying(Occasion::Time));
+    assert!(volume.worth_retrying(Occasion::Device));
+    volume.up(volume.level, &mut |_| ()).expect("up");
+    assert!(!volume.waits() && volume.failure.is_none());
+    // An administrator's stop ends it.
+    volume.down(Level::Down, &mut |_| ()).expect("down");
+    bench.fake.state().held.insert("/dev/sysvg/test".into());
+    volume
+        .start(Level::Mounted, &mut |_| ())
+        .expect_err("it is used");
+    volume.down(Level::Down, &mut |_| ()).expect("down");
+    assert!(!volume.waits());
+}
+
 #[test]
 fn an_origin_is_accepted_for_one_start_of_the_server() {
     let bench = Bench::new();

@@ -43,8 +43,10 @@ fn another_store_is_refused_and_nothing_is_changed() {
     assert_eq!(document(&bench), before);
     let log = bench.fake.state().log.clone();
     assert_eq!(log, ["start agent"], "no server is let at it");
+    assert!(!volume.worth_retrying(Occasion::Device));
     // The right one is back.
     bench.fake.state().store = None;
+    assert!(volume.worth_retrying(Occasion::Device));
     bench.fake.state().snapshots = snapshots;
     start(&mut volume).expect("up");
     assert_eq!(volume.snapshots().len(), 2);
