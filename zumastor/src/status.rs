@@ -212,7 +212,8 @@ impl View {
         if let Some(fault) = &state.fault {
             self.failure = Some(format!(
                 "the snapshot store has failed: {fault}; writes to /dev/mapper/{name} may fail: mend its \
-                 device, then run `zumastor stop volume {name}` and `zumastor start volume {name}`"
+                 device, then run `zumastor start volume {name}`, which starts the next server over it, whatever is \
+                 mounted"
             ));
         } else if state.channel_lost {
             self.failure = Some(

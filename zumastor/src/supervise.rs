@@ -193,6 +193,14 @@ impl Supervisor {
         }
     }
 
+    /// Ends the server at once and starts the next, which recovers from what is on the disk. The kernel keeps the volume's questions
+    /// waiting meanwhile. If the next one does not start it is tried again, as always.
+    pub fn replace_server(&self) -> Result<()> {
+        let spec = self.lock()[Kind::Server as usize].spec.clone();
+        self.host.kill_process(&spec)?;
+        self.start(Kind::Server).map(|_| ())
+    }
+
     /// Stops a process and waits until it is gone.
     pub fn stop(&self, kind: Kind) -> Result<()> {
         let mut charges = self.lock();

@@ -506,6 +506,37 @@ impl Volume {
         Ok(())
     }
 
+    /// For an administrator who has mended the store's device: a server whose store has failed refuses all, for good, and what is
+    /// mounted keeps the volume from being stopped. The next one takes its place.
+    ///
+    /// # Errors
+    /// The next one did not start, most likely because the device fails still.
+    pub fn replace_failed_server(&mut self, out: Out) -> Result<()> {
+        if !self.server_runs() {
+            return Ok(());
+        }
+        let state = self
+            .host
+            .store_state(&self.layout.server_socket(&self.name));
+        // One that does not answer is the supervisor's business.
+        let Some(fault) = state.ok().and_then(|state| state.fault) else {
+            return Ok(());
+        };
+        self.log(&format!(
+            "the snapshot store had failed ({fault}); its server is replaced"
+        ));
+        self.supervisor.replace_server().with_context(|| {
+            format!(
+                "the snapshot store had failed: {fault}; its server was ended, and the next one does not run yet"
+            )
+        })?;
+        let line = format!(
+            "the snapshot store had failed ({fault}): its server was replaced, and the next one has recovered it"
+        );
+        out(Note::Line(line));
+        Ok(())
+    }
+
     /// Does `operation`, in which an origin that was written without its server may be accepted.
     pub fn accepting<T>(
         &mut self,

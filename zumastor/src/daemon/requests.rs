@@ -354,6 +354,7 @@ impl Daemon {
             } => {
                 let mut reverting = None;
                 let started = self.with(volume, |v| {
+                    v.replace_failed_server(&mut noting(on_event))?;
                     let started = v.accepting(*accept_origin, |v| {
                         v.start(v.full_level(), &mut noting(on_event))
                     });

@@ -83,6 +83,8 @@ pub struct State {
     pub frozen: BTreeSet<PathBuf>,
     /// Snapshots taken while something was frozen.
     pub taken_frozen: BTreeSet<u32>,
+    /// Why the running server's store has failed.
+    pub fault: Option<String>,
     /// What a server says to a probe.
     pub probe: Option<Probe>,
     /// Priorities of snapshots, if not 0.
@@ -350,6 +352,10 @@ impl Host for Fake {
         state.next += 1;
         let pid = state.next;
         let process = (key(spec.kind), pid);
+        if spec.kind == Kind::Server {
+            // It has recovered from the disk.
+            state.fault = None;
+        }
         state.processes.insert(spec.pidfile.clone(), process);
         Ok(pid)
     }
@@ -365,6 +371,7 @@ impl Host for Fake {
     }
 
     fn kill_process(&self, spec: &ProcessSpec) -> Result<()> {
+        drop(self.call(format!("kill {}", key(spec.kind)))?);
         self.kill(spec.kind);
         Ok(())
     }
@@ -450,6 +457,7 @@ impl Host for Fake {
     fn store_state(&self, server: &Path) -> Result<StoreState> {
         Ok(StoreState {
             snapshots: self.snapshots(server)?,
+            fault: self.state().fault.clone(),
             ..StoreState::default()
         })
     }

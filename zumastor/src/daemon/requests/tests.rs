@@ -558,6 +558,43 @@ fn a_resize_fits_the_device_in_use() {
     );
 }
 
+/// After an I/O error the server refused all, and with the volume mounted nothing short of stopping everything brought it back.
+#[test]
+fn a_start_replaces_a_server_whose_store_has_failed() {
+    let bench = Bench::with_master();
+    let start = Request::Start {
+        role: Role::Volume,
+        volume: "v".into(),
+        accept_origin: false,
+    };
+    bench.run(&start).expect("nothing to do");
+    let fault = "a write failed".to_string();
+    bench.fake.state().fault = Some(fault.clone());
+    let view = bench.view("v").expect("there");
+    let reason = view.failure.expect("told");
+    assert!(reason.contains("run `zumastor start volume v`"), "{reason}");
+    bench.fake.state().log.clear();
+    // The device is not mended yet.
+    bench.fake.state().fail = Some("start server".into());
+    let error = bench.run(&start).expect_err("it fails still");
+    assert!(format!("{error:#}").contains(&fault), "{error:#}");
+    bench.fake.state().fail = None;
+    bench.run(&start).expect("started");
+    // Now it is, and the mounts are still there.
+    bench.fake.state().fault = Some(fault.clone());
+    bench.fake.state().log.clear();
+    let events = bench.run(&start).expect("replaced");
+    let told = events.iter().any(
+        |e| matches!(e, Event::Note(Note::Line(line)) if line.contains("its server was replaced")),
+    );
+    assert!(told, "{events:?}");
+    let log = bench.fake.state().log.clone();
+    assert_eq!(log, ["kill server", "start server"]);
+    assert_eq!(bench.fake.state().mounts.len(), 1);
+    let view = bench.view("v").expect("there");
+    assert_eq!(view.failure, None);
+}
+
 /// A device that was left suspended while its table was changed stayed so, and everything on it hung.
 #[test]
 fn a_suspended_device_of_ours_is_resumed_at_start() {
