@@ -15,7 +15,8 @@
 //! - [`volume`]: the operations on one volume, written against [`host`], and [`supervise`], which keeps
 //!   its agent and server running.
 //! - [`host`]: everything that touches the machine, as a trait, so that tests can fake it.
-//! - [`links`]: plain files that lead to mounts, and [`mount_options`], how to mount what.
+//! - [`links`]: plain files that lead to mounts, [`mount_options`], how to mount what, and [`exports`], what NFS clients
+//!   cannot tell apart.
 //! - [`schedule`]: when rotations take snapshots, and which they give up. Pure.
 //! - [`plan`]: wanted against observed state, giving a list of steps. No I/O.
 //! - [`config`]: the durable state of a volume, one YAML document.
@@ -38,6 +39,7 @@ pub mod control;
 pub mod daemon;
 pub mod device_number;
 pub mod dm;
+pub mod exports;
 pub mod freeze;
 pub mod host;
 pub mod human;

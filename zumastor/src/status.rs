@@ -16,6 +16,7 @@ use replication::NextCycle;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, Source, Target, VolumeConfig};
+use crate::exports;
 use crate::host::Host;
 use crate::human;
 use crate::jobs::{JobState, JobView};
@@ -23,7 +24,8 @@ use crate::layout::Layout;
 use crate::machine::{SnapshotState, StoreState};
 use crate::plan::Level;
 use crate::volume::{
-    DefineVolume, Volume, bookmark_line, doubtful_line, server_spec, squashed_line, superseded_line,
+    DefineVolume, Volume, bookmark_line, doubtful_line, mountpoints, server_spec, squashed_line,
+    superseded_line,
 };
 
 pub mod json;
@@ -184,6 +186,15 @@ impl View {
             },
             Err(error) => View::broken(name, &format!("{:#}", anyhow::Error::from(error))),
         }
+    }
+
+    /// Notes exports over NFS that clients cannot tell apart: they are made behind the daemon's back.
+    pub fn check_exports(&mut self, layout: &Layout) {
+        let Some(config) = self.config.as_ref().filter(|_| self.up) else {
+            return;
+        };
+        let dirs = mountpoints(layout, &self.name, config);
+        self.warnings.extend(exports::warning(layout, &dirs));
     }
 
     /// Notes if the server is not there although it should be.

@@ -16,6 +16,7 @@ use ddsnap::stdio::complain;
 
 use crate::boot_record;
 use crate::config::{self, Snapshot, VolumeConfig};
+use crate::exports;
 use crate::host::Host;
 use crate::layout::Layout;
 use crate::machine::{
@@ -261,6 +262,17 @@ impl Volume {
             _ => self
                 .layout
                 .mountpoint(&names::device_name(&self.name, which)),
+        }
+    }
+
+    /// Warns of exports over NFS that clients cannot tell apart.
+    pub fn warn_of_exports(&self, out: Out) {
+        let warning = exports::warning(
+            &self.layout,
+            &mountpoints(&self.layout, &self.name, &self.config),
+        );
+        if let Some(text) = warning {
+            out(Note::Warning(text));
         }
     }
 
@@ -718,6 +730,17 @@ pub fn doubtful_line(tag: u32) -> String {
         "snapshot {tag} is doubtful: the origin was written without the volume, so it may show newer data as if \
          it were old"
     )
+}
+
+/// Where a volume and its snapshots are mounted, or would be.
+#[must_use]
+pub fn mountpoints(layout: &Layout, volume: &str, config: &VolumeConfig) -> Vec<PathBuf> {
+    let own = &config.filesystem.mountpoint;
+    let own = own.clone().unwrap_or_else(|| layout.mountpoint(volume));
+    let snapshots = config.snapshots.list.iter();
+    let tags = snapshots.flat_map(|s| [Some(s.id), s.twin]).flatten();
+    let dirs = tags.map(|tag| layout.mountpoint(&names::device_name(volume, Some(tag))));
+    std::iter::once(own).chain(dirs).collect()
 }
 
 /// A failure with the part of the volume it belongs to.

@@ -94,7 +94,9 @@ const ORDERS: &[Order] = &[
             ("control", &["status", "volume"]),
             (
                 "status",
-                &["config", "host", "jobs", "plan", "schedule", "volume"],
+                &[
+                    "config", "exports", "host", "jobs", "plan", "schedule", "volume",
+                ],
             ),
             (
                 "boot",
@@ -111,6 +113,7 @@ const ORDERS: &[Order] = &[
                 &[
                     "boot_record",
                     "config",
+                    "exports",
                     "freeze",
                     "host",
                     "links",
@@ -155,6 +158,7 @@ const ORDERS: &[Order] = &[
             ("boot_record", &["config"]),
             ("schedule", &["config"]),
             ("links", &["config"]),
+            ("exports", &[]),
             ("config", &[]),
             ("plan", &[]),
             ("mount_options", &[]),

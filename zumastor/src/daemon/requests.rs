@@ -359,6 +359,7 @@ impl Daemon {
                         v.start(v.full_level(), &mut noting(on_event))
                     });
                     reverting = v.reverting.map(|id| (id, v.full_level()));
+                    v.warn_of_exports(&mut noting(on_event));
                     started
                 });
                 self.resume_revert(volume, reverting);
@@ -368,7 +369,11 @@ impl Daemon {
                 role: Role::Master,
                 volume,
                 ..
-            } => self.with(volume, |v| v.start_master(&mut noting(on_event))),
+            } => self.with(volume, |v| {
+                let started = v.start_master(&mut noting(on_event));
+                v.warn_of_exports(&mut noting(on_event));
+                started
+            }),
             Request::Stop {
                 role: Role::Volume,
                 volume,
@@ -404,6 +409,7 @@ impl Daemon {
         // All at once: a server that does not answer costs some seconds.
         thread::scope(|scope| {
             for view in &mut views {
+                view.check_exports(&self.layout);
                 scope.spawn(|| view.check_server(self.host.as_ref(), &self.layout));
             }
         });

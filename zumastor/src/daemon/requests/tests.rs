@@ -595,6 +595,32 @@ fn a_start_replaces_a_server_whose_store_has_failed() {
     assert_eq!(view.failure, None);
 }
 
+/// All exports of a volume and its snapshots showed one snapshot's content, and nothing said why.
+#[test]
+fn exports_that_clients_cannot_tell_apart_are_told_by_status_and_start() {
+    let bench = Bench::with_master();
+    let start = |role| Request::Start {
+        role,
+        volume: "v".into(),
+        accept_origin: false,
+    };
+    let warned = |role| {
+        let events = bench.run(&start(role)).expect("started");
+        let is_it =
+            |e: &Event| matches!(e, Event::Note(Note::Warning(text)) if text.contains("fsid="));
+        events.iter().any(is_it)
+    };
+    let told = || bench.view("v").expect("there").warnings.join(" ");
+    assert!(!warned(Role::Volume) && !told().contains("fsid="));
+    let dir = bench.layout.mountpoint("v");
+    std::fs::create_dir_all(bench.layout.at("/etc")).expect("made");
+    let exports = format!("{} *(rw)\n", dir.display());
+    std::fs::write(bench.layout.at("/etc/exports"), exports).expect("written");
+    assert!(warned(Role::Volume) && warned(Role::Master));
+    let told = told();
+    assert!(told.contains("exported over NFS without fsid="), "{told}");
+}
+
 /// A device that was left suspended while its table was changed stayed so, and everything on it hung.
 #[test]
 fn a_suspended_device_of_ours_is_resumed_at_start() {
