@@ -24,9 +24,7 @@ use crate::machine::{
 };
 use crate::names;
 use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
-use crate::refusal::{self, OTHER_STORE};
 use crate::supervise::Supervisor;
-use crate::uevents::{LOOK_EVERY, Occasion};
 
 mod by_hand;
 mod define;
@@ -44,6 +42,7 @@ mod rotate;
 mod show;
 mod snapshot;
 mod steps;
+mod waiting;
 
 pub use by_hand::HandWanted;
 pub use define::DefineVolume;
@@ -53,6 +52,8 @@ pub use replica::{DefineSource, DefineTarget, Peer, check_host};
 pub use rotate::{BUDGET_MAX, WantedRotation};
 
 pub use crate::note::{Note, Out};
+
+use waiting::Waiting;
 
 /// A defined volume.
 pub struct Volume {
@@ -105,23 +106,6 @@ pub trait Volumes: Send + Sync {
 /// each event, is gone by then; what lasts is not waited for at all.
 const TRIES: u32 = 40;
 const TRY_PAUSE: Duration = Duration::from_millis(200);
-
-/// What event would make another attempt worthwhile.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// None: all is up, or only an administrator can help.
-    Nothing,
-    /// A device of the volume appears.
-    Device,
-    /// Whoever uses the volume's devices without it lets go of them.
-    Claims,
-    /// The volume's own store lies under the store's name again.
-    Store,
-    /// The origin holds something else than this, which could not be mounted.
-    Contents(Option<Contents>),
-    /// Whoever has the origin for himself lets go of it.
-    Free,
-}
 
 impl Volume {
     /// The volume `name` with `config`; nothing is touched.
@@ -403,20 +387,8 @@ impl Volume {
         for trouble in self.failure.iter().chain(&self.warnings) {
             self.log(&format!("not all is up: {trouble}"));
         }
-        let held = |error: &anyhow::Error| error.downcast_ref::<Busy>().is_some();
-        match &result {
-            Ok(report) => match report.failure(Scope::Master) {
-                Some(error) if held(error) => self.waiting = Waiting::Free,
-                Some(_) => self.waiting = Waiting::Contents(self.origin_contents()),
-                // Mounted, or `mount` has found out what to wait for.
-                None => {}
-            },
-            Err(_) if self.check_devices().is_err() => self.waiting = Waiting::Device,
-            Err(error) if held(error) && self.check_claims().is_err() => {
-                self.waiting = Waiting::Claims;
-            }
-            Err(error) if refusal::code(error) == OTHER_STORE => self.waiting = Waiting::Store,
-            Err(_) => {}
+        if let Some(waiting) = self.waiting_after(&result) {
+            self.waiting = waiting;
         }
         result
     }
@@ -476,48 +448,6 @@ impl Volume {
         }
     }
 
-    fn check_devices(&self) -> Result<()> {
-        let devices = &self.config.device;
-        let all = [
-            Some(&devices.origin),
-            Some(&devices.snapstore),
-            devices.meta.as_ref(),
-        ];
-        for path in all.into_iter().flatten() {
-            self.host.block_device(path)?;
-        }
-        Ok(())
-    }
-
-    /// Before anything of the volume is there: nobody else may use its devices. What writes to the origin behind
-    /// its back makes its snapshots wrong.
-    ///
-    /// # Errors
-    /// [`Busy`]: somebody does; or that of looking.
-    pub fn check_claims(&self) -> Result<()> {
-        if self.server_runs() || !self.devices()?.is_empty() {
-            return Ok(());
-        }
-        let devices = &self.config.device;
-        let all = [
-            ("origin", Some(&devices.origin)),
-            ("snapshot store", Some(&devices.snapstore)),
-            ("metadata device", devices.meta.as_ref()),
-        ];
-        for (what, path) in all {
-            let Some(path) = path else { continue };
-            self.host.check_unused(path).with_context(|| {
-                format!(
-                    "the {what} of volume '{0}' is used without it: end that use, and the volume comes up within {1} s \
-                     (`zumastor stop volume {0}` ends the waiting)",
-                    self.name,
-                    LOOK_EVERY.as_secs()
-                )
-            })?;
-        }
-        Ok(())
-    }
-
     /// For an administrator who has mended the store's device: a server whose store has failed refuses all, for good, and what is
     /// mounted keeps the volume from being stopped. The next one takes its place.
     ///
@@ -559,13 +489,6 @@ impl Volume {
         let result = operation(self);
         self.accept_origin = false;
         result
-    }
-
-    /// Before the first start: gives devices that udev is busy with the time to get their names.
-    pub fn await_devices(&self) {
-        if self.check_devices().is_err() {
-            self.host.settle();
-        }
     }
 
     /// Brings the volume down to `level`, or, if anything of it is in use, leaves all as it was.
@@ -640,32 +563,6 @@ impl Volume {
             }
         }
         Ok(())
-    }
-
-    /// Whether an event may help.
-    #[must_use]
-    pub fn waits(&self) -> bool {
-        self.waiting != Waiting::Nothing
-    }
-
-    /// Whether a retry may succeed now that a device appeared or changed, or that some time has gone by.
-    #[must_use]
-    pub fn worth_retrying(&self, occasion: Occasion) -> bool {
-        match &self.waiting {
-            Waiting::Nothing => false,
-            Waiting::Device => self.check_devices().is_ok(),
-            // Not everybody who lets go causes an event.
-            Waiting::Claims => self.check_claims().is_ok(),
-            Waiting::Store => self.supervisor.has_its_store(),
-            // What changes there does.
-            Waiting::Contents(_) if occasion == Occasion::Time => false,
-            // A failed mount opens the device and so causes an event itself: only a change counts.
-            Waiting::Contents(seen) => *seen != self.origin_contents(),
-            Waiting::Free => {
-                let origin = self.host.dm_find(&self.name).ok().flatten();
-                origin.is_some_and(|d| self.host.users(d.dev) == Users::default())
-            }
-        }
     }
 
     fn origin_is(&self, kind: &str) -> bool {

@@ -11,6 +11,7 @@ use super::*;
 use crate::config::MANUAL;
 use crate::host::fake::Fake;
 use crate::machine::Dev;
+use crate::uevents::Occasion;
 
 fn known(usage: Usage, kind: &str, elsewhere: Option<Elsewhere>) -> Contents {
     Contents::Known(Known {
