@@ -10,7 +10,8 @@ use ddsnap::device::fault::{Call, Faults, FaultyDevice};
 use ddsnap::device::memory::{Machine, Rng, Survival};
 use ddsnap::device::{BlockDevice, Write};
 use ddsnap::store::{
-    Devices, Op, OpenOptions, Opened, OriginUse, ResizeRequest, Store, StoreError, Surroundings,
+    Devices, Op, OpenOptions, Opened, OriginUse, ResizeRequest, Reverting, Store, StoreError,
+    Surroundings,
 };
 use ddsnap::units::{Chunk, SnapTag};
 use harness::shape::{ORIGIN, Shape};
@@ -147,10 +148,6 @@ fn a_write_after_an_orderly_end_is_told_and_stays_told() {
 fn another_disk_is_told() {
     let machine = machine();
     put(&machine, 0, &ext(NOON, 7));
-    let disk = |name: &str| Surroundings {
-        device: name.to_owned(),
-        ..Surroundings::default()
-    };
     let (mut store, _) = open_in(&machine, &disk("disk A")).unwrap();
     create(&mut store, 0);
     store.close().unwrap();
@@ -165,6 +162,134 @@ fn another_disk_is_told() {
     put(&machine, 0, &ext(NOON, 7));
     let (store, opened) = open_in(&machine, &disk("disk C")).unwrap();
     assert_eq!((opened.foreign, doubtful(&store)), (None, NONE.to_vec()));
+}
+
+fn disk(name: &str) -> Surroundings {
+    Surroundings {
+        device: name.to_owned(),
+        ..Surroundings::default()
+    }
+}
+
+/// As a mount through the target writes the superblock, or mkfs another one.
+fn write_ext(store: &mut Store, machine: &Machine, id: u8) {
+    store.commit(&[Op::OriginWrite(Chunk(0))]).unwrap()[0].unwrap();
+    put(machine, 0, &ext(NOON + 30, id));
+}
+
+/// After a power cut another disk with an ext file system of the same geometry was taken for the origin, and nothing
+/// was doubtful: the superblock had been copied out, and the guards that were left were the same on both.
+#[test]
+fn another_disk_after_a_power_cut_is_told() {
+    let machine = machine();
+    put(&machine, 0, &ext(NOON, 7));
+    let (mut store, _) = open_in(&machine, &disk("disk A")).unwrap();
+    create(&mut store, 0);
+    write_ext(&mut store, &machine, 7);
+    drop(store);
+    for (name, bytes, found) in [
+        ("disk B", ext(NOON, 8), "the ext file system 08080808-"),
+        ("disk B", vec![0; 4096], "nothing that is known"),
+        ("", ext(NOON, 8), "the ext file system 08080808-"),
+    ] {
+        put(&machine, 0, &bytes);
+        let text = refusal(&machine, &disk(name));
+        assert!(text.contains(&format!("it has {found}")), "{text}");
+        let wanted = "where the newest snapshot has the ext file system 07070707-";
+        assert!(text.contains(wanted), "{text}");
+        let is_named = text.contains("it is 'disk B' and was 'disk A'");
+        assert_eq!(is_named, !name.is_empty(), "{text}");
+    }
+    // The right one, and a copy of it.
+    for name in ["disk A", "disk C"] {
+        put(&machine, 0, &ext(NOON + 40, 7));
+        let (store, opened) = open_in(&machine, &disk(name)).unwrap();
+        assert_eq!((opened.foreign, doubtful(&store)), (None, NONE.to_vec()));
+    }
+    put(&machine, 0, &ext(NOON, 8));
+    let accepted = Surroundings {
+        accept: true,
+        ..disk("disk B")
+    };
+    let (mut store, opened) = open_in(&machine, &accepted).unwrap();
+    assert!(opened.foreign.is_some());
+    assert_eq!(doubtful(&store), [0]);
+    create(&mut store, 1);
+    drop(store);
+    let (store, opened) = open_in(&machine, &disk("disk B")).unwrap();
+    assert_eq!((opened.foreign, doubtful(&store)), (None, vec![0]));
+    drop(store);
+    put(&machine, 0, &ext(NOON, 7));
+    refusal(&machine, &disk("disk A"));
+}
+
+/// With bookmarks alone there is no copy to compare with: then what was noted counts, if the disk has another name.
+#[test]
+fn another_disk_is_told_by_what_was_noted() {
+    let machine = machine();
+    put(&machine, 0, &ext(NOON, 7));
+    let (mut store, _) = open_in(&machine, &disk("disk A")).unwrap();
+    store.create_bookmark(SnapTag(0), NOON).unwrap().unwrap();
+    write_ext(&mut store, &machine, 7);
+    store.close_with(OriginUse::InUse, NOON).unwrap();
+    put(&machine, 0, &ext(NOON, 8));
+    let text = refusal(&machine, &disk("disk B"));
+    assert!(
+        text.contains("where it had the ext file system 07070707-"),
+        "{text}"
+    );
+    // A copy of it, and then mkfs on that.
+    put(&machine, 0, &ext(NOON, 7));
+    let (store, _) = open_in(&machine, &disk("disk B")).unwrap();
+    store.close_with(OriginUse::InUse, NOON).unwrap();
+    put(&machine, 0, &ext(NOON, 8));
+    assert_eq!(
+        doubtful(&open_in(&machine, &disk("disk B")).unwrap().0),
+        NONE
+    );
+}
+
+/// mkfs and `tune2fs -U` on the target are no other disk, as soon as the store has seen what they left.
+#[test]
+fn a_file_system_made_through_the_target_is_no_foreign_write() {
+    let boot = |id: u8| Surroundings {
+        boot: [id; 16],
+        ..disk("disk A")
+    };
+    let other_machine = || {
+        let machine = machine();
+        put(&machine, 0, &ext(NOON, 7));
+        let (mut store, _) = open_in(&machine, &boot(1)).unwrap();
+        create(&mut store, 0);
+        write_ext(&mut store, &machine, 8);
+        (machine, store)
+    };
+    // A snapshot shows it.
+    let (machine, mut store) = other_machine();
+    create(&mut store, 1);
+    drop(store);
+    assert_eq!(doubtful(&open_in(&machine, &boot(2)).unwrap().0), NONE);
+    // It was noted, with devices left that go on writing.
+    let (machine, store) = other_machine();
+    store.close_with(OriginUse::InUse, NOON).unwrap();
+    assert_eq!(doubtful(&open_in(&machine, &boot(2)).unwrap().0), NONE);
+    let (machine, store) = other_machine();
+    drop(store);
+    // A server that was killed: its devices would wait for it for ever.
+    assert_eq!(doubtful(&open_in(&machine, &boot(1)).unwrap().0), NONE);
+    // It was neither, and the power went: nothing tells it from another disk.
+    let (machine, store) = other_machine();
+    drop(store);
+    refusal(&machine, &boot(2));
+    // By a revert to an older snapshot, in the end.
+    let (machine, mut store) = other_machine();
+    create(&mut store, 1);
+    store.revert_begin(SnapTag(0)).unwrap().unwrap();
+    while matches!(store.revert_step(64).unwrap(), Ok(Reverting::More)) {}
+    store.revert_start().unwrap().unwrap();
+    while matches!(store.revert_step(64).unwrap(), Ok(Reverting::More)) {}
+    drop(store);
+    assert_eq!(doubtful(&open_in(&machine, &boot(2)).unwrap().0), NONE);
 }
 
 #[test]
@@ -225,6 +350,7 @@ fn a_mount_in_a_boot_without_the_server_is_told() {
         ..Surroundings::default()
     };
     let machine = machine();
+    put(&machine, 0, &ext(NOON + 10, 7));
     let (mut store, _) = open_in(&machine, &boot(1, NOON, NOON + 20)).unwrap();
     create(&mut store, 0);
     write(&mut store, &machine, 0, 1);

@@ -309,6 +309,7 @@ impl Store {
     /// Freezes what the checkpoint is to make durable.
     fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
         let (free_before, promised) = (self.meta.free(), self.checkpoint_cost(0, 0));
+        self.note_identity();
         let mut next = self.superblock.clone();
         next.generation = self.superblock.generation + 1;
         next.clean = false;

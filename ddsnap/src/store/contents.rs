@@ -17,6 +17,8 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// What is read at the start of what lies within the origin: of a partition, or behind a header.
 const INNER: u64 = 128 * KIB;
+/// As much of the start of a device as has all signatures.
+pub(crate) const HEAD: u64 = 68 * KIB;
 /// What is read before and behind the head of a log.
 const LOG_BEFORE: u64 = 64 * KIB;
 const LOG_BEHIND: u64 = 256 * KIB;
@@ -169,7 +171,7 @@ impl Look<'_> {
     /// The signature at `base`, and the first bytes there. Those at 0 are the device's.
     fn signature(&mut self, base: u64) -> io::Result<(Content, Vec<u8>)> {
         let left = self.device.len_bytes().saturating_sub(base) / SECTOR_BYTES * SECTOR_BYTES;
-        let head = self.bytes(base, left.min(68 * KIB))?.unwrap_or_default();
+        let head = self.bytes(base, left.min(HEAD))?.unwrap_or_default();
         let (content, uuid, times) = recognise(&head);
         if base == 0 {
             let found = &mut self.found;
@@ -278,6 +280,12 @@ impl Look<'_> {
             .map(|start| sectors(start.into()))
             .collect())
     }
+}
+
+/// Kind and UUID, by the first [`HEAD`] bytes of a device.
+pub(crate) fn identity(head: &[u8]) -> (Content, [u8; 16]) {
+    let (content, uuid, _) = recognise(head);
+    (content, uuid)
 }
 
 /// Content, UUID, and the times of the last mount and of the last write.

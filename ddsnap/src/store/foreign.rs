@@ -2,19 +2,24 @@
 //! Whether somebody wrote to the origin without this store: then its snapshots may show newer data as if it
 //! were old, and are *doubtful* for good.
 //!
-//! Three things tell, from the strongest on; ARCHITECTURE.md says what each of them can and cannot see.
+//! Four things tell, from the strongest on; ARCHITECTURE.md says what each of them can and cannot see.
 //! - The *fingerprint*: at an orderly end with no device of the origin left, what the places held that any mount
 //!   writes to.
 //! - The *guards*: what some chunks held that were not written since the newest snapshot. As long as that lives
 //!   and no exception serves it there, nobody wrote them through the target: a copy would have come before.
+//! - The *identity*: without a fingerprint, what kind of file system is there and its UUID, against what the snapshots
+//!   show and what was noted.
 //! - The *boot*: who opens the store first after the machine came up, and finds a file system that was written
 //!   since then.
 
 use super::Store;
-use super::contents::{Contents, digest, holds, identify, look, read};
+use super::contents::{self, Contents, HEAD, digest, holds, identify, look, read};
 use super::error::StoreError;
+use super::media::Source;
+use crate::buffer::AlignedBuf;
 use crate::format::journal::Entry;
 use crate::format::origin::{Content, Guard, MAX_DEVICE, MAX_GUARDS, OriginRecord};
+use crate::format::snaptable::Snapshot;
 use crate::promise::kept;
 use crate::units::{Chunk, SECTOR_BYTES, SnapSeq};
 
@@ -56,13 +61,9 @@ impl Store {
     ) -> Result<Option<String>, StoreError> {
         let record = self.state.origin_record.clone();
         let read = self.judge(&record, now)?;
-        Ok(read.map(|what| {
-            let moved =
-                !record.device.is_empty() && !now.device.is_empty() && record.device != now.device;
-            match moved {
-                true => format!("it is '{}' and was '{}'; {what}", now.device, record.device),
-                false => what,
-            }
+        Ok(read.map(|what| match moved(&record, now) {
+            true => format!("it is '{}' and was '{}'; {what}", now.device, record.device),
+            false => what,
         }))
     }
 
@@ -72,12 +73,15 @@ impl Store {
         now: &Surroundings,
     ) -> Result<Option<String>, StoreError> {
         // What cannot be read says nothing: a bad sector of the origin must not keep the store closed.
-        let found = identify(&mut *self.media.origin).unwrap_or_default();
+        let identified = identify(&mut *self.media.origin);
+        let is_known = identified.is_ok();
+        let found = identified.unwrap_or_default();
+        let mut fits = false;
         for area in &record.areas {
             match holds(&mut *self.media.origin, area) {
                 // It was cut.
                 Ok(None) | Err(_) => {}
-                Ok(Some(digest)) if digest == area.digest => {}
+                Ok(Some(digest)) if digest == area.digest => fits = true,
                 Ok(Some(_)) => {
                     let first = area.sector * SECTOR_BYTES;
                     let last = first + u64::from(area.sectors) * SECTOR_BYTES - 1;
@@ -90,6 +94,12 @@ impl Store {
             let bytes = read(&mut *self.media.origin, start, len);
             if bytes.is_ok_and(|bytes| short_digest(&bytes) != guard.digest) {
                 return Ok(Some(difference(record, &found, start, start + len - 1)));
+            }
+        }
+        if is_known && !fits {
+            let other = self.other_identity(record, (found.content, found.uuid), now)?;
+            if other.is_some() {
+                return Ok(other);
             }
         }
         // Not its last write: a machine's clock may run ahead of the one that it comes up with, and a file system
@@ -107,6 +117,85 @@ impl Store {
                 time(mounted)
             )
         }))
+    }
+
+    /// Whether what is there is neither what a snapshot shows nor what was noted since the newest one. A disk of the
+    /// same geometry fits all guards that are left once its superblock was copied out.
+    fn other_identity(
+        &mut self,
+        record: &OriginRecord,
+        found: Identity,
+        now: &Surroundings,
+    ) -> Result<Option<String>, StoreError> {
+        let (trusted, newest) = self.trusted();
+        let Some(newest) = newest.filter(|_| trusted > 0) else {
+            return Ok(None); // Nothing to lose.
+        };
+        let noted = (record.content, record.uuid);
+        // Noted with a superblock; of a newer snapshot it says nothing.
+        let is_noted = record.sectors != 0 && newest < self.superblock.next_seq;
+        if is_noted && found == noted {
+            return Ok(None);
+        }
+        let moved = moved(record, now);
+        if is_noted && moved {
+            return Ok(Some(other(found, "where it had", noted)));
+        }
+        // While a machine is up a disk does not change under its name, and a device of the origin may have written
+        // this while no server was there.
+        if record.boot != [0; 16] && record.boot == now.boot && !moved {
+            return Ok(None);
+        }
+        let snapshots = &self.state.snapshots;
+        let live: Vec<Snapshot> = (snapshots.live().keys().rev())
+            .filter_map(|&seq| snapshots.get(SnapSeq(seq)).copied())
+            .collect();
+        let Some(newest) = live.first().filter(|newest| !newest.doubtful) else {
+            return Ok(None);
+        };
+        let Some(wanted) = self.shown(newest)? else {
+            return Ok(None);
+        };
+        if wanted == found {
+            return Ok(None);
+        }
+        // An older one may have been what the origin was reverted to.
+        for snapshot in &live[1..] {
+            if self.shown(snapshot)? == Some(found) {
+                return Ok(None);
+            }
+        }
+        let text = "where the newest snapshot has";
+        Ok(Some(other(found, text, wanted)))
+    }
+
+    /// What a snapshot has of the origin where signatures are; none if that cannot be read.
+    fn shown(&mut self, snapshot: &Snapshot) -> Result<Option<Identity>, StoreError> {
+        let shift = self.media.chunk;
+        let len = snapshot.length.to_bytes().min(HEAD);
+        let (mut sources, mut saved) = (Vec::new(), Vec::new());
+        for chunk in (0..len.div_ceil(shift.bytes())).map(Chunk) {
+            let exception = self.exception(snapshot.seq, chunk)?;
+            sources.push(match exception {
+                Some((place, _)) => Source::Store(place),
+                None if self.origin_reaches(snapshot, chunk) => Source::Origin(chunk),
+                None => return Ok(None),
+            });
+            saved.push((chunk, exception));
+        }
+        let mut bytes = AlignedBuf::zeroed(sources.len() << shift.get());
+        if self.media.read_chunks(&sources, &mut bytes).is_err() {
+            return Ok(None);
+        }
+        let parts = bytes.chunks_exact(shift.bytes() as usize);
+        for ((chunk, exception), part) in saved.into_iter().zip(parts) {
+            let proven = exception
+                .is_none_or(|(place, crc)| self.media.prove(chunk, place, crc, part).is_ok());
+            if !proven {
+                return Ok(None);
+            }
+        }
+        Ok(Some(contents::identity(&bytes[..len as usize])))
     }
 
     /// Guards that still say something: their snapshot lives or is a bookmark, and the chunk was not written since.
@@ -186,6 +275,15 @@ impl Store {
         (record.content, record.uuid) = (found.content, found.uuid);
     }
 
+    /// Notes what is on the origin now, as mkfs or `tune2fs -U` on the target may have left it: the next start is not
+    /// to take that for another disk. What cannot be read stays as it was noted.
+    pub(super) fn note_identity(&mut self) {
+        if let Ok(found) = identify(&mut *self.media.origin) {
+            let record = &mut self.state.origin_record;
+            (record.content, record.uuid) = (found.content, found.uuid);
+        }
+    }
+
     /// The record for a store that is being closed.
     pub(super) fn closing_record(&mut self, origin: OriginUse, now: i64) -> OriginRecord {
         let fingerprint = match origin {
@@ -214,6 +312,9 @@ impl Store {
                 record.areas = areas;
             }
         }
+        if !fingerprint {
+            self.note_identity();
+        }
         if now != 0 {
             self.state.origin_record.seen = now;
         }
@@ -229,6 +330,19 @@ impl Store {
     }
 }
 
+/// Kind and UUID.
+type Identity = (Content, [u8; 16]);
+
+/// Whether the origin's device is another than was noted, as far as both have names that last.
+fn moved(record: &OriginRecord, now: &Surroundings) -> bool {
+    !record.device.is_empty() && !now.device.is_empty() && record.device != now.device
+}
+
+fn other(found: Identity, relation: &str, wanted: Identity) -> String {
+    let [found, wanted] = [found, wanted].map(|(content, uuid)| described(content, uuid));
+    format!("it has {found} {relation} {wanted}")
+}
+
 fn short_digest(bytes: &[u8]) -> u64 {
     let digest = digest(bytes);
     digest[..8]
@@ -239,12 +353,9 @@ fn short_digest(bytes: &[u8]) -> u64 {
 
 /// What differs, as plainly as it can be said.
 fn difference(record: &OriginRecord, found: &Contents, first: u64, last: u64) -> String {
-    if (record.content, record.uuid) != (found.content, found.uuid) {
-        return format!(
-            "it has {} where it had {}",
-            described(found.content, found.uuid),
-            described(record.content, record.uuid)
-        );
+    let (now, noted) = ((found.content, found.uuid), (record.content, record.uuid));
+    if now != noted {
+        return other(now, "where it had", noted);
     }
     let since = match record.seen {
         0 => String::new(),
