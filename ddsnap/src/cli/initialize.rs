@@ -16,6 +16,7 @@ use crate::device::lock::share_store;
 use crate::device::uring::Access;
 use crate::probe::contents::{self, Contents, Usage};
 use crate::probe::stack::{self, Base, SYSFS};
+use crate::probe::users::{Claim, ClaimError, claim};
 use crate::server::start::open_device;
 use crate::stdio::{complain, print};
 use crate::store::{Devices, InitOptions, OpenOptions, Store, View};
@@ -28,9 +29,10 @@ const LEAST_JOURNAL_BYTES: u64 = 64 << 10;
 
 /// Make an empty snapshot store. What the origin holds is not touched.
 ///
-/// Refused are devices that a server holds or that share blocks with each other, an origin that holds a
-/// store itself, and, without --force, a store's device that holds a file system or anything else with
-/// a signature. All is checked before the first write.
+/// Refused are devices that a server holds or that share blocks with each other, a store's device that is
+/// in use (mounted, swap, a part of another device), an origin that holds a store itself, and, without
+/// --force, a store's device that holds a file system or anything else with a signature. All is checked
+/// before the first write.
 #[derive(Debug, Args)]
 pub struct Initialize {
     /// Device or file that is to keep the snapshots; everything on it is lost.
@@ -80,6 +82,8 @@ impl Initialize {
         // A store, or the origin of another server, is given in its place by mistake.
         let _origin = share_store(&self.origin)
             .with_context(|| format!("cannot use {} as origin", self.origin.display()))?;
+        let written: Vec<&Path> = [&*self.snapstore].into_iter().chain(meta).collect();
+        let mut claims = claim_all(&written)?;
         let mut devices = Devices {
             origin: Box::new(open_device(&self.origin, Access::Read)?),
             data: Box::new(data),
@@ -92,7 +96,7 @@ impl Initialize {
             );
         }
         let mut recognised = Vec::new();
-        for path in [&*self.snapstore].into_iter().chain(meta) {
+        for &path in &written {
             recognised.extend(self.overwritten(path)?.then_some(path));
         }
         if self.dry_run {
@@ -120,9 +124,15 @@ impl Initialize {
             return Ok(0);
         }
         for path in recognised {
+            // The kernel forgets the partitions of a table that is erased only while nobody has claimed the disk.
+            claims.clear();
             contents::erase(path)?;
         }
+        if claims.is_empty() {
+            claims = claim_all(&written)?;
+        }
         Store::initialize(&mut devices, &options)?;
+        drop(claims);
         Ok(0)
     }
 
@@ -182,6 +192,10 @@ impl Initialize {
             .iter()
             .try_fold(true, |yes, path| Ok(yes && ask(path)?))
     }
+}
+
+fn claim_all(paths: &[&Path]) -> Result<Vec<Claim>, ClaimError> {
+    paths.iter().map(|path| claim(path)).collect()
 }
 
 /// Devices that are not the same may still share blocks: a disk and its partition, a logical volume and

@@ -140,6 +140,13 @@ fn queue_bytes(sysfs: &Path, base: Base, attribute: &str) -> Option<u32> {
     text.trim_end().parse().ok()
 }
 
+/// Whether it is a partition of a disk.
+#[must_use]
+pub fn is_partition(sysfs: &Path, base: Base) -> bool {
+    base.dir(sysfs)
+        .is_some_and(|dir| dir.join("partition").exists())
+}
+
 /// The name people know a device by: the device-mapper's, or the kernel's.
 #[must_use]
 pub fn name(sysfs: &Path, base: Base) -> Option<String> {
