@@ -222,7 +222,9 @@ struct ddsnap_volume {
 	struct list_head held;
 	struct list_head granted;
 	struct list_head asked;		/* all outstanding I/O, oldest first */
-	unsigned long shortest;		/* jiffies: no device's I/O waits less */
+	unsigned long shortest;		/* jiffies: no device's server_timeout is less */
+	unsigned long answered;		/* jiffies: the last answer about I/O */
+	bool silent;			/* I/O has failed since then, for its age */
 	u32 late;			/* answers still to come that nobody awaits */
 	DECLARE_HASHTABLE(by_id, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(questions, DDSNAP_HASH_BITS);

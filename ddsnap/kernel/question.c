@@ -12,6 +12,9 @@
 /* Bios submitted between two looks for somebody who waits for room. */
 #define SUBMITTED_STEP	32
 
+/* How long a question waits for a server that has let others become too old. */
+#define SILENT_LIMIT	HZ
+
 /* The server's read() and poll() look again. */
 void ddsnap_wake_server(struct ddsnap_volume *v)
 {
@@ -198,6 +201,13 @@ void __ddsnap_sweep(struct ddsnap_volume *v, struct bio_list *ended)
 	__sweep_list(v, &v->held, ended);
 }
 
+/* How old a question may become where @limit is what a device lets it be. */
+static unsigned long __age_limit(const struct ddsnap_volume *v,
+				 unsigned long limit)
+{
+	return v->silent ? min_t(unsigned long, limit, SILENT_LIMIT) : limit;
+}
+
 /* Ends what is older than its device lets it be. True: something is left. */
 static bool __expire_old(struct ddsnap_volume *v, struct bio_list *ended)
 {
@@ -207,10 +217,14 @@ static bool __expire_old(struct ddsnap_volume *v, struct bio_list *ended)
 	lockdep_assert_held(&v->lock);
 
 	list_for_each_entry_safe(q, next, &v->asked, asked) {
-		if (time_before(now, q->since + v->shortest))
+		unsigned long limit = ddsnap_answer_limit(q->dev);
+
+		if (time_before(now, q->since + __age_limit(v, v->shortest)))
 			break;
-		if (time_before(now, q->since + ddsnap_answer_limit(q->dev)))
+		if (time_before(now, q->since + __age_limit(v, limit)))
 			continue;
+		if (time_after_eq(now, v->answered + limit))
+			v->silent = true;
 		/* The server may answer yet: see io_reply(). */
 		if (q->place == PLACE_SENT)
 			v->late++;
@@ -374,8 +388,9 @@ void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
  * in map is harmless. Nothing is counted or locked yet, and what the submitter
  * has sent down before is on its way: the block layer submits bios for lower
  * devices first, and the scheduler unplugs. What has been asked ends by itself
- * within its time. But who frees memory must not wait for room here; swap has
- * a bound of its own in dm core.
+ * within its time, and what comes after it soon if the server is silent. But who
+ * frees memory must not wait for room here; swap has a bound of its own in dm
+ * core.
  */
 static void throttle(struct ddsnap_volume *v, const struct bio *bio)
 {

@@ -174,8 +174,12 @@ static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 
 	spin_lock_irq(&v->lock);
 	q = __ddsnap_find_sent(v, id, op);
+	late = !q && __is_late(v, id);
+	if (q || late) {
+		v->answered = jiffies;
+		v->silent = false;
+	}
 	if (!q) {
-		late = __is_late(v, id);
 		spin_unlock_irq(&v->lock);
 		return late ? 0 : -EPROTO;
 	}

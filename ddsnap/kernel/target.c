@@ -145,7 +145,12 @@
  * A question fails when it is older than its device's server_timeout, wherever
  * it is: with no server, with one that hangs or is stopped, behind a closed gate,
  * or when servers die of it one after the other. Its age counts from when it was
- * first asked; so nothing waits for ever for the sake of one request. The answer
+ * first asked; so nothing waits for ever for the sake of one request. Nor do
+ * many requests wait one after the other, each for its whole time, as those of
+ * a submitter would that waits for room: when a question has become too old and
+ * no I/O was answered for as long, the server counts as silent, and until the
+ * next answer every question fails after a second. They are asked all the same,
+ * so that a server that goes on is heard. The answer
  * of a server that was only slow is taken and means nothing: a copy it has made
  * is found again when somebody asks again, no bit is set, and a FROM_ORIGIN sends
  * no read. Once no server has been there for that time, later I/O fails at once

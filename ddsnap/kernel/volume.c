@@ -265,6 +265,7 @@ static struct ddsnap_volume *volume_new(const char *key)
 	INIT_LIST_HEAD(&v->granted);
 	INIT_LIST_HEAD(&v->asked);
 	v->shortest = MAX_JIFFY_OFFSET;
+	v->answered = jiffies;
 	hash_init(v->by_id);
 	hash_init(v->questions);
 	hash_init(v->tracked);

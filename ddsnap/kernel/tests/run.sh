@@ -946,6 +946,32 @@ t_stuck_server() {
 	within 20 remove_if_there origin || fail "remove --force"
 }
 
+# With room for 64 each further 64 requests waited for the whole time of their own: a minute for each MiB of a
+# file that somebody wrote.
+t_stuck_server_many() {
+	local start ms
+	start_server new && make_origin 2 server_timeout 4 || return
+	ctl create 0 >/dev/null || fail "no snapshot" || return
+	echo 64 >/sys/module/dm_ddsnap/parameters/max_waiting
+	kill -STOP $server
+	start=$(milliseconds)
+	expect_error "a write was answered" timeout 90 dd if=/dev/zero of=$org \
+		bs=16M count=1 oflag=direct conv=notrunc status=none || return
+	ms=$(($(milliseconds) - start))
+	# 1,024 chunks are 16 times what there is room for: 64 s, or 4 and 15 times less than two.
+	[ $ms -ge 3500 ] || fail "failed after $ms ms" || return
+	[ $ms -lt 45000 ] || fail "failed only after $ms ms" || return
+	# It goes on, and has its time again.
+	kill -CONT $server
+	put $org 5 a && holds $org 5 a || return
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	put $org 6 b &
+	still $! && still $! && still $! || fail "a write had less than its time" || return
+	ctl end >/dev/null || fail "end" || return
+	wait $! || fail "the write failed" || return
+	holds $org 6 b
+}
+
 # An answer that comes too late is that to nothing: no bit, no tracked read.
 t_late_answers() {
 	start_server new || return
