@@ -72,9 +72,8 @@ const OTHER_DEVICE: &[&str] = &["logdev", "rtdev", "journal_dev", "journal_path"
 /// machine with it when a snapshot loses its data to a full store. XFS, btrfs and others never do.
 fn on_error(fstype: &str) -> Option<&'static str> {
     match fstype {
-        "ext2" | "ext3" | "ext4" | "vfat" | "msdos" | "exfat" | "jfs" | "nilfs2" | "ocfs2" => {
-            Some("errors=continue")
-        }
+        "ext2" | "ext3" | "ext4" | "vfat" | "msdos" | "exfat" | "jfs" | "nilfs2" | "ocfs2"
+        | "bcachefs" => Some("errors=continue"),
         _ => None,
     }
 }
@@ -200,6 +199,7 @@ mod tests {
             "noatime,ro,errors=continue"
         );
         assert_eq!(all("errors=panic", "ext3", true), "ro,errors=continue");
+        assert_eq!(all("errors=panic", "bcachefs", true), "ro,errors=continue");
         assert_eq!(all("errors=panic", "ext3", false), "errors=panic");
         assert_eq!(all("fatal_errors=panic", "btrfs", true), "ro");
     }

@@ -13,7 +13,7 @@ use crate::daemon::background::{self, Started};
 use crate::daemon::log::Log;
 use crate::daemon::outlive;
 use crate::daemon::pidfile::PidFile;
-use crate::daemon::signals;
+use crate::daemon::{memory, signals};
 use crate::protocol::address::SocketName;
 
 /// Where the log goes if nobody says otherwise.
@@ -80,6 +80,8 @@ impl Agent {
         let (listener, socket_file) = crate::agent::listen(&self.socket, HAND_OVER)
             .with_context(|| format!("cannot listen on the agent socket {}", self.socket))?;
         let signals = signals()?;
+        // The next server cannot start without it, and memory may come free only through that server.
+        memory::hold_on();
         let pidfile = match &self.daemon.pidfile {
             None => None,
             Some(path) => Some(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! A server must not wait for memory that only it can free: writeback of the volume waits for it.
+//! A server must not wait for memory that only it can free: writeback of the volume waits for it. Nor may the
+//! agent, without which no server starts.
 
 use std::fs;
 
