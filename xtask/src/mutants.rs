@@ -27,9 +27,13 @@ const TESTS: &[&str] = &[
     "disks",
     "foreign",
     "faults",
+    "full",
     "repair",
     "resize",
     "revert",
+    "sweep",
+    "view",
+    "model",
 ];
 
 /// Time for one run of a test with every promise kept.

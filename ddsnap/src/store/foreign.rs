@@ -77,7 +77,11 @@ impl Store {
         let is_known = identified.is_ok();
         let found = identified.unwrap_or_default();
         let mut fits = false;
-        for area in &record.areas {
+        let compares = kept!(
+            "fingerprint-compared",
+            "what was mounted while the volume was stopped would be taken for what the store knows"
+        );
+        for area in record.areas.iter().filter(|_| compares) {
             match holds(&mut *self.media.origin, area) {
                 // It was cut.
                 Ok(None) | Err(_) => {}
@@ -92,11 +96,19 @@ impl Store {
         for guard in self.valid_guards(record)? {
             let (start, len) = self.bytes_of(guard.chunk);
             let bytes = read(&mut *self.media.origin, start, len);
-            if bytes.is_ok_and(|bytes| short_digest(&bytes) != guard.digest) {
+            let compares = kept!(
+                "guards-compared",
+                "after a crash nothing would tell that somebody mounted the origin"
+            );
+            if compares && bytes.is_ok_and(|bytes| short_digest(&bytes) != guard.digest) {
                 return Ok(Some(difference(record, &found, start, start + len - 1)));
             }
         }
-        if is_known && !fits {
+        let asks = kept!(
+            "identity-compared",
+            "after a crash another disk under the origin's name would be taken for it"
+        );
+        if asks && is_known && !fits {
             let other = self.other_identity(record, (found.content, found.uuid), now)?;
             if other.is_some() {
                 return Ok(other);

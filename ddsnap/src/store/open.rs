@@ -76,7 +76,12 @@ impl Store {
         store.media.check_sectors()?;
         opened.foreign = store.find_foreign(now)?;
         let (trusted, newest) = store.trusted();
-        if let (Some(what), false, 1..) = (&opened.foreign, now.accept, trusted) {
+        let refuses = !now.accept
+            && kept!(
+                "foreign-refused",
+                "an origin that somebody wrote to would be served, and its snapshots show new data as old"
+            );
+        if let (Some(what), true, 1..) = (&opened.foreign, refuses, trusted) {
             return Err(StoreError::Foreign {
                 device: store.media.origin_name(),
                 what: what.clone(),
@@ -115,7 +120,12 @@ impl Store {
                 offset: block.to_offset(),
                 from: &zeros,
             });
-            store.media.write_meta(&clear.collect::<Vec<_>>())?;
+            if kept!(
+                "unreadable-cleared",
+                "blocks that several power cuts left unreadable would look as if they hid acknowledged records"
+            ) {
+                store.media.write_meta(&clear.collect::<Vec<_>>())?;
+            }
             let again = kept!(
                 "last-record-again",
                 "what recovery read may be in a cache only, and what is written next would outlive it"
@@ -155,7 +165,12 @@ impl Store {
                     source,
                 })?;
             }
-            notes.extend(newest.map(Entry::Doubtful));
+            if kept!(
+                "accepted-is-doubtful",
+                "snapshots of an origin that was accepted would look as if nothing had happened"
+            ) {
+                notes.extend(newest.map(Entry::Doubtful));
+            }
         }
         let length = self.media.origin_length;
         if self.state.snapshots.has_longer_bookmark(length) {

@@ -293,7 +293,11 @@ impl RingReader {
         }
         let near = ring.head..ring.head + 2 * self.most_blocks;
         let hiding: Vec<u64> = near.filter(|&position| unreadable(position)).collect();
-        (hiding.len() > 1).then(|| {
+        let refuses = kept!(
+            "hidden-records-refused",
+            "acknowledged records that nothing can read would be forgotten silently"
+        );
+        (refuses && hiding.len() > 1).then(|| {
             format!(
                 "blocks {} and {} cannot be read; acknowledged records may lie there",
                 self.first.0 + hiding[0] % self.blocks,
@@ -315,7 +319,11 @@ impl RingReader {
     /// holds is not known.
     fn confirm(&self, media: &mut Media) -> Result<(), StoreError> {
         for &offset in &self.unreadable {
-            if media.can_read_meta(offset) {
+            let asks = kept!(
+                "unreadable-confirmed",
+                "a device that failed for a while would lose the records that were read meanwhile as nothing"
+            );
+            if asks && media.can_read_meta(offset) {
                 return Err(StoreError::Journal {
                     device: media.meta_name(),
                     problem: format!(
