@@ -6,6 +6,11 @@
 //! snapshot is made. A server waiting there to write "snapshot created" would never let the snapshot
 //! end, and so nobody would thaw the file system. What does not fit into memory is lost, and counted.
 //!
+//! The thread has a table of descriptors of its own, with the file in it and nothing else. A killed process
+//! keeps its descriptors until its last thread has gone, and this one may wait for a hung disk where no
+//! signal reaches it: with the process's table it would keep the store's lock and the agent's connection for so
+//! long, and no other server could take over.
+//!
 //! tracing-appender does nearly this. But it cannot say whether there is room (a dump waits for it), and
 //! its thread's stack, locked in memory like all of a server, is thirty times as large.
 
@@ -15,9 +20,11 @@ use std::io::{self, Write};
 use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -170,8 +177,7 @@ impl Log {
     /// The file cannot be opened.
     pub fn start(path: Option<&Path>, command: &'static str, debug: bool) -> io::Result<Log> {
         let path = path.map(std::path::absolute).transpose()?;
-        let file = path.as_deref().map(open).transpose()?;
-        let log = Log::over(path, file)?;
+        let log = Log::over(path.clone(), path)?;
         let level = if debug {
             LevelFilter::DEBUG
         } else {
@@ -189,17 +195,33 @@ impl Log {
         Ok(log)
     }
 
-    fn over(path: Option<PathBuf>, file: Option<File>) -> io::Result<Log> {
+    /// A log whose thread writes to `first`, and to `path` from when it is opened again.
+    fn over(path: Option<PathBuf>, first: Option<PathBuf>) -> io::Result<Log> {
         let queue = Arc::new(Queue::default());
         let (thread_queue, thread_path) = (queue.clone(), path.clone());
+        let (opened, is_open) = mpsc::sync_channel(1);
+        let run = move || {
+            let file = keep_nothing_open(first.is_none())
+                .and_then(|()| first.as_deref().map(open).transpose());
+            let (told, file) = match file {
+                Ok(file) => (Ok(()), Some(file)),
+                Err(error) => (Err(error), None),
+            };
+            // Who started the log waits for this, so there is somebody to take it.
+            let _ = opened.send(told);
+            if let Some(file) = file {
+                thread_queue.write(thread_path.as_deref(), file);
+            }
+        };
         // A signal for the daemon must not be taken by this thread.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let spawned = std::thread::Builder::new()
             .name("log".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || thread_queue.write(thread_path.as_deref(), file));
+            .spawn(run);
         before.thread_set_mask()?;
         spawned?;
+        is_open.recv().map_err(io::Error::other)??;
         Ok(Log { path, queue })
     }
 
@@ -231,6 +253,26 @@ impl Drop for Log {
                 .wait_timeout_while(waiting, LAST_LINES, busy),
         );
     }
+}
+
+/// Gives this thread a table of descriptors of its own with nothing in it, or standard error alone. See
+/// close_range(2), whose flag is for this.
+fn keep_nothing_open(but_stderr: bool) -> io::Result<()> {
+    let mut first = 0;
+    if but_stderr {
+        first = libc::STDERR_FILENO as libc::c_uint + 1;
+    }
+    // SAFETY: two numbers and a flag. The descriptors that are closed are this thread's copies; what owns
+    // the others goes on having them in the table of the other threads.
+    let closed = unsafe {
+        libc::close_range(
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_UNSHARE as libc::c_int,
+        )
+    };
+    Errno::result(closed)?;
+    Ok(())
 }
 
 /// Opens a log. First without O_CREAT: with it the kernel waits while the file system is frozen, even if the
@@ -311,8 +353,7 @@ mod tests {
     fn a_line_that_cannot_be_written_is_counted_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let full = open(Path::new("/dev/full")).unwrap();
-        let log = Log::over(Some(path.clone()), Some(full)).unwrap();
+        let log = Log::over(Some(path.clone()), Some("/dev/full".into())).unwrap();
         log.queue.push(b"one\n");
         log.queue.push(b"two\n");
         let lost = |waiting: &mut Waiting| waiting.lost < 2;
@@ -344,7 +385,7 @@ mod tests {
             .custom_flags(nix::libc::O_NONBLOCK)
             .open(&path)
             .unwrap();
-        let log = Log::over(Some(path.clone()), Some(open(&path).unwrap())).unwrap();
+        let log = Log::over(Some(path.clone()), Some(path.clone())).unwrap();
         let queue = log.queue.clone();
         let line = [b'x'; 1000];
         // A pipe of 64 KiB and a queue of 256 KiB are full long before the last one.
@@ -374,5 +415,27 @@ mod tests {
             let count = nix::unistd::read(&reader, &mut bytes).unwrap();
             all.extend_from_slice(&bytes[..count]);
         }
+    }
+
+    /// The thread shared the process's descriptors. While it waited for a hung disk, a server that was killed
+    /// kept the store's lock, and its successor was refused until somebody mended the disk.
+    #[test]
+    fn the_thread_holds_its_file_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let ours = File::open("/dev/null").unwrap();
+        let log = Log::over(Some(path.clone()), Some(path.clone())).unwrap();
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let of_log = threads
+            .map(|thread| thread.unwrap().path())
+            .find(|thread| std::fs::read_to_string(thread.join("comm")).unwrap() == "log\n")
+            .expect("the log has a thread");
+        let held = std::fs::read_dir(of_log.join("fd")).unwrap();
+        let held: Vec<PathBuf> = held
+            .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap())
+            .collect();
+        assert_eq!(held, [path]);
+        assert!(ours.metadata().is_ok(), "ours was closed");
+        drop(log);
     }
 }
