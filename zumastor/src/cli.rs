@@ -342,6 +342,18 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
     Ok(())
 }
 
+/// The exit code of a wrong command line: scripts tell apart those of `define source`.
+fn usage_code(argv: &[OsString], error: &clap::Error) -> u8 {
+    use clap::error::{ContextKind, ContextValue};
+    if !(argv[1..].iter().take(2)).eq(["define", "source"].iter()) {
+        return USAGE_ERROR;
+    }
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) if arg.contains("--period") => refusal::BAD_PERIOD,
+        _ => refusal::SOURCE_USAGE,
+    }
+}
+
 fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
     use clap::error::ErrorKind;
     let matches = match command().try_get_matches_from(argv) {
@@ -359,7 +371,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
                 if !text.contains("Usage: ") {
                     context.print(&format!("{USAGE}\n"));
                 }
-                return USAGE_ERROR;
+                return usage_code(argv, &error);
             }
             if let Some(unknown) = argv.get(1) {
                 let unknown = OsStr::to_string_lossy(unknown);

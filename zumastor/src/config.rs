@@ -29,8 +29,8 @@ pub mod v1;
 pub use check::parse;
 pub use file::{check_room, list, load, make_private_dir, remove, save};
 pub use roles::{
-    ByHand, HoldPolicy, Incoming, Master, Period, Rotation, Snapref, Source, Target, WayBack,
-    Window, WindowError,
+    Asked, ByHand, HoldPolicy, Incoming, Master, Period, Rotation, Snapref, Source, Target,
+    WayBack, Window, WindowError,
 };
 
 /// The schema written by this program.

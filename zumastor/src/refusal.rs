@@ -13,6 +13,14 @@ pub const INCOMPLETE: u8 = 3;
 pub const BUDGET: u8 = 3;
 /// Another snapshot store lies where the volume's own should: of what starts a volume.
 pub const OTHER_STORE: u8 = 3;
+/// The period is none: of `define source`.
+pub const BAD_PERIOD: u8 = 3;
+/// There is no such volume: of `define source`.
+pub const UNMANAGED: u8 = 4;
+/// The host is none: of `define source`.
+pub const BAD_HOST: u8 = 5;
+/// Any other mistake in the command line of `define source`.
+pub const SOURCE_USAGE: u8 = 6;
 /// Both sides were compared, and differ: of `verify`.
 pub const DIFFERS: u8 = 4;
 
@@ -24,6 +32,13 @@ pub struct Refusal {
     pub code: u8,
     /// Why, in a sentence.
     pub text: String,
+}
+
+/// Gives a failure an exit code of its own.
+#[must_use]
+pub fn with(error: &anyhow::Error, code: u8) -> anyhow::Error {
+    let text = format!("{error:#}");
+    Refusal { code, text }.into()
 }
 
 /// The exit code of a failure.

@@ -469,6 +469,10 @@ fn target_tree(tree: &mut Tree, target: &Target) {
         ("period", number(target.period)),
         ("ratelimit", number(target.ratelimit)),
         ("send", target.sending.map(|sending| sending.id.to_string())),
+        (
+            "test_fullvolume",
+            target.test_fullvolume.then(|| "yes".to_string()),
+        ),
     ];
     optional_files(tree, files);
 }

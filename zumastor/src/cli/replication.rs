@@ -86,6 +86,16 @@ pub fn target_command() -> Command {
         )
         .arg(flag("uncompressed", "Send the data as it is").short('u'))
         .arg(
+            Arg::new("test")
+                .short('t')
+                .long("test")
+                .value_name("WHAT")
+                .value_parser(["fullvolume"])
+                .help(
+                    "After each cycle that this machine begins, read all of both sides and compare, as `verify` does",
+                ),
+        )
+        .arg(
             Arg::new("on-full")
                 .long("on-full")
                 .value_name("WHAT")
@@ -245,6 +255,7 @@ pub fn define_target(matches: &ArgMatches, context: &mut Context) -> u8 {
         window: matches.get_one("window").copied(),
         ratelimit: matches.get_one("ratelimit").copied(),
         uncompressed: matches.get_flag("uncompressed"),
+        test_fullvolume: matches.contains_id("test"),
         on_full: match matches.get_one::<String>("on-full").map(String::as_str) {
             Some("protect") => HoldPolicy::Protect,
             _ => HoldPolicy::Bookmark,

@@ -75,6 +75,9 @@ pub struct Source {
     /// Rotations that get the next complete snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
+    /// A cycle by hand that has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// How the volume was sent there while it was master, for when it is again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way_back: Option<WayBack>,
@@ -91,6 +94,21 @@ pub struct ByHand {
     pub tag: u32,
 }
 
+/// A cycle that somebody asked for and that has not ended: the next daemon begins it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Everything may be copied over whatever the downstream holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// A downstream that was written to may be taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force_base: bool,
+    /// The snapshot to send, if not a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<u32>,
+}
+
 /// What a [`Target`] says of how it is sent to, and a [`Source`] does not need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +122,9 @@ pub struct WayBack {
     /// Send as it is, without zstd.
     #[serde(default)]
     pub uncompressed: bool,
+    /// Compare everything after each cycle.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test_fullvolume: bool,
 }
 
 impl Source {
@@ -127,6 +148,7 @@ impl Source {
             hold_by_hand: false,
             proven: None,
             pending: Vec::new(),
+            asked: None,
             way_back: None,
         }
     }
@@ -200,6 +222,9 @@ pub struct Target {
     /// Send as it is, without zstd.
     #[serde(default)]
     pub uncompressed: bool,
+    /// Compare everything on both sides after each cycle that this side begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test_fullvolume: bool,
     /// Documents of earlier builds have it. It never had an effect and is not written any more.
     #[serde(default, skip_serializing)]
     pub full: bool,
@@ -212,6 +237,9 @@ pub struct Target {
     /// The snapshot that is on its way, which must stay until it has arrived or was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sending: Option<Snapref>,
+    /// A cycle by hand that has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// When both sides were last proven equal, in seconds since 1970-01-01 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<i64>,

@@ -40,6 +40,7 @@ fn sample() -> VolumeConfig {
         window: Some("22:00-06:00".parse().expect("a window")),
         on_full: HoldPolicy::Protect,
         uncompressed: false,
+        test_fullvolume: false,
         full: false,
         stopped: false,
         hold: Some(Snapref {
@@ -47,6 +48,7 @@ fn sample() -> VolumeConfig {
             id: 0,
         }),
         sending: None,
+        asked: None,
         proven: Some(1_767_323_046),
     };
     VolumeConfig {

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `receive start` and `receive done`, for scripts that send with `ddsnap transmit`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::requests::noting;
 use super::{Daemon, JOB_PATIENCE};
+use crate::config;
 use crate::control::Event;
 use crate::jobs::Ending;
 use crate::note::Note;
-use crate::refusal::{Refusal, WRONG_STATE};
+use crate::refusal::{self, WRONG_STATE};
 use crate::replicate::by_hand::{Listener, NAME};
 use crate::replicate::files::{BY_HAND, Files};
 
@@ -22,6 +24,41 @@ const DEFAULT_PORT: u16 = 4321;
 const LOOPBACK: &str = "127.0.0.1";
 
 impl Daemon {
+    /// The port that a replica listens on if no other one does.
+    fn first_port(&self) -> Result<u16> {
+        self.setting("defaultport")
+            .map_or(Ok(DEFAULT_PORT), |text| {
+                let bad = || format!("/etc/zumastor/defaultport has '{text}', which is no port");
+                text.parse().with_context(bad)
+            })
+    }
+
+    /// The port that `define source` gives a volume: the one that is asked for, what it has, or the first one that
+    /// no other replica here has.
+    pub(super) fn port_for(&self, volume: &str, asked: Option<u16>) -> Result<u16> {
+        let mut taken = BTreeMap::new();
+        let mut own = None;
+        for name in config::list(&self.layout)? {
+            let source = config::load(&self.layout, &name)?.and_then(|config| config.source);
+            let port = source.and_then(|source| source.port);
+            match port {
+                Some(port) if name != volume => drop(taken.insert(port, name)),
+                Some(port) => own = Some(port),
+                None => {}
+            }
+        }
+        match (asked, own) {
+            (Some(port), _) => match taken.get(&port) {
+                Some(other) => bail!("volume '{other}' has port {port} already: choose another"),
+                None => Ok(port),
+            },
+            (None, Some(port)) => Ok(port),
+            (None, None) => (self.first_port()?..=u16::MAX)
+                .find(|port| !taken.contains_key(port))
+                .context("no port is left for it: name one as HOST:PORT"),
+        }
+    }
+
     /// Listens for `ddsnap transmit`, and says where and what is wanted: `PORT HOLD [SEND ADDR]`.
     pub(super) fn receive_start(
         self: &Arc<Self>,
@@ -38,16 +75,7 @@ impl Daemon {
             Ok(())
         })?;
         let wanted = wanted.context("nothing was found out")?;
-        let port = match port {
-            Some(port) => port,
-            None => self
-                .setting("defaultport")
-                .map_or(Ok(DEFAULT_PORT), |text| {
-                    let bad =
-                        || format!("/etc/zumastor/defaultport has '{text}', which is no port");
-                    text.parse().with_context(bad)
-                })?,
-        };
+        let port = port.map_or_else(|| self.first_port(), Ok)?;
         let address = self.setting("listen_address");
         let address = address.unwrap_or_else(|| LOOPBACK.to_owned());
         let listener = TcpListener::bind((address.as_str(), port))
@@ -60,10 +88,7 @@ impl Daemon {
             listener,
         });
         let started = self.jobs.start(volume, job);
-        started.map_err(|error| {
-            let (code, text) = (WRONG_STATE, format!("{error:#}"));
-            Refusal { code, text }
-        })?;
+        started.map_err(|error| refusal::with(&error, WRONG_STATE))?;
         on_event(Event::Note(Note::Line(format!("{port} {wanted}"))));
         Ok(())
     }

@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 use super::Daemon;
 use super::requests::{follow, noting};
 use super::streams::node_name;
+use crate::config::Asked;
 use crate::control::Event;
 use crate::jobs::Ending;
 use crate::replicate::cycle::Way;
 use crate::replicate::failover::{Failover, greet};
-use crate::replication::message::Wishes;
 use crate::volume::DefineSource;
 
 impl Daemon {
@@ -77,7 +77,7 @@ impl Daemon {
             v.fail_back(source, to, &mut noting(on_event))
         })?;
         let fetched = self
-            .begin(volume, Way::Pull, Wishes::default(), None)
+            .begin(volume, Way::Pull, Some(Asked::default()), false)
             .and_then(|running| follow(&running, on_event));
         fetched.with_context(|| {
             format!(

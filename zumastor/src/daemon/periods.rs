@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Cycles that come by themselves: with the period of a target or source, in its window, and again after a failure.
+//! Cycles that come by themselves: with the period of a target or source, in its window, again after a failure, and
+//! those by hand that the end of a daemon or of the volume has interrupted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +12,10 @@ use ddsnap::stdio::complain;
 use jiff::Timestamp;
 
 use super::{Daemon, lock};
-use crate::config::Window;
+use crate::config::{Asked, Window};
 use crate::jobs::{Ending, JobState, Running};
 use crate::names;
 use crate::replicate::cycle::Way;
-use crate::replication::message::Wishes;
 use crate::status::replication::NextCycle;
 
 /// How often it is looked whether something is due.
@@ -44,12 +44,16 @@ struct Cycle {
     late: bool,
 }
 
-/// A replication that has a period.
+/// A replication that has a period, or a cycle by hand to be begun again.
 struct Wanted {
     key: Key,
     period: Duration,
     /// Whether its cycles may run now.
     open: bool,
+    /// Everything is compared after each.
+    tested: bool,
+    /// What somebody had asked for.
+    asked: Option<Asked>,
 }
 
 /// What runs and when what is due.
@@ -121,18 +125,30 @@ impl Daemon {
         }
     }
 
-    /// All replications that have a period.
-    fn periodic(&self) -> Vec<Wanted> {
+    /// All replications that have a period or were interrupted.
+    fn periodic(&self, cycles: &BTreeMap<Key, Cycle>) -> Vec<Wanted> {
         let now = self.host.now();
         let minute =
             u16::from(now.hour().unsigned_abs()) * 60 + u16::from(now.minute().unsigned_abs());
         let mut found = Vec::new();
-        let mut add = |key: Key, period: Option<u64>, window: Option<Window>| {
-            found.extend(period.map(|period| Wanted {
+        let mut add = |key: Key,
+                       period: Option<u64>,
+                       window: Option<Window>,
+                       tested: bool,
+                       asked: Option<Asked>| {
+            let begun_again = cycles.contains_key(&key);
+            let left_over = asked.is_some() && (begun_again || self.cycle_of(&key).is_none());
+            if period.is_none() && !left_over {
+                return;
+            }
+            found.push(Wanted {
                 key,
-                period: Duration::from_secs(period),
-                open: window.is_none_or(|window| window.contains(minute)),
-            }));
+                period: period.map_or(Duration::MAX, Duration::from_secs),
+                // Who asked for it did not ask for the time of day.
+                open: left_over || window.is_none_or(|window| window.contains(minute)),
+                tested,
+                asked: asked.filter(|_| left_over),
+            });
         };
         for (name, handle) in self.handles() {
             let view = handle.view();
@@ -143,22 +159,34 @@ impl Daemon {
             let superseded = config.lineage.superseded.is_some();
             for (host, target) in config.targets.into_iter().filter(|_| !superseded) {
                 if !target.stopped {
-                    add((name.clone(), Some(host)), target.period, target.window);
+                    let key = (name.clone(), Some(host));
+                    let tested = target.test_fullvolume;
+                    add(key, target.period, target.window, tested, target.asked);
                 }
             }
             if let Some(source) = config.source.filter(|source| !source.stopped) {
-                add((name, None), source.period, source.window);
+                let key = (name, None);
+                add(key, source.period, source.window, false, source.asked);
             }
         }
         found
     }
 
     fn look(self: &Arc<Self>, periods: &mut Periods, now: Instant) {
-        let wanted = self.periodic();
+        let wanted = self.periodic(&periods.cycles);
+        let is_wanted = |key: &Key| wanted.iter().any(|wanted| wanted.key == *key);
+        periods.due.retain(|key, _| is_wanted(key));
         periods
-            .due
-            .retain(|key, _| wanted.iter().any(|wanted| wanted.key == *key));
-        for Wanted { key, period, open } in wanted {
+            .cycles
+            .retain(|key, cycle| is_wanted(key) || !cycle.running.view().state.is_over());
+        for wanted in wanted {
+            let Wanted {
+                key,
+                period,
+                open,
+                tested,
+                asked,
+            } = wanted;
             let due = periods.due.entry(key.clone()).or_insert(Due {
                 next: now,
                 failures: 0,
@@ -185,15 +213,21 @@ impl Daemon {
                 let chance = uuid::Uuid::new_v4().as_bytes()[0];
                 due.ended((cycle.began, now), period, how, chance);
                 periods.cycles.remove(&key);
+                if tested && view.state == JobState::Done {
+                    self.begin_test(&key);
+                }
             }
             if due.failures == 0 {
                 // The period may have become shorter.
                 due.next = due.next.min(later(now, period));
+                if asked.is_some() {
+                    due.next = now;
+                }
             }
             if !open || now < due.next {
                 continue;
             }
-            match self.begin_due(&key) {
+            match self.begin_due(&key, asked) {
                 Ok(running) => {
                     due.error = None;
                     let (began, late) = (now, false);
@@ -233,9 +267,26 @@ impl Daemon {
         *lock(&self.due) = due.collect();
     }
 
-    fn begin_due(self: &Arc<Self>, (volume, target): &Key) -> Result<Arc<Running>> {
+    fn begin_due(
+        self: &Arc<Self>,
+        (volume, target): &Key,
+        asked: Option<Asked>,
+    ) -> Result<Arc<Running>> {
         let way = target.clone().map_or(Way::Pull, Way::Push);
-        self.begin(volume, way, Wishes::default(), None)
+        self.begin(volume, way, asked, true)
+    }
+
+    /// Compares everything, as `define target --test fullvolume` asks for; what it finds is in the status.
+    fn begin_test(self: &Arc<Self>, (volume, target): &Key) {
+        let way = target.clone().map_or(Way::Pull, Way::Push);
+        if let Err(error) = self.begin_verify(volume, way, false, &Arc::default()) {
+            complain(format_args!("{volume}: cannot compare: {error:#}"));
+        }
+    }
+
+    /// The cycle of a replication, if one runs.
+    fn cycle_of(&self, (volume, target): &Key) -> Option<Arc<Running>> {
+        self.jobs.find(volume, &names::cycle_job(target.as_deref()))
     }
 }
 
@@ -327,29 +378,104 @@ mod tests {
         }
     }
 
-    /// A night's copy went on while people worked, or began again the next minute.
-    #[test]
-    fn cycles_run_in_their_window_and_go_on_in_the_next() {
-        let bench = Bench::with_master();
-        // A machine that never says a word.
+    /// A machine that never says a word.
+    const SILENT: &str = "exec cat >/dev/null";
+
+    /// Other machines are reached by this script.
+    fn reach_by(bench: &Bench, script: &str) {
         let fake = bench.layout.at("/fake-ssh");
-        std::fs::write(&fake, "#!/bin/sh\nexec cat >/dev/null\n").expect("written");
+        std::fs::write(&fake, format!("#!/bin/sh\n{script}\n")).expect("written");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&fake, mode).expect("set");
         let command = bench.layout.at("/etc/zumastor/ssh_command");
         std::fs::create_dir_all(command.parent().expect("a parent")).expect("made");
         std::fs::write(&command, fake.display().to_string()).expect("written");
+    }
+
+    /// A volume v with a target beta.
+    fn with_target(period: Option<u64>, window: Option<Window>) -> Bench {
+        let bench = Bench::with_master();
         let target = Request::DefineTarget(DefineTarget {
             volume: "v".into(),
             host: "beta".into(),
             name: None,
-            period: Some(60),
-            window: Some("22:00-06:00".parse().expect("a window")),
+            period,
+            window,
             ratelimit: None,
             uncompressed: false,
+            test_fullvolume: false,
             on_full: config::HoldPolicy::Bookmark,
         });
         bench.run(&target).expect("defined");
+        bench
+    }
+
+    /// The state of the cycle to beta that runs, or of the last one.
+    fn states(daemon: &Daemon) -> Vec<JobState> {
+        let jobs = daemon.jobs.views("v").into_iter();
+        let cycles = jobs.filter(|job| job.name == "replicate beta");
+        cycles.map(|job| job.state).collect()
+    }
+
+    /// A copy of days that somebody had asked for ended with the daemon, and nobody began it again.
+    #[test]
+    fn what_was_asked_for_is_begun_again_by_the_next_daemon() {
+        let bench = with_target(None, None);
+        reach_by(&bench, SILENT);
+        let (daemon, second) = (bench.daemon.clone(), Duration::from_secs(1));
+        let waits = thread::spawn(move || {
+            let asked = Request::Replicate {
+                volume: "v".into(),
+                target: Some("beta".into()),
+                snapshot: None,
+                nowait: false,
+                full: true,
+                force_base: false,
+            };
+            daemon.execute(&asked, &mut |_| true)
+        });
+        let asked = || {
+            let config = config::load(&bench.layout, "v").expect("read");
+            config.expect("there").targets["beta"].asked
+        };
+        until("it is noted", || asked().is_some());
+        let mut now = Instant::now();
+        bench.daemon.look(&mut Periods::default(), now);
+        assert_eq!(states(&bench.daemon), [JobState::Running], "begun twice");
+        bench
+            .daemon
+            .end_jobs("v", Ending::Interrupted)
+            .expect("ended");
+        let told = waits.join().expect("no panic").expect_err("interrupted");
+        assert!(told.to_string().contains("interrupted"), "{told:#}");
+        assert_eq!(asked().map(|asked| asked.full), Some(true));
+
+        let next = Daemon::new(bench.fake.clone(), bench.layout.clone()).expect("new");
+        next.start_all().expect("started");
+        // The other machine is not up yet.
+        reach_by(&bench, "exit 255");
+        let mut periods = Periods::default();
+        next.look(&mut periods, now);
+        until("it fails", || states(&next) == [JobState::Failed]);
+        next.look(&mut periods, now);
+        assert_eq!(states(&next), [JobState::Failed], "tried again at once");
+        reach_by(&bench, SILENT);
+        now += 60 * second;
+        next.look(&mut periods, now);
+        assert_eq!(states(&next), [JobState::Running]);
+        // Who does not want it any more says so.
+        next.end_jobs("v", Ending::Cancelled).expect("ended");
+        assert_eq!(asked(), None);
+        next.look(&mut periods, now + 3600 * second);
+        assert_eq!(states(&next), [JobState::Cancelled]);
+    }
+
+    /// A night's copy went on while people worked, or began again the next minute.
+    #[test]
+    fn cycles_run_in_their_window_and_go_on_in_the_next() {
+        let window = Some("22:00-06:00".parse().expect("a window"));
+        let bench = with_target(Some(60), window);
+        reach_by(&bench, SILENT);
         let mut periods = Periods::default();
         let mut clock = Instant::now();
         let state = || {

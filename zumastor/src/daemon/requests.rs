@@ -16,18 +16,17 @@ use ddsnap::client::NewSizes;
 use ddsnap::stdio::complain;
 
 use super::{Daemon, Handle, lock};
-use crate::config::{self, VolumeConfig};
+use crate::config::{self, Asked, VolumeConfig};
 use crate::control::{self, ALIVE_PERIOD, Event, PEER_DEADLINE, Request, Role, Within};
 use crate::jobs::{Ended, Ending, Job, Jobs, Running};
 use crate::names;
 use crate::note::{Note, Out};
 use crate::plan::Level;
-use crate::refusal;
+use crate::refusal::{self, BAD_HOST, UNMANAGED};
 use crate::replicate::cycle::Way;
 use crate::replicate::files::Files;
-use crate::replication::message::Wishes;
 use crate::status::View;
-use crate::volume::{DefineVolume, Peer, Volume, Volumes};
+use crate::volume::{DefineSource, DefineVolume, Peer, Volume, Volumes, check_host};
 use crate::work::{Resize, Revert, Tools};
 
 /// Most requests at a time. Each holds a thread or two; more than this is a script gone wild.
@@ -163,7 +162,7 @@ impl Daemon {
 
     /// Carries out one request; waits for changes that others make to the same volume. `on_event` says whether
     /// anybody listens.
-    fn execute(
+    pub(super) fn execute(
         self: &Arc<Self>,
         request: &Request,
         on_event: &mut dyn FnMut(Event) -> bool,
@@ -186,6 +185,14 @@ impl Daemon {
                 self.jobs.cancel(volume, job)
             }
             Request::DefineSource(define) => {
+                let known = self.handle(&define.volume);
+                known.map_err(|error| refusal::with(&error, UNMANAGED))?;
+                check_host(&define.host).map_err(|error| refusal::with(&error, BAD_HOST))?;
+                let port = Some(self.port_for(&define.volume, define.port)?);
+                let define = &DefineSource {
+                    port,
+                    ..define.clone()
+                };
                 self.end_cycle(&define.volume, None, Ending::Interrupted)?;
                 self.with(&define.volume, |v| {
                     v.define_source(define, &mut noting(on_event))
@@ -249,12 +256,21 @@ impl Daemon {
                 ..
             } => {
                 let way = self.way(volume, target.as_deref())?;
-                let wishes = Wishes {
+                let asked = Asked {
                     full: *full,
                     force_base: *force_base,
+                    snapshot: *snapshot,
                 };
-                let running = self.begin_after(volume, way, wishes, *snapshot, on_event)?;
-                follow(&running, on_event)
+                let tested = match &way {
+                    Way::Push(host) => Some(host.clone()),
+                    _ => None,
+                };
+                let running = self.begin_after(volume, way, asked, on_event)?;
+                follow(&running, on_event)?;
+                match tested.filter(|host| self.is_tested(volume, host)) {
+                    Some(host) => self.verify(volume, Some(&host), false, on_event),
+                    None => Ok(()),
+                }
             }
             Request::Verify {
                 volume,
@@ -529,8 +545,7 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &str,
         way: Way,
-        wishes: Wishes,
-        snapshot: Option<u32>,
+        asked: Asked,
         on_event: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Arc<Running>> {
         let name = match &way {
@@ -549,7 +564,7 @@ impl Daemon {
                 ended?;
             }
         }
-        self.begin(volume, way, wishes, snapshot)
+        self.begin(volume, way, Some(asked), false)
     }
 
     fn define(&self, request: &DefineVolume, running: &Arc<Running>) -> Result<String> {

@@ -13,12 +13,13 @@ use ddsnap::stdio::complain;
 use nix::unistd::{Group, chown};
 
 use super::{Daemon, lock};
+use crate::config::Asked;
 use crate::jobs::Running;
 use crate::layout::Layout;
 use crate::replicate::cycle::{Cycle, Way};
 use crate::replicate::socket::{self, Open};
 use crate::replicate::verify::{Found, Verify};
-use crate::replication::message::{COMPARE, Wishes};
+use crate::replication::message::COMPARE;
 use crate::volume::Peer;
 
 /// Most connections that have not said yet what they are for.
@@ -132,7 +133,7 @@ impl Daemon {
                 Peer::Target(host) => Way::ServeSend(host, stream),
             };
             if hello.features & COMPARE == 0 {
-                self.begin(volume, way, Wishes::default(), None)
+                self.begin(volume, way, None, false)
             } else {
                 self.begin_verify(volume, way, false, &Arc::default())
             }
@@ -167,13 +168,13 @@ impl Daemon {
         })
     }
 
-    /// Starts a cycle, which sends the snapshot of this number if one is given.
+    /// Starts a cycle; `asked`: for somebody who asked for it, `is_again`: once more.
     pub(super) fn begin(
         self: &Arc<Self>,
         volume: &str,
         way: Way,
-        wishes: Wishes,
-        snapshot: Option<u32>,
+        asked: Option<Asked>,
+        is_again: bool,
     ) -> Result<Arc<Running>> {
         let greets = matches!(way, Way::ServeReceive(_));
         self.admit(volume, &way.peer(), greets)?;
@@ -182,8 +183,8 @@ impl Daemon {
             layout: self.layout.clone(),
             volume: volume.to_owned(),
             way,
-            wishes,
-            snapshot,
+            asked,
+            is_again,
             node: node_name(&self.layout)?,
         });
         self.jobs.start(volume, job)

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 
 use super::Daemon;
+use crate::config::Asked;
 use crate::control::Event;
 use crate::jobs::{Jobs, Running};
 use crate::note::Note;
-use crate::refusal::{DIFFERS, Refusal};
+use crate::refusal::{self, DIFFERS};
 use crate::replicate::cycle::Way;
 use crate::replicate::verify::Found;
-use crate::replication::message::Wishes;
 
 impl Daemon {
     /// Compares a volume with a target or its source; `repair`: sends again what differs.
@@ -30,11 +30,7 @@ impl Daemon {
             let running = self.begin_verify(volume, way(), repair, &found)?;
             let ended = to_the_end(&running, on_event);
             let differs = |error: anyhow::Error| match found.differs() {
-                Some(true) => {
-                    let text = format!("{error:#}");
-                    let code = DIFFERS;
-                    Refusal { code, text }.into()
-                }
+                Some(true) => refusal::with(&error, DIFFERS),
                 _ => error,
             };
             let mended = ended.is_err() && repair && found.differs() == Some(true);
@@ -48,13 +44,19 @@ impl Daemon {
             on_event(Event::Note(Note::Line(format!("{error:#}"))));
         }
         // A snapshot of the replica that was written to looks as if the replica had been.
-        let wishes = Wishes {
+        let asked = Asked {
             force_base: true,
-            ..Wishes::default()
+            ..Asked::default()
         };
-        let cycle = self.begin_after(volume, way(), wishes, None, on_event)?;
+        let cycle = self.begin_after(volume, way(), asked, on_event)?;
         to_the_end(&cycle, on_event)?;
         compare(false, on_event)?.0
+    }
+
+    /// Whether everything is compared after a cycle to this target.
+    pub(super) fn is_tested(&self, volume: &str, host: &str) -> bool {
+        let config = self.handle(volume).ok().and_then(|h| h.view().config);
+        config.is_some_and(|c| c.targets.get(host).is_some_and(|t| t.test_fullvolume))
     }
 
     /// The target that is meant; none: the source.

@@ -17,7 +17,8 @@ use super::socket::Stream;
 use super::ssh::{self, Remote};
 use super::upstream::{Sending, with};
 use super::written::Origin;
-use crate::jobs::{Declined, Ended, Job, Running};
+use crate::config::Asked;
+use crate::jobs::{Declined, Ended, Ending, Job, Running};
 use crate::layout::Layout;
 use crate::names;
 use crate::replication::link::{Link, Timing};
@@ -65,10 +66,10 @@ pub struct Cycle {
     pub volume: String,
     /// Which way.
     pub way: Way,
-    /// What the administrator allowed for.
-    pub wishes: Wishes,
-    /// What to send, if not a new snapshot.
-    pub snapshot: Option<u32>,
+    /// Somebody asked for it, and what he allowed for.
+    pub asked: Option<Asked>,
+    /// It was interrupted, and nobody waits for it any more: a failure does not end it.
+    pub is_again: bool,
     /// What this machine is called.
     pub node: String,
 }
@@ -99,6 +100,38 @@ impl Job for Cycle {
     }
 
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {
+        let peer = self.way.peer();
+        if self.asked.is_some() {
+            with(self.volumes.as_ref(), &self.volume, |v| {
+                v.note_asked(&peer, self.asked)
+            })?;
+        }
+        let result = self.run_to_the_end(running);
+        if self.is_over(running, &result) {
+            // Refused or forgotten meanwhile: then there is nothing to be begun again either.
+            let _ = with(self.volumes.as_ref(), &self.volume, |v| {
+                v.note_asked(&peer, None)
+            });
+        }
+        result
+    }
+}
+
+impl Cycle {
+    /// Whether it is not to be begun again by itself.
+    fn is_over(&self, running: &Running, result: &Result<String>) -> bool {
+        let Err(error) = result else {
+            return true;
+        };
+        match running.ending() {
+            Some(Ending::Interrupted | Ending::Window) => false,
+            Some(Ending::Cancelled) => true,
+            // A failure was told to who asked for it, if he is still there.
+            None => !self.is_again || error.is::<Declined>(),
+        }
+    }
+
+    fn run_to_the_end(&mut self, running: &Running) -> Result<String> {
         let (outcome, complaint) = self.cycle(running).inspect_err(|error| {
             if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
                 // Nothing was answered yet, or the stream is of no use any more.
@@ -147,7 +180,8 @@ impl Cycle {
     fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
         let peer = self.way.peer();
         let files = Files::of(&self.layout, &self.volume);
-        if let (Peer::Target(host), None) = (&peer, self.snapshot) {
+        let snapshot = self.asked.and_then(|asked| asked.snapshot);
+        if let (Peer::Target(host), None) = (&peer, snapshot) {
             with(self.volumes.as_ref(), &self.volume, |v| {
                 v.snapshot_to_send(host)
             })?;
@@ -158,7 +192,7 @@ impl Cycle {
         })?;
         match &peer {
             Peer::Target(host) => {
-                let standing = match self.snapshot {
+                let standing = match snapshot {
                     None => standing,
                     Some(number) => only_to(standing, number, host)?,
                 };
@@ -168,12 +202,20 @@ impl Cycle {
         }
     }
 
+    fn wishes(&self) -> Wishes {
+        let asked = self.asked.unwrap_or_default();
+        Wishes {
+            full: asked.full,
+            force_base: asked.force_base,
+        }
+    }
+
     fn hello(&self, features: u64, standing: Standing) -> Hello {
         Hello {
             nonce: uuid::Uuid::new_v4().into_bytes(),
             features: FEATURES | features,
             standing,
-            wishes: self.wishes,
+            wishes: self.wishes(),
         }
     }
 

@@ -129,6 +129,7 @@ impl Volume {
                     target.ratelimit = way.ratelimit;
                     target.on_full = way.on_full;
                     target.uncompressed = way.uncompressed;
+                    target.test_fullvolume = way.test_fullvolume;
                 }
             }
             config.master.get_or_insert_default();
@@ -266,6 +267,7 @@ impl Volume {
                 ratelimit: target.ratelimit,
                 on_full: target.on_full,
                 uncompressed: target.uncompressed,
+                test_fullvolume: target.test_fullvolume,
             });
             let old = target.unwrap_or_default();
             config.master = None;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::show::Hidden;
 use super::{Note, Out, Volume};
 use crate::config::{
-    HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target, Window,
+    Asked, HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Snapshot, Source, Target, Window,
 };
 use crate::machine::{Busy, SnapshotState, Stored};
 use crate::names;
@@ -29,7 +29,7 @@ const STILL_USED: &str = "is still in use";
 pub(super) const WHY_KEPT: &str = "keeps what was written while the volume was a master";
 
 /// `define source`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DefineSource {
     /// The volume here.
@@ -66,6 +66,9 @@ pub struct DefineTarget {
     pub ratelimit: Option<u64>,
     /// Send as it is.
     pub uncompressed: bool,
+    /// Compare everything on both sides after each cycle.
+    #[serde(default)]
+    pub test_fullvolume: bool,
     /// What becomes of the hold when the store is full.
     #[serde(default)]
     pub on_full: HoldPolicy,
@@ -95,7 +98,6 @@ impl Volume {
     /// # Errors
     /// The origin is in use, or the document cannot be written.
     pub fn define_source(&mut self, request: &DefineSource, out: Out) -> Result<()> {
-        check_host(&request.host)?;
         let before = self.level;
         let keep = self.config.master.is_some() && !self.snapshots().is_empty();
         if keep {
@@ -127,7 +129,7 @@ impl Volume {
             });
             source.host.clone_from(&request.host);
             source.name.clone_from(&request.name);
-            source.port = request.port;
+            source.port = request.port.or(source.port);
             source.period = request.period;
             source.window = request.window;
             source.mount = request.mount;
@@ -155,6 +157,7 @@ impl Volume {
             target.window = request.window;
             target.ratelimit = request.ratelimit;
             target.uncompressed = request.uncompressed;
+            target.test_fullvolume = request.test_fullvolume;
             target.on_full = request.on_full;
             Ok(())
         })?;
@@ -219,6 +222,35 @@ impl Volume {
         self.log("source forgotten");
         self.holds_moved();
         Ok(())
+    }
+
+    /// Notes a cycle that somebody asks for, or with none that it has ended: the next daemon begins again what has not.
+    ///
+    /// # Errors
+    /// There is no such replication, or the document cannot be written.
+    pub fn note_asked(&mut self, peer: &Peer, asked: Option<Asked>) -> Result<()> {
+        let noted = match peer {
+            Peer::Target(host) => self.target(host)?.asked,
+            Peer::Source => self.source()?.asked,
+        };
+        if noted == asked {
+            return Ok(());
+        }
+        self.change(|config| {
+            match peer {
+                Peer::Target(host) => {
+                    if let Some(target) = config.targets.get_mut(host) {
+                        target.asked = asked;
+                    }
+                }
+                Peer::Source => {
+                    if let Some(source) = &mut config.source {
+                        source.asked = asked;
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Starts or stops a replication's cycles.

@@ -275,6 +275,7 @@ fn with_target() -> Bench {
         window: None,
         ratelimit: None,
         uncompressed: false,
+        test_fullvolume: false,
         on_full: Default::default(),
     });
     let told = bench.run(&target).expect("defined");
@@ -328,6 +329,48 @@ fn a_cycle_that_is_asked_for_follows_the_one_under_way() {
         "{:?}",
         state()
     );
+}
+
+/// Two replicas listened on one port, and scripts could not tell why `define source` refused.
+#[test]
+fn a_source_has_a_port_of_its_own_and_its_mistakes_have_codes() {
+    let bench = Bench::new();
+    for name in ["v", "w"] {
+        bench.run(&Bench::define(name)).expect("defined");
+    }
+    let define = |volume: &str, host: &str, port| {
+        let request = Request::DefineSource(DefineSource {
+            volume: volume.into(),
+            host: host.into(),
+            port,
+            ..DefineSource::default()
+        });
+        let code = |error: anyhow::Error| (refusal::code(&error), error.to_string());
+        bench.run(&request).map(|_| ()).map_err(code)
+    };
+    let port = |volume: &str| {
+        let config = config::load(&bench.layout, volume).expect("read");
+        config.expect("there").source.and_then(|source| source.port)
+    };
+    let (code, text) = define("x", "alpha", None).expect_err("no such volume");
+    assert_eq!(
+        (code, text.as_str()),
+        (refusal::UNMANAGED, "'x' is not a managed volume")
+    );
+    let (code, text) = define("v", "-oProxy", None).expect_err("an option");
+    assert_eq!(code, refusal::BAD_HOST, "{text}");
+    define("v", "alpha", None).expect("defined");
+    assert_eq!(port("v"), Some(4321));
+    define("w", "alpha", None).expect("defined");
+    assert_eq!(port("w"), Some(4322));
+    let (code, text) = define("w", "alpha", Some(4321)).expect_err("taken");
+    assert_eq!(
+        (code, text.as_str()),
+        (1, "volume 'v' has port 4321 already: choose another")
+    );
+    define("w", "alpha", Some(5000)).expect("defined");
+    define("w", "beta", None).expect("defined");
+    assert_eq!(port("w"), Some(5000), "it stays");
 }
 
 /// A request that nobody waits for was taken over, and there was nothing that it could be about.

@@ -73,11 +73,23 @@ fn how_it_was_sent_survives_being_a_replica() {
     let mut volume = bench.replica(false);
     arrive(&mut volume, &begin(1, None));
     volume.become_master(77, &mut |_| ()).expect("master");
-    let limits = |target: &Target| (target.ratelimit, target.on_full, target.uncompressed);
-    let set = (Some(1_000_000), HoldPolicy::Protect, true);
+    let limits = |target: &Target| {
+        (
+            target.ratelimit,
+            target.on_full,
+            target.uncompressed,
+            target.test_fullvolume,
+        )
+    };
+    let set = (Some(1_000_000), HoldPolicy::Protect, true, true);
     let changed = volume.change(|config| {
         let target = config.targets.get_mut("alpha").expect("a target");
-        (target.ratelimit, target.on_full, target.uncompressed) = set;
+        (
+            target.ratelimit,
+            target.on_full,
+            target.uncompressed,
+            target.test_fullvolume,
+        ) = set;
         Ok(())
     });
     changed.expect("set");

@@ -18,6 +18,7 @@ pub(super) fn target(host: &str) -> DefineTarget {
         window: None,
         ratelimit: None,
         uncompressed: false,
+        test_fullvolume: false,
         on_full: HoldPolicy::Bookmark,
     }
 }

@@ -310,10 +310,12 @@ fn protected_and_held_snapshots_stay() {
         window: None,
         on_full: Default::default(),
         uncompressed: false,
+        test_fullvolume: false,
         full: false,
         stopped: false,
         hold: Some(Snapref { uuid, id: 4 }),
         sending: None,
+        asked: None,
         proven: None,
     };
     volume.config.targets.insert("beta".into(), target);
