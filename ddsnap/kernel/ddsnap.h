@@ -10,6 +10,7 @@
 
 #include <linux/atomic.h>
 #include <linux/bio.h>
+#include <linux/cache.h>
 #include <linux/completion.h>
 #include <linux/device-mapper.h>
 #include <linux/hashtable.h>
@@ -135,8 +136,8 @@ struct ddsnap_stats {
 	struct mapped_device *md;
 	unsigned int refs;		/* stats_mutex */
 	struct ddsnap_counts __percpu *counts;
+	char name[DM_NAME_LEN];		/* so long that the next is on another cache line */
 	atomic_t waiting;		/* bios that wait for an answer */
-	char name[DM_NAME_LEN];
 	struct proc_dir_entry *proc;	/* or NULL */
 };
 
@@ -155,7 +156,7 @@ struct ddsnap_device {
 	unsigned int server_timeout;	/* seconds */
 	bool timeout_given;		/* in the table line */
 
-	/* volume->lock, and ddsnap_volumes_mutex too for changing the lists */
+	/* volume->lock, and volume->devices_mutex too for changing the lists */
 	struct list_head list;
 	struct list_head origins;	/* in volume->origins, if it is one */
 	struct ddsnap_call *call;
@@ -195,17 +196,47 @@ enum ddsnap_gate {
 
 /**
  * struct ddsnap_volume - all that share one key
+ *
+ * Grouped by who writes, each group on cache lines of its own. A write to a
+ * unique chunk reads the first group and counts itself in the second, and that
+ * is all: so a processor that asks, answers or wakes the server, and writes to
+ * the others all the time, takes no line away from those that need not ask.
  */
 struct ddsnap_volume {
-	struct list_head list;		/* ddsnap_volumes_mutex */
-	unsigned int refs;		/* ddsnap_volumes_mutex */
+	/*
+	 * Read by all, hardly ever written: when the volume is made, a snapshot
+	 * is created, or a server comes or goes.
+	 */
 	char key[DDSNAP_KEY_SIZE];
-
-	spinlock_t lock;		/* irqs off: taken at the end of bios */
-
 	struct workqueue_struct *wq;	/* submits bios, watches the clock */
+	u8 gate;			/* enum ddsnap_gate; read without lock */
+	bool all_unique;		/* no snapshot needs the origin; as the unique bits */
 
-	/* lock, and ddsnap_volumes_mutex too for changing them */
+	/*
+	 * Written by every origin write, when it begins and when it ends: those
+	 * in flight, plus those just looking.
+	 */
+	atomic_t origin_writes ____cacheline_aligned_in_smp;
+
+	/*
+	 * Written by who asks and by who answers. Irqs are off: the lock is
+	 * taken at the end of bios.
+	 */
+	spinlock_t lock ____cacheline_aligned_in_smp;
+
+	/* lock */
+	struct list_head unsent;
+	struct list_head sent;
+	struct list_head held;
+	struct list_head granted;
+	struct list_head asked;		/* all outstanding I/O, oldest first */
+	u64 next_id;
+	unsigned long answered;		/* jiffies: the last answer about I/O */
+	bool silent;			/* I/O has failed since then, for its age */
+	u32 late;			/* answers still to come that nobody awaits */
+	struct bio_list ready;		/* for submit_work */
+
+	/* lock, and devices_mutex too for changing them */
 	struct list_head devices;
 	struct list_head origins;	/* those of the origin: two while a table is reloaded */
 
@@ -213,39 +244,34 @@ struct ddsnap_volume {
 	struct ddsnap_channel *channel;	/* the attached server's, or NULL */
 	u8 chunk_shift;			/* log2 sectors, from the last attach */
 	u32 next_device;
-	u64 next_id;
 	unsigned long lost_at;		/* jiffies */
 	bool told_failing;		/* the log has it */
-
-	struct list_head unsent;
-	struct list_head sent;
-	struct list_head held;
-	struct list_head granted;
-	struct list_head asked;		/* all outstanding I/O, oldest first */
 	unsigned long shortest;		/* jiffies: no device's server_timeout is less */
-	unsigned long answered;		/* jiffies: the last answer about I/O */
-	bool silent;			/* I/O has failed since then, for its age */
-	u32 late;			/* answers still to come that nobody awaits */
+	u64 barrier_id;
+	struct ddsnap_question reached;	/* BARRIER_REACHED */
 	DECLARE_HASHTABLE(by_id, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(questions, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(tracked, DDSNAP_HASH_BITS);
-	struct bio_list ready;		/* for submit_work */
 
-	u8 gate;			/* enum ddsnap_gate; read without lock */
-	bool all_unique;		/* no snapshot needs the origin; as the unique bits */
-	u64 barrier_id;
-	struct ddsnap_question reached;	/* BARRIER_REACHED */
-
-	atomic_t origin_writes;		/* in flight, plus those just looking */
-
-	/* Bios that wait for an answer, or since then for submit_work. */
-	atomic_t pending;
+	/*
+	 * Written by who asks and by submit_work. pending counts the bios that
+	 * wait for an answer, or since then for submit_work.
+	 */
+	atomic_t pending ____cacheline_aligned_in_smp;
 	wait_queue_head_t throttle;	/* submitters, while those are too many */
 
-	wait_queue_head_t wait;		/* the server's read and poll */
-	struct work_struct submit_work;
+	/* Written by the server's read and poll, and by who wakes it. */
+	wait_queue_head_t wait ____cacheline_aligned_in_smp;
+
+	/* Written by the workqueue, and by those that queue work. */
+	struct work_struct submit_work ____cacheline_aligned_in_smp;
 	struct delayed_work lost_work;
 	struct delayed_work age_work;
+
+	/* Devices and servers come and go, snapshots are created. */
+	struct mutex devices_mutex;	/* changes to the lists of devices, clearing of bits */
+	struct list_head list;		/* volumes_mutex */
+	unsigned int refs;		/* volumes_mutex */
 };
 
 /*
@@ -253,9 +279,6 @@ struct ddsnap_volume {
  */
 
 /* volume.c */
-extern struct mutex ddsnap_volumes_mutex;
-unsigned int ddsnap_volumes_lock(void);
-void ddsnap_volumes_unlock(unsigned int noio);
 struct ddsnap_volume *ddsnap_volume_get(const char *key);
 void ddsnap_volume_put(struct ddsnap_volume *v);
 int __must_check ddsnap_volume_attach(struct ddsnap_volume *v,

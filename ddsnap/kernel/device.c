@@ -134,7 +134,6 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 	struct ddsnap_volume *v = dev->volume;
 	struct ddsnap_device *other;
 	struct ddsnap_call *call;
-	unsigned int noio;
 	long left = 0;
 	int r = 0;
 
@@ -155,7 +154,7 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 	dev->stop.op = DDSNAP_DEVICE_STOPPED;
 	dev->stop.dev = dev;
 
-	noio = ddsnap_volumes_lock();
+	mutex_lock(&v->devices_mutex);
 	spin_lock_irq(&v->lock);
 	/* A new table of the same mapped device is loaded beside the old. */
 	if (dev->snapshot == DDSNAP_ORIGIN)
@@ -174,7 +173,7 @@ int ddsnap_device_join(struct ddsnap_device *dev, char **error)
 		}
 	}
 	spin_unlock_irq(&v->lock);
-	ddsnap_volumes_unlock(noio);
+	mutex_unlock(&v->devices_mutex);
 	if (r) {
 		*error = "another origin device exists under this socket name";
 		kref_put(&call->kref, ddsnap_call_free);
@@ -201,9 +200,9 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 	struct ddsnap_volume *v = dev->volume;
 	struct bio_list ended = BIO_EMPTY_LIST;
 	struct ddsnap_call *call = dev->call;
-	unsigned int noio = ddsnap_volumes_lock();
 	bool pending = false;
 
+	mutex_lock(&v->devices_mutex);
 	spin_lock_irq(&v->lock);
 	list_del(&dev->list);
 	list_del(&dev->origins);
@@ -223,7 +222,7 @@ void ddsnap_device_leave(struct ddsnap_device *dev, bool wait)
 		pending = true;
 	}
 	spin_unlock_irq(&v->lock);
-	ddsnap_volumes_unlock(noio);
+	mutex_unlock(&v->devices_mutex);
 
 	WARN_ON_ONCE(!bio_list_empty(&ended));
 	ddsnap_end_bios(v, &ended);

@@ -114,7 +114,7 @@ void ddsnap_clear_unique(struct ddsnap_volume *v)
 {
 	struct ddsnap_device *dev;
 
-	lockdep_assert_held(&ddsnap_volumes_mutex);
+	lockdep_assert_held(&v->devices_mutex);
 
 	WRITE_ONCE(v->all_unique, false);
 	list_for_each_entry(dev, &v->origins, origins) {
@@ -166,9 +166,9 @@ int ddsnap_barrier_begin(struct ddsnap_volume *v, u64 id)
  */
 int ddsnap_barrier_end(struct ddsnap_volume *v, u64 id, bool created)
 {
-	unsigned int noio = ddsnap_volumes_lock();
 	int r = 0;
 
+	mutex_lock(&v->devices_mutex);
 	spin_lock_irq(&v->lock);
 	if (v->gate == GATE_OPEN || v->barrier_id != id ||
 	    (created && v->gate != GATE_TOLD)) {
@@ -186,7 +186,7 @@ int ddsnap_barrier_end(struct ddsnap_volume *v, u64 id, bool created)
 	__ddsnap_open_gate(v);
 out:
 	spin_unlock_irq(&v->lock);
-	ddsnap_volumes_unlock(noio);
+	mutex_unlock(&v->devices_mutex);
 	ddsnap_wake_server(v);
 	return r;
 }

@@ -161,17 +161,18 @@
  * The server may be what memory reclaim waits for. In the I/O path nothing is
  * allocated, and nothing blocks but submitters that do not free memory, when
  * very many bios wait: map remaps or queues, a worker of the volume's own
- * WQ_MEM_RECLAIM workqueue submits. Mutexes the server needs are held over no allocation that does I/O.
+ * WQ_MEM_RECLAIM workqueue submits. Mutexes the server needs are held over no
+ * allocation, and no volume waits for another's.
  *
  * Locks, outermost first
  * ----------------------
  *	channel->mutex		one attach or write(2) at a time
- *	ddsnap_volumes_mutex	list of volumes, their references, changes to
- *				the lists of devices, clearing of bits
+ *	volume->devices_mutex	changes to the volume's lists of devices, clearing
+ *				of bits
  *	volume->lock		spinlock, irqs off: all the rest of the volume
- *	volume->wait.lock	inside, by wake-ups
  *
- *	stats_mutex is taken alone.
+ *	volumes_mutex (list of volumes, their references) is taken inside
+ *	channel->mutex, stats_mutex alone.
  */
 #include "ddsnap.h"
 

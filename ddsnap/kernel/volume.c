@@ -6,29 +6,11 @@
 #include "ddsnap.h"
 
 #include <linux/errno.h>
-#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
-/* The list of volumes and their references; more in target.c. */
-DEFINE_MUTEX(ddsnap_volumes_mutex);
+/* The list of volumes and their references. */
+static DEFINE_MUTEX(volumes_mutex);
 static LIST_HEAD(volumes);
-
-/*
- * A server that attaches needs the mutex, and writeback may wait for that very
- * server. So nobody who holds it may wait for writeback: memory is allocated
- * without I/O.
- */
-unsigned int ddsnap_volumes_lock(void)
-{
-	mutex_lock(&ddsnap_volumes_mutex);
-	return memalloc_noio_save();
-}
-
-void ddsnap_volumes_unlock(unsigned int noio)
-{
-	memalloc_noio_restore(noio);
-	mutex_unlock(&ddsnap_volumes_mutex);
-}
 
 /*----------------------------------------------------------------
  * Servers come and go
@@ -186,11 +168,12 @@ int ddsnap_volume_attach(struct ddsnap_volume *v,
 			 struct ddsnap_channel *channel,
 			 unsigned int chunk_shift)
 {
-	unsigned int devices = 0, noio = ddsnap_volumes_lock();
 	struct ddsnap_device *dev;
+	unsigned int devices = 0;
 	LIST_HEAD(identify);
 	int r = 0;
 
+	mutex_lock(&v->devices_mutex);
 	spin_lock_irq(&v->lock);
 	if (v->channel)
 		r = -EBUSY;
@@ -223,7 +206,7 @@ int ddsnap_volume_attach(struct ddsnap_volume *v,
 	cancel_delayed_work(&v->lost_work);
 out:
 	spin_unlock_irq(&v->lock);
-	ddsnap_volumes_unlock(noio);
+	mutex_unlock(&v->devices_mutex);
 
 	if (r)
 		return r;
@@ -257,6 +240,7 @@ static struct ddsnap_volume *volume_new(const char *key)
 	}
 	strscpy(v->key, key, sizeof(v->key));
 	spin_lock_init(&v->lock);
+	mutex_init(&v->devices_mutex);
 	INIT_LIST_HEAD(&v->devices);
 	INIT_LIST_HEAD(&v->origins);
 	INIT_LIST_HEAD(&v->unsent);
@@ -283,6 +267,7 @@ static struct ddsnap_volume *volume_new(const char *key)
 static void volume_free(struct ddsnap_volume *v)
 {
 	destroy_workqueue(v->wq);
+	mutex_destroy(&v->devices_mutex);
 	kvfree(v);
 }
 
@@ -290,7 +275,7 @@ static struct ddsnap_volume *find_volume(const char *key)
 {
 	struct ddsnap_volume *v;
 
-	lockdep_assert_held(&ddsnap_volumes_mutex);
+	lockdep_assert_held(&volumes_mutex);
 
 	list_for_each_entry(v, &volumes, list)
 		if (!strcmp(v->key, key))
@@ -307,10 +292,9 @@ static struct ddsnap_volume *find_volume(const char *key)
 struct ddsnap_volume *ddsnap_volume_get(const char *key)
 {
 	struct ddsnap_volume *v, *new = NULL;
-	unsigned int noio;
 
 	for (;;) {
-		noio = ddsnap_volumes_lock();
+		mutex_lock(&volumes_mutex);
 		v = find_volume(key);
 		if (!v && new) {
 			v = new;
@@ -319,10 +303,13 @@ struct ddsnap_volume *ddsnap_volume_get(const char *key)
 		}
 		if (v)
 			v->refs++;
-		ddsnap_volumes_unlock(noio);
+		mutex_unlock(&volumes_mutex);
 		if (v)
 			break;
-		/* Not under the mutex: a workqueue is made by other tasks too. */
+		/*
+		 * Not under the mutex: memory may wait for writeback, and
+		 * that for a server which needs the mutex to attach.
+		 */
 		new = volume_new(key);
 		if (!new)
 			return NULL;
@@ -338,12 +325,13 @@ struct ddsnap_volume *ddsnap_volume_get(const char *key)
  */
 void ddsnap_volume_put(struct ddsnap_volume *v)
 {
-	unsigned int noio = ddsnap_volumes_lock();
-	bool last = !--v->refs;
+	bool last;
 
+	mutex_lock(&volumes_mutex);
+	last = !--v->refs;
 	if (last)
 		list_del(&v->list);
-	ddsnap_volumes_unlock(noio);
+	mutex_unlock(&volumes_mutex);
 	if (!last)
 		return;
 
