@@ -15,7 +15,7 @@
 #include <linux/uaccess.h>
 #include <linux/uio.h>
 
-/* Requests copied out at once: bounds the stack and the hold of the lock. */
+/* Records copied at once: bounds the stack and the hold of the lock. */
 #define TAKE_MAX	8
 
 /**
@@ -110,17 +110,38 @@ static ssize_t channel_read(struct kiocb *iocb, struct iov_iter *to)
 	return done;
 }
 
+/* Copies whole records while there are any. Returns how many. */
+static unsigned int copy_replies(struct ddsnap_reply *replies,
+				 struct iov_iter *from)
+{
+	const size_t size = sizeof(*replies);
+	unsigned int count = 0;
+
+	while (count < TAKE_MAX && iov_iter_count(from) >= size &&
+	       copy_from_iter_full(&replies[count], size, from))
+		count++;
+	return count;
+}
+
+static void log_refused(const struct ddsnap_volume *v,
+			const struct ddsnap_reply *reply)
+{
+	DMERR_LIMIT("%s: the server's reply to %llu (operation %u) is not in order: refused",
+		    v->key, le64_to_cpu(reply->id), le32_to_cpu(reply->op));
+}
+
 static ssize_t channel_write(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct ddsnap_channel *channel = iocb->ki_filp->private_data;
 	struct ddsnap_volume *v = channel_volume(iocb->ki_filp);
-	struct ddsnap_reply reply;
+	struct ddsnap_reply replies[TAKE_MAX];
+	unsigned int count, taken;
 	ssize_t done = 0;
 	int r = 0;
 
 	if (!v)
 		return -ENOTCONN;
-	if (iov_iter_count(from) < sizeof(reply))
+	if (iov_iter_count(from) < sizeof(*replies))
 		return -EINVAL;
 
 	if (!mutex_trylock(&channel->mutex)) {
@@ -129,17 +150,18 @@ static ssize_t channel_write(struct kiocb *iocb, struct iov_iter *from)
 		if (mutex_lock_interruptible(&channel->mutex))
 			return -ERESTARTSYS;
 	}
-	while (!r && iov_iter_count(from) >= sizeof(reply)) {
-		if (!copy_from_iter_full(&reply, sizeof(reply), from))
+	while (!r && iov_iter_count(from) >= sizeof(*replies)) {
+		count = copy_replies(replies, from);
+		if (!count) {
 			r = -EFAULT;
-		else
-			r = ddsnap_volume_reply(v, &reply);
-		if (r == -EPROTO)
-			DMERR_LIMIT("%s: the snapshot server's reply to request %llu (operation %u) is not in order: refused",
-				    v->key, le64_to_cpu(reply.id),
-				    le32_to_cpu(reply.op));
-		if (!r)
-			done += sizeof(reply);
+			break;
+		}
+		taken = ddsnap_volume_replies(v, replies, count);
+		done += taken * sizeof(*replies);
+		if (taken < count) {
+			r = -EPROTO;
+			log_refused(v, &replies[taken]);
+		}
 	}
 	mutex_unlock(&channel->mutex);
 	return done ?: r;

@@ -315,7 +315,7 @@ int __must_check ddsnap_barrier_end(struct ddsnap_volume *v, u64 id,
 /* question.c */
 void ddsnap_wake_server(struct ddsnap_volume *v);
 void ddsnap_end_bios(struct ddsnap_volume *v, struct bio_list *bios);
-bool ddsnap_is_io(const struct ddsnap_question *q);
+bool ddsnap_is_io(u32 op);
 void __ddsnap_unlist(struct ddsnap_volume *v, struct ddsnap_question *q);
 void __ddsnap_make_unsent(struct ddsnap_volume *v, struct ddsnap_question *q,
 			  struct list_head *list);
@@ -348,8 +348,9 @@ void ddsnap_volume_untake(struct ddsnap_volume *v,
 			  unsigned int count);
 
 /* reply.c */
-int __must_check ddsnap_volume_reply(struct ddsnap_volume *v,
-				     const struct ddsnap_reply *reply);
+unsigned int __must_check
+ddsnap_volume_replies(struct ddsnap_volume *v,
+		      const struct ddsnap_reply *replies, unsigned int count);
 
 /* channel.c */
 int ddsnap_channel_init(void);

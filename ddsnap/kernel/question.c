@@ -45,10 +45,10 @@ void ddsnap_end_bios(struct ddsnap_volume *v, struct bio_list *bios)
 		bio_endio(bio);
 }
 
-bool ddsnap_is_io(const struct ddsnap_question *q)
+bool ddsnap_is_io(u32 op)
 {
-	return q->op == DDSNAP_ORIGIN_WRITE || q->op == DDSNAP_SNAPSHOT_READ ||
-	       q->op == DDSNAP_SNAPSHOT_WRITE;
+	return op == DDSNAP_ORIGIN_WRITE || op == DDSNAP_SNAPSHOT_READ ||
+	       op == DDSNAP_SNAPSHOT_WRITE;
 }
 
 /*----------------------------------------------------------------
@@ -184,7 +184,7 @@ static void __sweep_list(struct ddsnap_volume *v, struct list_head *list,
 	lockdep_assert_held(&v->lock);
 
 	list_for_each_entry_safe(q, next, list, list) {
-		switch (ddsnap_is_io(q) ? __verdict(q->dev) : 0) {
+		switch (ddsnap_is_io(q->op) ? __verdict(q->dev) : 0) {
 		case DM_MAPIO_KILL:
 			__ddsnap_cancel(v, q, BLK_STS_IOERR, ended);
 			break;
@@ -420,7 +420,7 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	struct ddsnap_volume *v = dev->volume;
 	struct ddsnap_io *io = ddsnap_io(bio);
 	struct ddsnap_question *q;
-	bool asked = false;
+	bool asked = false, wake = false;
 	int r;
 
 	throttle(v, bio);
@@ -460,6 +460,7 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 			__ddsnap_make_unsent(v, q, &v->unsent);
 		}
 		asked = true;
+		wake = q->place == PLACE_UNSENT && list_is_singular(&v->unsent);
 	}
 	bio_list_add(&q->bios, bio);
 	atomic_inc(&dev->stats->waiting);
@@ -471,8 +472,14 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 		if (!delayed_work_pending(&v->age_work))
 			queue_delayed_work(v->wq, &v->age_work, HZ);
 		this_cpu_inc(dev->stats->counts->questions);
-		ddsnap_wake_server(v);
 	}
+	/*
+	 * A list that was not empty has a first question, whose asker wakes the
+	 * server, or has woken it: then it reads on, for it sleeps only where it
+	 * finds the list empty.
+	 */
+	if (wake)
+		ddsnap_wake_server(v);
 	return DM_MAPIO_SUBMITTED;
 }
 
@@ -488,7 +495,7 @@ static void fill_request(const struct ddsnap_question *q,
 	request->id = cpu_to_le64(q->id);
 	request->op = cpu_to_le32(q->op);
 
-	if (ddsnap_is_io(q)) {
+	if (ddsnap_is_io(q->op)) {
 		request->device = cpu_to_le32(q->dev->call->device);
 		request->snapshot = cpu_to_le64(q->dev->snapshot);
 		request->chunk = cpu_to_le64(q->chunk);
@@ -584,4 +591,6 @@ void ddsnap_volume_untake(struct ddsnap_volume *v,
 		list_add(&q->list, &v->unsent);
 	}
 	spin_unlock_irq(&v->lock);
+	/* Another of the server's threads may sleep. */
+	ddsnap_wake_server(v);
 }

@@ -163,32 +163,49 @@ static bool __is_late(struct ddsnap_volume *v, u64 id)
 	return true;
 }
 
-static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
-		    bool from_origin, u64 value)
-{
-	struct bio_list ended = BIO_EMPTY_LIST;
-	const char *wrong = NULL;
-	struct ddsnap_question *q;
+/**
+ * struct replied - what is left to do without the lock after some replies
+ * @ended: bios that have failed
+ * @wrong: what was wrong with the first mapping that was refused, or NULL
+ * @chunk: the chunk it was for
+ */
+struct replied {
+	struct bio_list ended;
+	const char *wrong;
 	u64 chunk;
-	bool late;
+};
 
-	spin_lock_irq(&v->lock);
-	q = __ddsnap_find_sent(v, id, op);
-	late = !q && __is_late(v, id);
-	if (q || late) {
-		v->answered = jiffies;
-		v->silent = false;
-	}
-	if (!q) {
-		spin_unlock_irq(&v->lock);
-		return late ? 0 : -EPROTO;
-	}
+/* False if it is not in order; then nothing has changed. */
+static bool __io_reply(struct ddsnap_volume *v,
+		       const struct ddsnap_reply *reply,
+		       struct replied *replied)
+{
+	u64 id = le64_to_cpu(reply->id), value = le64_to_cpu(reply->value);
+	u32 op = le32_to_cpu(reply->op), status = le32_to_cpu(reply->status);
+	bool from_origin = le32_to_cpu(reply->flags) & DDSNAP_REPLY_FROM_ORIGIN;
+	struct ddsnap_question *q = __ddsnap_find_sent(v, id, op);
+	const char *wrong;
+	u64 chunk;
+
+	lockdep_assert_held(&v->lock);
+
+	if (!q && !__is_late(v, id))
+		return false;
+	v->answered = jiffies;
+	v->silent = false;
+	if (!q)
+		return true;
+
 	chunk = q->chunk;
-
 	if (!__may_go_on(q, status)) {
-		__ddsnap_cancel(v, q, status_to_blk(status), &ended);
+		__ddsnap_cancel(v, q, status_to_blk(status), &replied->ended);
 	} else if (op != DDSNAP_ORIGIN_WRITE) {
-		wrong = __snapshot_mapped(v, q, from_origin, value, &ended);
+		wrong = __snapshot_mapped(v, q, from_origin, value,
+					  &replied->ended);
+		if (wrong && !replied->wrong) {
+			replied->wrong = wrong;
+			replied->chunk = chunk;
+		}
 	} else if (v->gate != GATE_OPEN) {
 		/* Does it hold after the snapshot too? Ask again then. */
 		__ddsnap_unlist(v, q);
@@ -200,48 +217,63 @@ static int io_reply(struct ddsnap_volume *v, u64 id, u32 op, u32 status,
 	} else {
 		__ddsnap_release_origin_write(v, q);
 	}
-	spin_unlock_irq(&v->lock);
-
-	ddsnap_end_bios(v, &ended);
-	if (wrong)
-		DMERR_LIMIT("%s: the snapshot server maps a snapshot's chunk %llu %s: I/O error",
-			    v->key, chunk, wrong);
-	return 0;
+	return true;
 }
 
-/**
- * ddsnap_volume_reply - one record from the server
- * @v: the volume; its channel's mutex is held
- * @reply: the record
- *
- * Return: 0, or -EPROTO and nothing has changed.
- */
-int ddsnap_volume_reply(struct ddsnap_volume *v,
-			const struct ddsnap_reply *reply)
+/* Are the fields in order that need no look at the volume? */
+static bool well_formed(const struct ddsnap_reply *reply)
 {
-	u64 id = le64_to_cpu(reply->id);
 	u32 op = le32_to_cpu(reply->op);
-	u32 status = le32_to_cpu(reply->status);
-	u32 flags = le32_to_cpu(reply->flags);
-	u64 value = le64_to_cpu(reply->value);
 	u32 allowed = 0;
 
-	if (op == DDSNAP_SNAPSHOT_READ && !status)
+	if (op == DDSNAP_SNAPSHOT_READ && !reply->status)
 		allowed = DDSNAP_REPLY_FROM_ORIGIN;
 	else if (op == DDSNAP_BARRIER_END)
 		allowed = DDSNAP_REPLY_CREATED;
-	if (reply->reserved || flags & ~allowed || status > MAX_ERRNO)
+	return !reply->reserved && !(le32_to_cpu(reply->flags) & ~allowed) &&
+	       le32_to_cpu(reply->status) <= MAX_ERRNO;
+}
+
+/*
+ * Takes the replies about I/O that come first, with the lock once. Returns how
+ * many there were: the next one is about something else, or not in order.
+ */
+static unsigned int io_replies(struct ddsnap_volume *v,
+			       const struct ddsnap_reply *replies,
+			       unsigned int count)
+{
+	struct replied replied = { .ended = BIO_EMPTY_LIST };
+	unsigned int done = 0;
+
+	spin_lock_irq(&v->lock);
+	while (done < count && ddsnap_is_io(le32_to_cpu(replies[done].op)) &&
+	       well_formed(&replies[done]) &&
+	       __io_reply(v, &replies[done], &replied))
+		done++;
+	spin_unlock_irq(&v->lock);
+
+	ddsnap_end_bios(v, &replied.ended);
+	if (replied.wrong)
+		DMERR_LIMIT("%s: the snapshot server maps a snapshot's chunk %llu %s: I/O error",
+			    v->key, replied.chunk, replied.wrong);
+	return done;
+}
+
+/* Any other reply or command: 0, or -EPROTO and nothing has changed. */
+static int other_reply(struct ddsnap_volume *v,
+		       const struct ddsnap_reply *reply)
+{
+	u64 id = le64_to_cpu(reply->id), value = le64_to_cpu(reply->value);
+	u32 op = le32_to_cpu(reply->op), status = le32_to_cpu(reply->status);
+	u32 flags = le32_to_cpu(reply->flags);
+
+	if (!well_formed(reply))
 		return -EPROTO;
 
 	switch (op) {
 	case DDSNAP_IDENTIFY:
 	case DDSNAP_GONE:
 		return call_reply(v, id, op, status, value);
-	case DDSNAP_ORIGIN_WRITE:
-	case DDSNAP_SNAPSHOT_READ:
-	case DDSNAP_SNAPSHOT_WRITE:
-		return io_reply(v, id, op, status,
-				flags & DDSNAP_REPLY_FROM_ORIGIN, value);
 	case DDSNAP_BARRIER_BEGIN:
 		return status ? -EPROTO : ddsnap_barrier_begin(v, id);
 	case DDSNAP_BARRIER_END:
@@ -257,4 +289,30 @@ int ddsnap_volume_reply(struct ddsnap_volume *v,
 	default:
 		return -EPROTO;
 	}
+}
+
+/**
+ * ddsnap_volume_replies - records from the server
+ * @v: the volume; its channel's mutex is held
+ * @replies: the records
+ * @count: how many
+ *
+ * They are taken in order. See "The order of replies in a batch" in target.c.
+ *
+ * Return: how many were taken. If not all, the next one is not in order, and
+ * neither it nor those behind it have changed anything.
+ */
+unsigned int ddsnap_volume_replies(struct ddsnap_volume *v,
+				   const struct ddsnap_reply *replies,
+				   unsigned int count)
+{
+	unsigned int done = 0;
+
+	while (done < count) {
+		done += io_replies(v, &replies[done], count - done);
+		if (done == count || other_reply(v, &replies[done]))
+			break;
+		done++;
+	}
+	return done;
 }

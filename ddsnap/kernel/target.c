@@ -98,6 +98,18 @@
  * is, so no read goes to the origin for it until the next snapshot clears the
  * bit, behind the gate. A FROM_ORIGIN that says otherwise is not believed.
  *
+ * The order of replies in a batch
+ * -------------------------------
+ * A write(2) brings many replies. Those about I/O are taken some at a time, with
+ * the lock once, each in its place in the order written and whole before the
+ * next one: bits, tracked reads and questions are as they would be had the lock
+ * been dropped in between and nobody come. Two effects leave the lock, and
+ * neither is one that another reply's depends on. What goes down is queued in
+ * order, and a worker has it submitted later anyway. What fails ends after the
+ * lock: nothing of it reached a disk, so no order with it can be seen there. All
+ * other replies and commands are taken one by one between such batches, and
+ * the first that is not in order ends the write(2), what is behind it unread.
+ *
  * Stopping a device
  * -----------------
  * When the store is full the server squashes a snapshot although a device shows

@@ -132,7 +132,7 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 	 * each device, and has never heard of those that are gone.
 	 */
 	list_for_each_entry_safe(q, tmp, &v->unsent, list)
-		if (!ddsnap_is_io(q))
+		if (!ddsnap_is_io(q->op))
 			__ddsnap_drop_call(v, ddsnap_call_of(q));
 
 	list_for_each_entry(dev, &v->devices, list) {

@@ -634,6 +634,29 @@ static const char *do_rubbish(const char *arg, char *text, size_t size)
 	return errno_text(tell(&r, 1), text, size);
 }
 
+/*
+ * The true answer to the first request that waits, and behind it, in the same
+ * write(2), one to nothing: only that may be refused.
+ */
+static const char *do_half(const char *arg, char *text, size_t size)
+{
+	struct ddsnap_reply two[2];
+	ssize_t n;
+
+	(void)arg;
+	if (!queued)
+		return "err nothing queued";
+	two[0] = answer(&queue[0]);
+	two[1] = (struct ddsnap_reply){ .id = 1ULL << 60, .op = queue[0].op };
+	n = write(channel, two, sizeof(two));
+	if (n != sizeof(*two)) {
+		snprintf(text, size, "err %zd bytes taken", n);
+		return text;
+	}
+	memmove(queue, &queue[1], --queued * sizeof(*queue));
+	return "ok";
+}
+
 /* BARRIER_END with CREATED although BARRIER_REACHED was not read. */
 static const char *do_created_early(const char *arg, char *text, size_t size)
 {
@@ -704,6 +727,7 @@ static const struct {
 	{ "beyond", do_beyond },		/* on, off */
 	{ "fail", do_fail },			/* OP STATUS (0: no longer) */
 	{ "rubbish", do_rubbish },		/* KIND */
+	{ "half", do_half },
 	{ "created-early", do_created_early },
 	{ "intrude", do_intrude },		/* KEY */
 };

@@ -1167,6 +1167,20 @@ t_rubbish() {
 	holds $org 1 a
 }
 
+# Replies are taken some at a time: those before one that is not in order count all the same.
+t_half() {
+	start_server new && make_origin && make_snapshot 0 || return
+	ctl silent on >/dev/null
+	put $org 1 a &
+	local write=$!
+	within 5 has queued 1 || fail "no question" || return
+	[ "$(ctl half)" = ok ] || fail "$(ctl half)" || return
+	log_has "is not in order: refused" || fail "no word about it" || return
+	wait $write || fail "the write failed" || return
+	ctl silent off >/dev/null
+	put $org 2 a && holds $org 1 a && holds /dev/mapper/snap0 1 0
+}
+
 t_fault_read() {
 	start_server new || return
 	make_origin || return
