@@ -121,7 +121,7 @@ struct ddsnap_io {
 	};
 };
 
-/* One CPU's counters for /proc/driver/ddsnap/NAME. */
+/* One CPU's counters for the status line and /proc/driver/ddsnap/NAME. */
 struct ddsnap_counts {
 	u64 reads;		/* bios */
 	u64 writes;		/* bios; discards and write-zeroes included */
@@ -359,6 +359,8 @@ void ddsnap_channel_exit(void);
 /* stats.c */
 struct ddsnap_stats *ddsnap_stats_get(struct mapped_device *md);
 void ddsnap_stats_put(struct ddsnap_stats *stats);
+void ddsnap_stats_sum(const struct ddsnap_stats *stats,
+		      struct ddsnap_counts *sum);
 void ddsnap_stats_init(void);
 void ddsnap_stats_exit(void);
 

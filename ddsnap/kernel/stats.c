@@ -16,26 +16,39 @@ static DEFINE_MUTEX(stats_mutex);
 static LIST_HEAD(all_stats);
 static struct proc_dir_entry *stats_dir;
 
-static int stats_show(struct seq_file *m, void *unused)
+/**
+ * ddsnap_stats_sum - the counters of all processors together
+ * @stats: the mapped device's counters
+ * @sum: the sums
+ */
+void ddsnap_stats_sum(const struct ddsnap_stats *stats,
+		      struct ddsnap_counts *sum)
 {
-	struct ddsnap_stats *stats = m->private;
-	u64 reads = 0, writes = 0, questions = 0, at_once = 0, dropped = 0;
 	int cpu;
 
+	memset(sum, 0, sizeof(*sum));
 	for_each_possible_cpu(cpu) {
 		const struct ddsnap_counts *c = per_cpu_ptr(stats->counts, cpu);
 
-		reads += c->reads;
-		writes += c->writes;
-		questions += c->questions;
-		at_once += c->at_once;
-		dropped += c->dropped;
+		sum->reads += c->reads;
+		sum->writes += c->writes;
+		sum->questions += c->questions;
+		sum->at_once += c->at_once;
+		sum->dropped += c->dropped;
 	}
-	seq_printf(m, "reads: %llu\n", reads);
-	seq_printf(m, "writes: %llu\n", writes);
-	seq_printf(m, "questions: %llu\n", questions);
-	seq_printf(m, "released_at_once: %llu\n", at_once);
-	seq_printf(m, "discards_dropped: %llu\n", dropped);
+}
+
+static int stats_show(struct seq_file *m, void *unused)
+{
+	struct ddsnap_stats *stats = m->private;
+	struct ddsnap_counts sum;
+
+	ddsnap_stats_sum(stats, &sum);
+	seq_printf(m, "reads: %llu\n", sum.reads);
+	seq_printf(m, "writes: %llu\n", sum.writes);
+	seq_printf(m, "questions: %llu\n", sum.questions);
+	seq_printf(m, "released_at_once: %llu\n", sum.at_once);
+	seq_printf(m, "discards_dropped: %llu\n", sum.dropped);
 	seq_printf(m, "waiting: %d\n", atomic_read(&stats->waiting));
 	return 0;
 }

@@ -10,7 +10,7 @@
  *	gate.c		the barrier while a snapshot is created
  *	volume.c	servers that come and go
  *	device.c	devices that come and go
- *	stats.c		/proc/driver/ddsnap
+ *	stats.c		counters, /proc/driver/ddsnap
  *
  * What it does
  * ------------
@@ -197,6 +197,9 @@
 #define SERVER_TIMEOUT_DEFAULT	60
 #define SERVER_TIMEOUT_MAX	86400
 #define MAX_WAITING_DEFAULT	1024
+
+/* Of the status line: another number if a word in it goes or changes its sense. */
+#define STATUS_VERSION		1
 
 /*
  * Write-zeroes at once: a larger bio would be cut into chunks, and wait for all
@@ -660,17 +663,52 @@ static void ddsnap_resume(struct dm_target *ti)
 	ddsnap_device_resume(ti->private);
 }
 
+/* What becomes of I/O that needs the server. */
+static const char *__state(const struct ddsnap_device *dev)
+{
+	const struct ddsnap_volume *v = dev->volume;
+
+	lockdep_assert_held(&v->lock);
+
+	if (dev->stopped)
+		return "stopped";
+	if (dev->refused)
+		return "refused";
+	if (dev->failing)
+		return "failing";
+	if (!v->channel)
+		return "waiting";
+	return v->silent ? "silent" : "active";
+}
+
 static void ddsnap_status(struct dm_target *ti, status_type_t type,
 			  unsigned int status_flags, char *result,
 			  unsigned int maxlen)
 {
 	struct ddsnap_device *dev = ti->private;
+	struct ddsnap_volume *v = dev->volume;
+	const char *state, *gate, *unique;
+	struct ddsnap_counts sum;
 	unsigned int sz = 0;
 
 	switch (type) {
 	case STATUSTYPE_INFO:
-		/* Scripts rely on its being empty. */
-		result[0] = '\0';
+		/* PROTOCOL.md explains it. */
+		ddsnap_stats_sum(dev->stats, &sum);
+		spin_lock_irq(&v->lock);
+		state = __state(dev);
+		gate = v->gate == GATE_OPEN ? "open" : "closed";
+		unique = v->all_unique ? "all" : dev->unique ? "bits" : "none";
+		spin_unlock_irq(&v->lock);
+
+		DMEMIT("%u state=%s", STATUS_VERSION, state);
+		if (is_origin(dev))
+			DMEMIT(" gate=%s unique=%s", gate, unique);
+		DMEMIT(" reads=%llu writes=%llu", sum.reads, sum.writes);
+		DMEMIT(" questions=%llu released_at_once=%llu", sum.questions,
+		       sum.at_once);
+		DMEMIT(" discards_dropped=%llu waiting=%d", sum.dropped,
+		       atomic_read(&dev->stats->waiting));
 		break;
 
 	case STATUSTYPE_TABLE:

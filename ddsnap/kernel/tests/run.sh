@@ -267,9 +267,8 @@ t_table_and_status() {
 	start_server new || return
 	make_origin 2 server_timeout 17 || return
 	make_snapshot 4 || return
-	[ "$(dmsetup status origin)" = "0 $sectors ddsnap" ] ||
-		[ "$(dmsetup status origin)" = "0 $sectors ddsnap " ] ||
-		fail "status is $(dmsetup status origin)" || return
+	status_is origin "1 state=active gate=open unique=bits reads=R writes=0 questions=0 released_at_once=0 discards_dropped=0 waiting=0" &&
+		status_is snap4 "1 state=active reads=R writes=0 questions=Q released_at_once=0 discards_dropped=0 waiting=0" || return
 	local numbers
 	numbers="$(lsblk_numbers $store) $(lsblk_numbers $origin)"
 	[ "$(dmsetup table origin)" = "0 $sectors ddsnap $numbers $key -1 2 server_timeout 17" ] ||
@@ -278,7 +277,46 @@ t_table_and_status() {
 		fail "table is $(dmsetup table snap4)"
 }
 
+# status_is NAME WORDS: what is read of a device is not ours alone, so reads are R, and a snapshot's questions Q
+status_is() {
+	local is pattern='s/reads=[0-9]*/reads=R/'
+	[ "$1" = origin ] || pattern="$pattern;s/questions=[0-9]*/questions=Q/"
+	is=$(dmsetup status "$1" | sed "$pattern")
+	[ "$is" = "0 $sectors ddsnap $2" ] || fail "status of $1 is $is"
+}
+
+# in_status NAME WORD
+in_status() { dmsetup status "$1" | grep -q " $2\( \|$\)"; }
+status_has() { in_status "$@" || fail "no $2: $(dmsetup status "$1")"; }
+
 lsblk_numbers() { cat /sys/class/block/"$(basename "$1")"/dev; }
+
+# What a device was doing was told in /proc alone, under a name that a renaming left behind.
+t_status() {
+	start_server new && make_origin 2 server_timeout 6 && make_snapshot 0 2 server_timeout 6 || return
+	put $org 1 a && put $org 1 b && put $org 2 c || fail "write" || return
+	blkdiscard -o $((chunk * 8)) -l $chunk $org || fail "discard" || return
+	status_is origin "1 state=active gate=open unique=bits reads=R writes=4 questions=2 released_at_once=1 discards_dropped=1 waiting=0" || return
+	ctl silent on >/dev/null
+	put $org 3 a &
+	local write=$!
+	within 5 in_status origin waiting=1 || fail "no write waits: $(dmsetup status origin)" || return
+	ctl silent off >/dev/null
+	wait $write || fail "the write failed" || return
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	status_has origin gate=closed || return
+	ctl end >/dev/null || fail "end" || return
+	status_has origin gate=open || return
+	ctl all-unique >/dev/null || fail "not taken" || return
+	status_has origin unique=all || return
+	ctl stop >/dev/null || fail "not taken" || return
+	status_has snap0 state=stopped && status_has origin state=active || return
+	kill_server
+	status_has origin state=waiting || return
+	within 15 in_status origin state=failing || fail "$(dmsetup status origin)" || return
+	start_server || return
+	status_has origin state=active && status_has origin unique=bits && status_has snap0 state=stopped
+}
 
 t_origin_read_write() {
 	start_server new || return
@@ -958,6 +996,7 @@ t_stuck_server_many() {
 	expect_error "a write was answered" timeout 90 dd if=/dev/zero of=$org \
 		bs=16M count=1 oflag=direct conv=notrunc status=none || return
 	ms=$(($(milliseconds) - start))
+	status_has origin state=silent || return
 	# 1,024 chunks are 16 times what there is room for: 64 s, or 4 and 15 times less than two.
 	[ $ms -ge 3500 ] || fail "failed after $ms ms" || return
 	[ $ms -lt 45000 ] || fail "failed only after $ms ms" || return
@@ -1140,6 +1179,7 @@ t_refused_after_return() {
 	# This store has no snapshot 0: its device is lost, the origin is not.
 	expect_error "read of a lost snapshot" dd if=/dev/mapper/snap0 of=/dev/null bs=4k count=1 iflag=direct status=none || return
 	within 5 log_has "refuses snapshot 0" || fail "no word about it" || return
+	status_has snap0 state=refused && status_has origin state=active || return
 	put $org 1 a || fail "write" || return
 	holds $org 1 a
 }
