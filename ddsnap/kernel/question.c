@@ -277,6 +277,8 @@ void ddsnap_submit_ready(struct work_struct *work)
 	blk_start_plug(&plug);
 	while ((bio = bio_list_pop(&bios))) {
 		bio_set_dev(bio, ddsnap_io(bio)->to->bdev);
+		/* We may wait for the disk, and nobody polls for us. */
+		bio->bi_opf &= ~(REQ_NOWAIT | REQ_POLLED);
 		dm_submit_bio_remap(bio, NULL);
 		/* Now and then: the device below may hold up the rest. */
 		if (++count == SUBMITTED_STEP) {
@@ -382,6 +384,12 @@ void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
  *----------------------------------------------------------------
  */
 
+static bool has_room(const struct ddsnap_volume *v)
+{
+	return atomic_read(&v->pending) <
+	       max_t(int, READ_ONCE(ddsnap_max_waiting), 1);
+}
+
 /*
  * Bounds what waits: a discard or write-zeroes of a large device is cut into a
  * bio for each chunk, and each holds memory that cannot be reclaimed. To sleep
@@ -390,18 +398,33 @@ void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
  * devices first, and the scheduler unplugs. What has been asked ends by itself
  * within its time, and what comes after it soon if the server is silent. But who
  * frees memory must not wait for room here; swap has a bound of its own in dm
- * core.
+ * core. False: the submitter would have to wait, and must not.
  */
-static void throttle(struct ddsnap_volume *v, const struct bio *bio)
+static bool throttle(struct ddsnap_volume *v, const struct bio *bio)
 {
-	if (likely(atomic_read(&v->pending) <
-		   max_t(int, READ_ONCE(ddsnap_max_waiting), 1)) ||
-	    bio->bi_opf & (REQ_NOWAIT | REQ_SWAP) ||
+	if (likely(has_room(v)) || bio->bi_opf & REQ_SWAP ||
 	    current->flags & PF_MEMALLOC)
-		return;
-	io_wait_event(v->throttle,
-		      atomic_read(&v->pending) <
-			      max_t(int, READ_ONCE(ddsnap_max_waiting), 1));
+		return true;
+	if (bio->bi_opf & REQ_NOWAIT)
+		return false;
+	io_wait_event(v->throttle, has_room(v));
+	return true;
+}
+
+/* Would a question wait for more than the server's answer? See target.c. */
+static bool __must_wait(const struct ddsnap_volume *v, unsigned int op)
+{
+	lockdep_assert_held(&v->lock);
+
+	return !v->channel ||
+	       (op == DDSNAP_ORIGIN_WRITE && v->gate != GATE_OPEN);
+}
+
+/* DM_MAPIO_KILL would make an I/O error of it. */
+static int would_block(struct bio *bio)
+{
+	bio_wouldblock_error(bio);
+	return DM_MAPIO_SUBMITTED;
 }
 
 /**
@@ -411,8 +434,9 @@ static void throttle(struct ddsnap_volume *v, const struct bio *bio)
  * @op: DDSNAP_ORIGIN_WRITE, DDSNAP_SNAPSHOT_READ or DDSNAP_SNAPSHOT_WRITE
  * @chunk: the chunk the bio lies in
  *
- * Return: what map returns: DM_MAPIO_SUBMITTED and the bio is ours; REMAPPED to
- * the origin if the chunk has become unique; KILL; REQUEUE.
+ * Return: what map returns: DM_MAPIO_SUBMITTED and the bio is ours, or has ended
+ * because it would have to wait; REMAPPED to the origin if the chunk has become
+ * unique; KILL; REQUEUE.
  */
 int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	       u64 chunk)
@@ -423,7 +447,8 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	bool asked = false, wake = false;
 	int r;
 
-	throttle(v, bio);
+	if (!throttle(v, bio))
+		return would_block(bio);
 	spin_lock_irq(&v->lock);
 
 	if (op == DDSNAP_ORIGIN_WRITE && v->gate == GATE_OPEN &&
@@ -438,6 +463,11 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	}
 
 	r = __verdict(dev);
+	if (bio->bi_opf & REQ_NOWAIT && r != DM_MAPIO_KILL &&
+	    __must_wait(v, op)) {
+		spin_unlock_irq(&v->lock);
+		return would_block(bio);
+	}
 	if (r) {
 		spin_unlock_irq(&v->lock);
 		return r;

@@ -168,6 +168,19 @@
  * no read. Once no server has been there for that time, later I/O fails at once
  * until one attaches. So suspending and removing a device end in that time too.
  *
+ * Who must not wait
+ * -----------------
+ * REQ_NOWAIT says that the submitter must not sleep. It need not: where nothing
+ * is to be asked, the bio goes down as it is and the device below decides; to
+ * ask does not sleep, and what waits then is the bio. It waits for the server's
+ * work as for a disk's. Where it would wait for more, namely for room, for a
+ * server that is not there, or for the gate, it ends with BLK_STS_AGAIN, as dm
+ * core ends it on a suspended device, and comes again from where it may wait.
+ * The flag ends with the answer: a worker submits then, and it may wait.
+ * DM_MAPIO_KILL means an I/O error, whatever bi_status says, so such a bio is
+ * ended in map. Its other parts may have been written by then, as on any device
+ * that splits bios: all of it is written again.
+ *
  * Never waiting on itself
  * -----------------------
  * The server may be what memory reclaim waits for. In the I/O path nothing is
@@ -769,13 +782,13 @@ static void ddsnap_io_hints(struct dm_target *ti, struct queue_limits *limits)
 }
 
 /*
- * No DM_TARGET_ flag but this one: neither DAX nor zoned devices nor integrity
+ * No DM_TARGET_ flag but these: neither DAX nor zoned devices nor integrity
  * data, all of which would bypass or outwit the copying of chunks.
  */
 static struct target_type ddsnap_target = {
 	.name			= "ddsnap",
 	.version		= { 0, 11, 0 },
-	.features		= DM_TARGET_SINGLETON,
+	.features		= DM_TARGET_SINGLETON | DM_TARGET_NOWAIT,
 	.module			= THIS_MODULE,
 	.ctr			= ddsnap_ctr,
 	.dtr			= ddsnap_dtr,

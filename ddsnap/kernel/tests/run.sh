@@ -318,6 +318,45 @@ t_status() {
 	status_has origin state=active && status_has origin unique=bits && status_has snap0 state=stopped
 }
 
+# io_uring handed each request to a thread: the target knew nothing of requests that must not wait.
+t_nowait() {
+	start_server new && make_origin && make_snapshot 0 || return
+	local snap=/dev/mapper/snap0 write
+	# Nothing to be asked, and the server's answer. (udev reads the first chunks: they may be cached.)
+	nowait $org 101 ok && nowait $org 101 ok n && nowait $org 101 ok m && nowait $snap 101 ok && nowait $snap 102 ok n || return
+	[ "$(stat copies)" = 2 ] || fail "$(stat copies) copies, 2 wanted" || return
+	holds $org 101 m && holds $snap 101 0 && holds $snap 102 n && holds $org 102 0 || return
+	# No room.
+	echo 1 >/sys/module/dm_ddsnap/parameters/max_waiting
+	ctl silent on >/dev/null
+	put $org 109 a &
+	write=$!
+	within 5 counter_is waiting 1 || fail "no write waits" || return
+	nowait $org 108 EAGAIN n && nowait $snap 108 EAGAIN && nowait $org 108 ok && nowait $org 101 ok o || return
+	counter_is waiting 1 || fail "$(counter waiting) bios wait, 1 wanted" || return
+	ctl silent off >/dev/null
+	wait $write || fail "the write failed" || return
+	echo 1024 >/sys/module/dm_ddsnap/parameters/max_waiting
+	# A snapshot is being created.
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	nowait $org 101 EAGAIN n && nowait $org 108 EAGAIN n && nowait $org 108 ok && nowait $snap 108 ok || return
+	ctl end >/dev/null || fail "end" || return
+	nowait $org 101 ok p && nowait $org 108 ok p || return
+	# No server.
+	kill_server
+	nowait $org 107 EAGAIN n && nowait $snap 107 EAGAIN && nowait $snap 107 EAGAIN n && nowait $org 107 ok && nowait $org 108 ok q || return
+	start_server || return
+	nowait $org 107 ok q || return
+	holds $org 101 p && holds $org 108 q && holds $org 107 q && holds $snap 108 0 && holds $snap 107 0
+}
+
+# nowait DEVICE CHUNK RESULT [LETTER]: a read, or a write of LETTERs, that must not wait
+nowait() {
+	local is
+	is=$(timeout 10 "$here/stomp" nowait "$1" $((chunk * $2)) $chunk $4)
+	[ "$is" = "$3" ] || fail "nowait${4:+ write} of chunk $2 of $1: ${is:-no end}, not $3"
+}
+
 t_origin_read_write() {
 	start_server new || return
 	make_origin || return

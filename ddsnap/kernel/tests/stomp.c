@@ -4,6 +4,7 @@
  *
  *	stomp write DEVICE LEDGER THREADS SECONDS SEED
  *	stomp check DEVICE LOW HIGH
+ *	stomp nowait DEVICE OFFSET BYTES [LETTER]
  *
  * Every block of 4 KiB is filled with a stamp of its number and generation.
  * LEDGER, a file mapped shared, has two arrays of u32: what generation of each
@@ -11,6 +12,8 @@
  * taken before a snapshot (LOW) and one taken after it (HIGH) bound what the
  * snapshot may show: not less than LOW's acknowledged, not more than HIGH's
  * issued. The writer waits for no one; a failed write ends it with 1.
+ *
+ * nowait reads, or writes LETTERs, with RWF_NOWAIT, and prints "ok" or the errno.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,6 +27,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -191,15 +195,39 @@ static int check_blocks(char **argv)
 	return bad != 0;
 }
 
+static int nowait(int argc, char **argv)
+{
+	struct iovec iov = { .iov_len = strtoull(argv[2], NULL, 0) };
+	off_t offset = strtoull(argv[1], NULL, 0);
+	ssize_t n;
+
+	device = open(argv[0], O_DIRECT | (argc > 3 ? O_RDWR : O_RDONLY));
+	if (device < 0)
+		die(argv[0]);
+	if (posix_memalign(&iov.iov_base, BLOCK, iov.iov_len))
+		die("no memory");
+	memset(iov.iov_base, argc > 3 ? *argv[3] : 0, iov.iov_len);
+	n = argc > 3 ? pwritev2(device, &iov, 1, offset, RWF_NOWAIT) :
+		       preadv2(device, &iov, 1, offset, RWF_NOWAIT);
+	if (n < 0)
+		puts(strerrorname_np(errno));
+	else
+		puts((size_t)n == iov.iov_len ? "ok" : "short");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t bytes;
 
+	if ((argc == 5 || argc == 6) && !strcmp(argv[1], "nowait"))
+		return nowait(argc - 2, argv + 2);
 	if (!(argc == 7 && !strcmp(argv[1], "write")) &&
 	    !(argc == 5 && !strcmp(argv[1], "check"))) {
 		fprintf(stderr,
 			"usage: stomp write DEVICE LEDGER THREADS SECONDS SEED\n"
-			"       stomp check DEVICE LOW HIGH\n");
+			"       stomp check DEVICE LOW HIGH\n"
+			"       stomp nowait DEVICE OFFSET BYTES [LETTER]\n");
 		return 2;
 	}
 	device = open(argv[2], O_DIRECT | (argc == 7 ? O_RDWR : O_RDONLY));
