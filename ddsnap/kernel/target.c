@@ -162,7 +162,8 @@
  * a submitter would that waits for room: when a question has become too old and
  * no I/O was answered for as long, the server counts as silent, and until the
  * next answer every question fails after a second. They are asked all the same,
- * so that a server that goes on is heard. The answer
+ * so that a server that goes on is heard. The next server has the whole time for
+ * what it is asked, until the first question is too old once more. The answer
  * of a server that was only slow is taken and means nothing: a copy it has made
  * is found again when somebody asks again, no bit is set, and a FROM_ORIGIN sends
  * no read. Once no server has been there for that time, later I/O fails at once

@@ -203,6 +203,8 @@ int ddsnap_volume_attach(struct ddsnap_volume *v,
 	list_splice(&identify, &v->unsent);
 	v->chunk_shift = chunk_shift;
 	v->channel = channel;
+	/* This one has not been silent yet. */
+	v->silent = false;
 	cancel_delayed_work(&v->lost_work);
 out:
 	spin_unlock_irq(&v->lock);

@@ -1050,6 +1050,24 @@ t_stuck_server_many() {
 	holds $org 6 b
 }
 
+# The server that followed a silent one had a second for its first answer: what it was asked meanwhile failed.
+t_after_silent_server() {
+	start_server new && make_origin 2 server_timeout 10 || return
+	ctl create 0 >/dev/null || fail "no snapshot" || return
+	kill -STOP $server
+	expect_error "a write was answered" put $org 5 a || return
+	status_has origin state=silent || return
+	kill_server
+	start_server || return
+	status_has origin state=active || return
+	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	put $org 6 b &
+	still $! && still $! && still $! || fail "a write had less than its time" || return
+	ctl end >/dev/null || fail "end" || return
+	wait $! || fail "the write failed" || return
+	holds $org 6 b
+}
+
 # An answer that comes too late is that to nothing: no bit, no tracked read.
 t_late_answers() {
 	start_server new || return
