@@ -500,9 +500,10 @@ static int check_sector_sizes(struct ddsnap_device *dev)
 
 	if (store <= origin)
 		return 0;
-	DMERR("%s has logical sectors of %u bytes, the origin %s of %u",
+	DMERR("%s has logical sectors of %u bytes, the origin %s of %u: snapshots would not mount",
 	      dev->store->name, store, dev->origin->name, origin);
-	dev->ti->error = "the snapshot store's logical sectors are larger than the origin's: its snapshots could not be mounted; use a store with sectors of the origin's size";
+	dev->ti->error =
+		"the store's logical sectors are larger than the origin's: use another store";
 	return -EINVAL;
 }
 

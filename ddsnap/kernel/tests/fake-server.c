@@ -84,6 +84,7 @@ static bool silent;			/* answer nothing */
 static bool silent_gone;		/* answer no GONE */
 static uint32_t fail_status[8];		/* by op */
 static bool beyond;			/* name store chunks that do not exist */
+static bool stale;			/* name the origin, whatever was copied out */
 static long delay_us;			/* before each batch of answers */
 static uint64_t poison = ~0ULL;		/* dies when asked about this chunk */
 
@@ -278,6 +279,8 @@ static struct ddsnap_reply answer(const struct ddsnap_request *q)
 		r.flags = 0;
 		value = store_chunks;
 	}
+	if (stale && q->op == DDSNAP_SNAPSHOT_READ)
+		r.flags = DDSNAP_REPLY_FROM_ORIGIN;
 	r.status = status;
 	r.value = value;
 	return r;
@@ -542,6 +545,13 @@ static const char *do_beyond(const char *arg, char *text, size_t size)
 	return "ok";
 }
 
+static const char *do_stale(const char *arg, char *text, size_t size)
+{
+	(void)text, (void)size;
+	stale = !strcmp(arg, "on");
+	return "ok";
+}
+
 /* A chunk whose question kills the server; kept for the next one. */
 static const char *do_poison(const char *arg, char *text, size_t size)
 {
@@ -725,6 +735,7 @@ static const struct {
 	{ "silent", do_silent },		/* on, gone, off */
 	{ "delay", do_delay },			/* MICROSECONDS before answers */
 	{ "beyond", do_beyond },		/* on, off */
+	{ "stale", do_stale },			/* on, off */
 	{ "fail", do_fail },			/* OP STATUS (0: no longer) */
 	{ "rubbish", do_rubbish },		/* KIND */
 	{ "half", do_half },

@@ -540,6 +540,18 @@ t_all_unique_and_reads() {
 	holds /dev/mapper/snap0 6 0
 }
 
+# That a chunk may be written without asking was not held against an answer that the origin still has it.
+t_stale_mapping() {
+	start_server new && make_origin && make_snapshot 0 || return
+	put $org 3 a || fail "write" || return
+	ctl stale on >/dev/null
+	expect_error "read from the origin" dd if=/dev/mapper/snap0 of=/dev/null bs=$chunk skip=3 count=1 iflag=direct status=none || return
+	log_has "maps a snapshot's chunk 3 to the origin, which may have been written since" || fail "no word about it" || return
+	holds /dev/mapper/snap0 4 0 || return
+	ctl stale off >/dev/null
+	holds /dev/mapper/snap0 3 0
+}
+
 # Write-zeroes of a large device made a bio for each of its chunks, without a bound.
 t_throttle() {
 	start_server new && make_origin && make_snapshot 0 || return
