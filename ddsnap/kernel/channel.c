@@ -18,6 +18,13 @@
 /* Records copied at once: bounds the stack and the hold of the lock. */
 #define TAKE_MAX	8
 
+/*
+ * Until version 3 of the protocol the number was one of zfcp's. Such a server
+ * says what is the matter if it hears of another version, and not if it hears
+ * of an unknown ioctl.
+ */
+#define OLD_IOC_ATTACH	_IOW(0xdd, 1, struct ddsnap_attach)
+
 /**
  * struct ddsnap_channel - an open file
  * @mutex: replies are taken one at a time and in order; attaching excludes them
@@ -219,6 +226,8 @@ static long channel_ioctl(struct file *file, unsigned int cmd,
 	struct ddsnap_attach attach;
 	int r;
 
+	if (cmd == OLD_IOC_ATTACH)
+		return -EPROTO;
 	if (cmd != DDSNAP_IOC_ATTACH)
 		return -ENOTTY;
 	if (!capable(CAP_SYS_ADMIN))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * dm-ddsnap-protocol.h - the channel between the dm-ddsnap target and the
- * snapshot server, over the character device /dev/ddsnap.
+ * The channel between the dm-ddsnap target and the snapshot server, over the
+ * character device /dev/ddsnap.
  *
  * ddsnap/PROTOCOL.md explains it; ddsnap/src/protocol/channel.rs mirrors it and
  * pins the same bytes in its tests. Everything is little-endian and of fixed
@@ -23,8 +23,10 @@
  * 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags.
  * 3 - devices of any length, whose last chunk may be short; ALL_UNIQUE; I/O
  *     fails when its question is too old, and the reply is taken all the same.
+ * 4 - DDSNAP_IOC_ATTACH has a number that is not another driver's. The one
+ *     it had, _IOW(0xdd, 1, struct ddsnap_attach), gives EPROTO.
  */
-#define DDSNAP_PROTOCOL_VERSION	3
+#define DDSNAP_PROTOCOL_VERSION	4
 
 /* Bytes of a volume's key (the agent socket's name), with its NUL. */
 #define DDSNAP_KEY_SIZE		108
@@ -42,7 +44,8 @@
  * @chunk_shift: log2 of the chunk size in bytes
  * @key: NUL-terminated agent socket name, as in the table lines
  *
- * Errors: EPROTO version not known; EINVAL bad key, bad chunk shift, or one
+ * Errors: EPROTO version not known (a module older than version 4 says ENOTTY);
+ * EINVAL bad key, bad chunk shift, or one
  * that differs from what this key's existing devices use; EBUSY another
  * server is attached under the key, or this file is attached already.
  *
@@ -58,7 +61,8 @@ struct ddsnap_attach {
 	__u8   reserved[12];		/* zero */
 };
 
-#define DDSNAP_IOC_ATTACH	_IOW(0xdd, 1, struct ddsnap_attach)
+/* 0xde is nobody's in Documentation/userspace-api/ioctl/ioctl-number.rst. */
+#define DDSNAP_IOC_ATTACH	_IOW(0xde, 1, struct ddsnap_attach)
 
 /*
  * Requests, target to server. Each is answered by one reply with the same id
@@ -93,7 +97,7 @@ enum ddsnap_request_op {
 };
 
 /* ddsnap_request.flags */
-#define DDSNAP_REQUEST_RETURNING	(1U << 0)	/* IDENTIFY */
+#define DDSNAP_REQUEST_RETURNING	0x1	/* IDENTIFY */
 
 /**
  * struct ddsnap_request - what the server reads
@@ -142,8 +146,8 @@ enum ddsnap_command_op {
 };
 
 /* ddsnap_reply.flags */
-#define DDSNAP_REPLY_FROM_ORIGIN	(1U << 0)	/* SNAPSHOT_READ */
-#define DDSNAP_REPLY_CREATED		(1U << 1)	/* BARRIER_END */
+#define DDSNAP_REPLY_FROM_ORIGIN	0x1	/* SNAPSHOT_READ */
+#define DDSNAP_REPLY_CREATED		0x2	/* BARRIER_END */
 
 /**
  * struct ddsnap_reply - what the server writes

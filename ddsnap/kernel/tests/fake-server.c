@@ -701,6 +701,13 @@ static const char *do_intrude(const char *arg, char *text, size_t size)
 	attach.version++;
 	if (!ioctl(fd, DDSNAP_IOC_ATTACH, &attach) || errno != EPROTO)
 		return "err version";
+	/* A server of version 3, which knows what EPROTO means and no other. */
+	if (!ioctl(fd, _IOW(0xdd, 1, struct ddsnap_attach), &attach) ||
+	    errno != EPROTO)
+		return "err version 3";
+	if (!ioctl(fd, _IOW(0xde, 2, struct ddsnap_attach), &attach) ||
+	    errno != ENOTTY)
+		return "err unknown ioctl";
 	attach.version--;
 	if (!ioctl(fd, DDSNAP_IOC_ATTACH, &attach) || errno != EINVAL)
 		return "err empty key";

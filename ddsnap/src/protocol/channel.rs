@@ -13,8 +13,9 @@ use crate::units::{Chunk, ChunkShift, SnapTag};
 /// The device to open.
 pub const DEVICE: &str = "/dev/ddsnap";
 /// History: 1 - first version. 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags. 3 - devices of any
-/// length; ALL_UNIQUE; the reply to a question whose I/O has failed for its age is taken.
-pub const VERSION: u32 = 3;
+/// length; ALL_UNIQUE; the reply to a question whose I/O has failed for its age is taken. 4 - [`IOC_ATTACH`]
+/// has a number that is not another driver's.
+pub const VERSION: u32 = 4;
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 64;
 /// Bytes of a reply or command.
@@ -23,8 +24,9 @@ pub const REPLY_BYTES: usize = 32;
 pub const ATTACH_BYTES: usize = 128;
 /// Bytes of a volume's key, with its NUL.
 pub const KEY_BYTES: usize = 108;
-/// The ioctl that attaches the open file to a volume: `_IOW(0xdd, 1, struct ddsnap_attach)`.
-pub const IOC_ATTACH: u32 = 1 << 30 | (ATTACH_BYTES as u32) << 16 | 0xdd << 8 | 1;
+/// The ioctl that attaches the open file to a volume: `_IOW(0xde, 1, struct ddsnap_attach)`. A
+/// module older than version 4 does not know it.
+pub const IOC_ATTACH: u32 = 1 << 30 | (ATTACH_BYTES as u32) << 16 | 0xde << 8 | 1;
 
 const ORIGIN: u64 = u64::MAX;
 
@@ -502,12 +504,12 @@ mod tests {
     fn the_attach_argument_is_these_bytes() {
         let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
         let mut expected = [0; 128];
-        expected[0] = 3;
+        expected[0] = 4;
         expected[4] = 14;
         expected[8..12].copy_from_slice(b"@vol");
         assert_eq!(found, expected);
-        // What a C compiler makes of _IOW(0xdd, 1, struct ddsnap_attach).
-        assert_eq!(IOC_ATTACH, 0x4080_dd01);
+        // What a C compiler makes of _IOW(0xde, 1, struct ddsnap_attach).
+        assert_eq!(IOC_ATTACH, 0x4080_de01);
         assert_eq!(8 + KEY_BYTES + 12, ATTACH_BYTES);
     }
 }

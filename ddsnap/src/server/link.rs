@@ -82,7 +82,7 @@ pub enum LinkError {
     /// The module speaks another version.
     #[error(
         "the kernel module speaks another version of the channel than {}; install the dm-ddsnap of \
-         this release",
+         this release, and load it instead of the one that is loaded, or reboot",
         channel::VERSION
     )]
     Version,
@@ -123,19 +123,30 @@ impl Connect for Kernel {
         let result = unsafe {
             nix::libc::ioctl(file.as_raw_fd(), channel::IOC_ATTACH as _, attach.as_ptr())
         };
-        let key = || self.key.to_string();
         match Errno::result(result) {
             Ok(_) => Ok(file.into()),
-            Err(Errno::EBUSY) => Err(LinkError::Busy { key: key() }),
-            Err(Errno::EPROTO) => Err(LinkError::Version),
-            Err(Errno::EINVAL) => Err(LinkError::Chunk {
-                key: key(),
+            Err(errno) => Err(self.refusal(errno)),
+        }
+    }
+}
+
+impl Kernel {
+    /// What an error of the ioctl that attaches means.
+    fn refusal(&self, errno: Errno) -> LinkError {
+        match errno {
+            Errno::EBUSY => LinkError::Busy {
+                key: self.key.to_string(),
+            },
+            // A module of the versions before 4 has another number for this ioctl.
+            Errno::EPROTO | Errno::ENOTTY => LinkError::Version,
+            Errno::EINVAL => LinkError::Chunk {
+                key: self.key.to_string(),
                 chunk_bytes: self.chunk.bytes(),
-            }),
-            Err(errno) => Err(LinkError::System {
+            },
+            _ => LinkError::System {
                 doing: "attach to it",
                 source: errno.into(),
-            }),
+            },
         }
     }
 }
@@ -199,5 +210,30 @@ pub fn connect_within(
             }
             Err(other) => return Err(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server met a module whose ioctl had another number, and said "Inappropriate ioctl for device".
+    #[test]
+    fn a_module_that_does_not_know_the_ioctl_is_of_another_version() {
+        let kernel = Kernel {
+            key: "@vol".parse().unwrap(),
+            chunk: ChunkShift::new(14).unwrap(),
+        };
+        for errno in [Errno::ENOTTY, Errno::EPROTO] {
+            let error = kernel.refusal(errno).to_string();
+            assert!(
+                error.contains("another version of the channel than 4; install the dm-ddsnap"),
+                "{errno}: {error}"
+            );
+        }
+        assert!(matches!(
+            kernel.refusal(Errno::ENOMEM),
+            LinkError::System { .. }
+        ));
     }
 }
