@@ -233,6 +233,7 @@ struct ddsnap_volume {
 	u64 next_id;
 	unsigned long answered;		/* jiffies: the last answer about I/O */
 	bool silent;			/* I/O has failed since then, for its age */
+	bool after_silent;		/* the server has followed a silent one */
 	u32 late;			/* answers still to come that nobody awaits */
 	struct bio_list ready;		/* for submit_work */
 

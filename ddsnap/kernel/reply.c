@@ -193,6 +193,7 @@ static bool __io_reply(struct ddsnap_volume *v,
 		return false;
 	v->answered = jiffies;
 	v->silent = false;
+	v->after_silent = false;
 	if (!q)
 		return true;
 

@@ -163,7 +163,8 @@
  * no I/O was answered for as long, the server counts as silent, and until the
  * next answer every question fails after a second. They are asked all the same,
  * so that a server that goes on is heard. The next server has the whole time for
- * what it is asked, until the first question is too old once more. The answer
+ * what it is asked, until the first question is too old once more or it is lost
+ * without having answered, as when each dies of what it is asked. The answer
  * of a server that was only slow is taken and means nothing: a copy it has made
  * is found again when somebody asks again, no bit is set, and a FROM_ORIGIN sends
  * no read. Once no server has been there for that time, later I/O fails at once

@@ -111,6 +111,8 @@ void ddsnap_volume_detach(struct ddsnap_volume *v)
 	v->lost_at = jiffies;
 	v->told_failing = false;
 	v->late = 0;
+	/* It has not answered either. */
+	v->silent |= v->after_silent;
 
 	if (v->gate == GATE_DRAINED)
 		__ddsnap_unlist(v, &v->reached);
@@ -204,6 +206,7 @@ int ddsnap_volume_attach(struct ddsnap_volume *v,
 	v->chunk_shift = chunk_shift;
 	v->channel = channel;
 	/* This one has not been silent yet. */
+	v->after_silent = v->silent;
 	v->silent = false;
 	cancel_delayed_work(&v->lost_work);
 out:

@@ -1069,7 +1069,16 @@ t_after_silent_server() {
 	kill -STOP $server
 	expect_error "a write was answered" put $org 5 a || return
 	status_has origin state=silent || return
+	# One that is lost before it answers was no better.
 	kill_server
+	start_server || return
+	status_has origin state=active || return
+	kill_server
+	local start ms
+	start=$(milliseconds)
+	expect_error "a write was answered" put $org 5 a || return
+	ms=$(($(milliseconds) - start))
+	[ $ms -lt 7000 ] || fail "failed only after $ms ms" || return
 	start_server || return
 	status_has origin state=active || return
 	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
