@@ -197,6 +197,16 @@ pub fn sector_bytes(path: &Path) -> Option<u32> {
     stack::sector_bytes(sysfs(), Base::of(path)?)
 }
 
+/// Whether the kernel says that the device's size is 0. Nothing is opened, so a device that hangs holds up nobody.
+pub fn is_empty(dev: Dev) -> bool {
+    is_empty_in(sysfs(), dev)
+}
+
+fn is_empty_in(sysfs: &Path, dev: Dev) -> bool {
+    let size = sysfs.join(format!("dev/block/{dev}/size"));
+    fs::read_to_string(size).is_ok_and(|sectors| sectors.trim_end() == "0")
+}
+
 fn sysfs() -> &'static Path {
     Path::new(stack::SYSFS)
 }
@@ -356,6 +366,19 @@ mod tests {
             wrong.to_string().ends_with("/file' is not a block device"),
             "{wrong}"
         );
+    }
+
+    #[test]
+    fn a_device_is_empty_when_the_kernel_says_so() {
+        let sysfs = tempfile::tempdir().expect("a directory");
+        let dev = Dev { major: 7, minor: 2 };
+        assert!(!is_empty_in(sysfs.path(), dev), "nothing is known of it");
+        let dir = sysfs.path().join("dev/block/7:2");
+        fs::create_dir_all(&dir).expect("made");
+        fs::write(dir.join("size"), "0\n").expect("written");
+        assert!(is_empty_in(sysfs.path(), dev));
+        fs::write(dir.join("size"), "2048\n").expect("written");
+        assert!(!is_empty_in(sysfs.path(), dev));
     }
 
     #[test]

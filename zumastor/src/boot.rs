@@ -27,7 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::boot_record;
 use crate::config::{self, Devices, VolumeConfig};
-use crate::host::Host;
+use crate::host::{Host, filled_device};
 use crate::layout::Layout;
 use crate::machine::Busy;
 use crate::plan::Level;
@@ -220,7 +220,7 @@ fn prepare(host: &dyn Host, layout: &Layout, volume: &str, config: &VolumeConfig
         devices.meta.as_ref(),
     ];
     for path in all.into_iter().flatten() {
-        host.block_device(path)?;
+        filled_device(host, path)?;
     }
     // Where /var is a file system of its own that is not mounted yet, the root file system may have
     // nothing below it. What is made here is hidden later, and the logs are opened again then.

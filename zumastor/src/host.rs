@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ddsnap::client::{NewSizes, Resized};
 use ddsnap::probe::contents::Contents;
 use jiff::Zoned;
@@ -52,6 +52,22 @@ pub trait FreezeGuard {
     fn disarm(&mut self, number: usize) -> Result<()>;
 }
 
+/// The number of the block device at `path`, when there is something in it. One whose disk is not there yet is waited
+/// for as one that is not there itself.
+///
+/// # Errors
+/// There is no such device, or it is empty.
+pub fn filled_device(host: &dyn Host, path: &Path) -> Result<Dev> {
+    let dev = host.block_device(path)?;
+    if host.is_empty(dev) {
+        bail!(
+            "device '{}' is empty, its size is 0: nothing is connected to it",
+            path.display()
+        );
+    }
+    Ok(dev)
+}
+
 /// The machine.
 pub trait Host: Send + Sync {
     /// Sees to it that the kernel has the `ddsnap` target, loading the module if need be.
@@ -59,6 +75,9 @@ pub trait Host: Send + Sync {
 
     /// The number of the block device at `path`.
     fn block_device(&self, path: &Path) -> Result<Dev>;
+    /// Whether there is nothing in a block device: a loop device without a file, a network device that is not
+    /// connected and a drive without a medium have a node, and a size of 0.
+    fn is_empty(&self, dev: Dev) -> bool;
     /// Waits until udev has named the devices it knows of, for a limited time. At boot this service
     /// may be early; devices that come later still are announced one by one.
     fn settle(&self);

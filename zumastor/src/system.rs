@@ -29,6 +29,9 @@ impl Host for System {
     fn block_device(&self, path: &Path) -> Result<Dev> {
         blockdev::number(path)
     }
+    fn is_empty(&self, dev: Dev) -> bool {
+        blockdev::is_empty(dev)
+    }
     fn settle(&self) {
         blockdev::settle();
     }

@@ -35,6 +35,8 @@ pub struct State {
     pub no_dm_target: bool,
     /// Block devices.
     pub devices: BTreeMap<PathBuf, Dev>,
+    /// Those of them that have nothing in them.
+    pub empty: BTreeSet<Dev>,
     /// Paths of devices somebody holds.
     pub held: BTreeSet<PathBuf>,
     /// What the devices of the volume and its snapshots hold.
@@ -252,6 +254,10 @@ impl Host for Fake {
         self.lookup();
         let found = self.state().devices.get(path).copied();
         found.with_context(|| format!("device '{}' does not exist", path.display()))
+    }
+
+    fn is_empty(&self, dev: Dev) -> bool {
+        self.state().empty.contains(&dev)
     }
 
     fn settle(&self) {}

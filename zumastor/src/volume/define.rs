@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::steps::DEFAULT_CHUNK;
 use super::{Check, Note, Out, Volume, retry};
 use crate::config::{self, Devices, Filesystem, Lineage, Snapshots, VolumeConfig};
-use crate::host::Host;
+use crate::host::{Host, filled_device};
 use crate::human;
 use crate::layout::Layout;
 use crate::machine::Dev;
@@ -275,9 +275,8 @@ fn check_devices(
         if !path.is_absolute() {
             bail!("the {what} '{shown}' must start with '/'");
         }
-        let dev = host
-            .block_device(path)
-            .with_context(|| format!("the {what} cannot be used"))?;
+        let dev =
+            filled_device(host, path).with_context(|| format!("the {what} cannot be used"))?;
         for (other, other_path, other_dev) in &seen {
             if dev == *other_dev {
                 bail!("the {what} '{shown}' is the same device as the {other}");

@@ -453,6 +453,30 @@ fn a_missing_device_is_waited_for() {
     assert!(!volume.worth_retrying(Occasion::Device) && volume.failure.is_none());
 }
 
+/// The store was on a loop device that had no file yet when the daemon started: its node was there, so the server was
+/// started on it, failed, and nothing was tried again when it had its file.
+#[test]
+fn a_device_with_nothing_in_it_is_waited_for() {
+    let bench = Bench::new();
+    bench.master();
+    bench.fake.reboot();
+    let store = bench.fake.state().devices[Path::new("/dev/sysvg/test_snap")];
+    bench.fake.state().empty.insert(store);
+    let mut volume = bench.reload();
+    let error = volume
+        .up(Level::Mounted, &mut |_| ())
+        .expect_err("nothing in it");
+    assert_eq!(
+        format!("{error:#}"),
+        "device '/dev/sysvg/test_snap' is empty, its size is 0: nothing is connected to it"
+    );
+    assert!(volume.waits() && !volume.worth_retrying(Occasion::Device));
+    bench.fake.state().empty.clear();
+    assert!(volume.worth_retrying(Occasion::Device));
+    volume.up(volume.level, &mut |_| ()).expect("up");
+    assert!(!volume.waits() && volume.failure.is_none());
+}
+
 #[test]
 fn define_master_succeeds_without_a_file_system_and_is_retried_when_there_is_one() {
     let bench = Bench::new();

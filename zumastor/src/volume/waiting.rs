@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use ddsnap::probe::contents::Contents;
 
 use super::Volume;
+use crate::host::filled_device;
 use crate::machine::{Busy, Users};
 use crate::plan::{Report, Scope};
 use crate::refusal::{self, OTHER_STORE};
@@ -37,7 +38,7 @@ impl Volume {
             devices.meta.as_ref(),
         ];
         for path in all.into_iter().flatten() {
-            self.host.block_device(path)?;
+            filled_device(self.host.as_ref(), path)?;
         }
         Ok(())
     }
