@@ -4,13 +4,18 @@
 # with its store on vdc, and x, XFS on vdd with its store on vde.
 #
 #   cuts.sh setup            makes both
-#   cuts.sh check SUMS STAMP checks what a power cut has left, mounts both
+#   cuts.sh check SUMS STAMP ROUND
+#                            checks what a power cut has left of what stamp and synced gave and wrote, mounts both
 #   cuts.sh snapshot ROUND SUMS
 #                            takes snapshots; prints their checksums, a line for all: those of older ones, which
 #                            check has compared, from SUMS
 #   cuts.sh stamp ROUND      writes files and syncs them; prints what to give to check
 #   cuts.sh load ROUND       writes, overwrites and removes files, with fio beside it, without an end
-set -eu
+#   cuts.sh synced ROUND     overwrites a file of each, in any order, with what tells round and place; syncs it
+# A command that fails in the middle of a pipe or of $() has failed: else what could not be read counts as a
+# checksum like another.
+set -euo pipefail
+shopt -s inherit_errexit
 
 origin() { [ "$1" = e ] && echo /dev/vdb || echo /dev/vdd; }
 store() { [ "$1" = e ] && echo /dev/vdc || echo /dev/vde; }
@@ -36,9 +41,10 @@ LOAD=10000
 
 # Every other snapshot of both volumes, with its checksum unless that is in $1: "e/1=... e/2=... x/1=..."
 sums() {
-	local volume tag known
+	local volume tag tags known
 	for volume in e x; do
-		for tag in $(tags_of $volume); do
+		tags=$(tags_of $volume)
+		for tag in $tags; do
 			[ "$tag" -lt $LOAD ] || continue
 			known=$(grep -o "\b$volume/$tag=[0-9a-f]*" <<<"$1") || known=$volume/$tag=$(sum_of $volume "$tag")
 			echo -n "$known "
@@ -62,10 +68,15 @@ setup() {
 	# So small a file system XFS makes only for tests that say who they are.
 	TEST_DIR=x TEST_DEV=x QA_CHECK_FS=x mkfs.xfs -q -K -d size=64m /dev/mapper/x
 	mount_both
+	# That what check relies on can fail: a block of another round is none of this one.
+	fio_synced /mnt/e/synced 1 --do_verify=0 --end_fsync=1
+	fio_synced /mnt/e/synced 1 --verify_only
+	printf x | dd of=/mnt/e/synced bs=1 seek=99999 conv=notrunc,fsync status=none
+	if (fio_synced /mnt/e/synced 1 --verify_only || fio_synced /mnt/e/synced 2 --verify_only) >/dev/null; then exit 1; fi
 }
 
 check() {
-	local sums=$1 stamp=$2 volume one
+	local sums=$1 stamp=$2 round=$3 volume one tags
 	for volume in e x; do
 		ddsnap check "$(store $volume)" --origin "$(origin $volume)" >/run/check-$volume ||
 			{ cat /run/check-$volume; exit 1; }
@@ -84,16 +95,37 @@ check() {
 	done
 	# Those that the load was making may be there or not.
 	for volume in e x; do
-		for one in $(tags_of $volume); do
+		tags=$(tags_of $volume)
+		for one in $tags; do
 			[ "$one" -lt $LOAD ] || { sum_of $volume "$one" >/dev/null; drop $volume "$one"; }
 		done
 	done
 	[ -z "$stamp" ] || [ "$(read_stamp)" = "$stamp" ] || { echo "what was synced is not there"; exit 1; }
+	for volume in e x; do
+		fio_synced /mnt/$volume/synced "$round" --verify_only ||
+			{ echo "what fio synced in round $round is not in /mnt/$volume"; exit 1; }
+	done
 }
 
 drop() {
 	[ ! -e "/dev/mapper/$1-snapshot-$2" ] || dmsetup remove "$1-snapshot-$2"
 	ddsnap delete "$(socket "$1")" "$2"
+}
+
+# Each block of the file FILE of round ROUND, written or read and compared: fio_synced FILE ROUND OPTIONS
+fio_synced() {
+	local file=$1 round=$2
+	shift 2
+	fio --name=synced --filename="$file" --size=1M --bs=4k --direct=1 --ioengine=libaio --iodepth=8 \
+		--rw=randwrite --verify=pattern --verify_pattern="\"round $round at \"%o" --verify_fatal=1 "$@" \
+		>/run/fio-synced 2>&1 || { cat /run/fio-synced; return 1; }
+}
+
+synced() {
+	local volume
+	for volume in e x; do
+		fio_synced /mnt/$volume/synced "$1" --do_verify=0 --end_fsync=1
+	done
 }
 
 read_stamp() { cat /mnt/[ex]/stamp/* | md5sum | cut -c1-32; }
@@ -111,10 +143,11 @@ stamp() {
 
 # Three at most of each volume; the oldest goes.
 snapshot() {
-	local volume tag tags
+	local volume tag all tags
 	for volume in e x; do
 		tags=()
-		for tag in $(tags_of $volume); do
+		all=$(tags_of $volume)
+		for tag in $all; do
 			[ "$tag" -ge $LOAD ] || tags+=("$tag")
 		done
 		[ ${#tags[@]} -lt 3 ] || drop $volume "${tags[0]}"
