@@ -32,6 +32,8 @@ use nix::sys::stat::{major, minor};
 /// How long to wait for a lock that no process in sight holds: what a process that was killed had asked of
 /// the device is then still under way, or the kernel has yet to close its files.
 const LAST_BREATH: Duration = Duration::from_secs(5);
+/// How long a thread that has just got a lock may take to hand it over.
+const LET_IN: Duration = Duration::from_secs(1);
 
 /// With whom a lock may be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,10 +218,16 @@ impl Wait {
             tell(holder());
             heard = receiver.recv_timeout(left(self.end));
         }
+        let mut held_by = None;
+        if heard.is_err() {
+            held_by = holder();
+            // If it was let go of just now, that is this process: the thread has the lock.
+            heard = receiver.recv_timeout(LET_IN);
+        }
         match heard {
             Ok(Ok(lock)) => Ok(lock),
             Ok(Err(errno)) => Err(errno.into()),
-            Err(_) => Err(LockError::Held(holder())),
+            Err(_) => Err(LockError::Held(held_by)),
         }
     }
 }
@@ -312,12 +320,38 @@ fn holder_of(file: &File, kind: &str) -> Option<u32> {
 mod tests {
     use std::fs::File;
     use std::path::Path;
-    use std::time::Duration;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
+    use nix::errno::Errno;
     use nix::fcntl::{Flock, FlockArg};
 
-    use super::{LockError, Mode, StoreLock, lock, lock_store, share_store};
+    use super::{LockError, Mode, StoreLock, Wait, lock, lock_store, share_store};
     use crate::device::uring::{Access, UringDevice};
+
+    /// A server that waited for another one was let in as its time ended, and refused to start: the store was held,
+    /// it said, by itself.
+    #[test]
+    fn what_is_let_go_of_at_the_end_is_taken() {
+        let (go, gone) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let wait = Wait {
+            end: Instant::now() + SOON,
+            tell_at: Instant::now() + SOON,
+        };
+        let acquire = move || {
+            gone.recv_timeout(LATER).expect("asked for the holder");
+            tell.send(()).expect("somebody listens");
+            Ok::<_, Errno>("the lock")
+        };
+        let holder = || {
+            go.send(()).expect("somebody waits");
+            told.recv_timeout(LATER).expect("it was let go of");
+            Some(std::process::id())
+        };
+        let locked = wait.until(acquire, holder, &mut |_| ());
+        assert_eq!(locked.expect("it is free"), "the lock");
+    }
 
     const SOON: Duration = Duration::from_millis(10);
     const LATER: Duration = Duration::from_secs(60);
