@@ -264,6 +264,89 @@ fn unreadable_blocks_that_may_hide_acknowledged_records_are_refused() {
     assert!(matches!(error, StoreError::Read { .. }), "{error}");
 }
 
+/// Each power cut left a block of the ring unreadable, far apart: one of the first and one of the second together looked
+/// as if they hid records, and the store was refused.
+#[test]
+fn unreadable_blocks_of_several_power_cuts_do_not_add_up() {
+    let machine = all_of(&history().machine.moment());
+    // Behind the end of the ring, where nothing was.
+    machine.make_unreadable(DATA, ring_block(5));
+    drop(SHAPE.open(&machine).expect("opened"));
+    // The last record was written again, into block 3: the next one was under way when the power went.
+    machine.make_unreadable(DATA, ring_block(4));
+    assert_nothing_is_lost(&machine, "the second cut");
+}
+
+/// A disk whose first so many reads of a sector fail, as where a path to it is being changed.
+struct Recovering<D> {
+    inner: D,
+    sector: u64,
+    failures: u32,
+}
+
+impl<D: BlockDevice> BlockDevice for Recovering<D> {
+    fn len_bytes(&self) -> u64 {
+        self.inner.len_bytes()
+    }
+
+    fn alignment(&self) -> usize {
+        self.inner.alignment()
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn read(&mut self, batch: &mut [Read<'_>]) -> io::Result<()> {
+        let meets = |read: &Read<'_>| {
+            (read.offset..read.offset + read.into.len() as u64).contains(&self.sector)
+        };
+        if self.failures > 0 && batch.iter().any(meets) {
+            self.failures -= 1;
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.inner.read(batch)
+    }
+
+    fn write(&mut self, batch: &[Write<'_>]) -> io::Result<()> {
+        self.inner.write(batch)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The block of the last record could not be read for a moment. It counted as the ring's end, and what had been
+/// acknowledged was forgotten.
+#[test]
+fn a_block_that_can_be_read_again_is_no_end_of_the_ring() {
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+    };
+    let mut refused = 0;
+    // All at once, the block, its sector; what fails once more, when it is looked at again, is a bad sector.
+    for failures in 0..=3 {
+        let machine = all_of(&history().machine.moment());
+        let devices = Devices {
+            origin: Box::new(machine.device(ORIGIN)),
+            data: Box::new(Recovering {
+                inner: machine.device(DATA),
+                sector: ring_block(2).start,
+                failures,
+            }),
+            meta: None,
+        };
+        match Store::open(devices, &options) {
+            Ok(_) => assert_nothing_is_lost(&machine, &format!("{failures} failures")),
+            Err(error) => refused += u32::from(error.to_string().contains("open it again")),
+        }
+        // Nothing was written over it, whatever was said.
+        assert_nothing_is_lost(&machine, &format!("after {failures} failures"));
+    }
+    assert!(refused > 0, "it was never noticed");
+}
+
 /// A killed server's writes landed when its successor served, over the successor's record and copies. Now they
 /// have landed, all or some, before the successor has the lock; whatever they left there, it goes on from.
 #[test]

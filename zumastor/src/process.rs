@@ -205,25 +205,18 @@ pub fn kill(spec: &ProcessSpec) -> Result<()> {
     end(spec, &[(libc::SIGKILL, KILL_DEADLINE)])
 }
 
-/// Whether any thread of a process is in state D, see proc_pid_stat(5), but that of its log: the others do
-/// not wait for it, and it keeps nothing that the next server needs.
+/// Whether any thread of a process is in state D, see proc_pid_stat(5).
 #[must_use]
 pub fn is_uninterruptible(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     let mut threads = threads.into_iter().flatten().flatten();
     threads.any(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        is_stuck(&stat)
+        // Behind the name, which is in parentheses and may contain any.
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('D'))
     })
-}
-
-/// Whether the line `stat` of a thread is of one that waits where no signal reaches it, and is not the log's.
-fn is_stuck(stat: &str) -> bool {
-    // The name is in parentheses and may contain any.
-    let Some((before, state)) = stat.rsplit_once(')') else {
-        return false;
-    };
-    state.trim_start().starts_with('D') && !before.ends_with("(log")
 }
 
 fn end(spec: &ProcessSpec, how: &[(libc::c_int, Duration)]) -> Result<()> {
@@ -238,11 +231,6 @@ fn end(spec: &ProcessSpec, how: &[(libc::c_int, Duration)]) -> Result<()> {
         if is_gone_within(&fd, deadline)? {
             return Ok(());
         }
-    }
-    // What is left of it may be the thread of its log, in a write that no signal ends. It holds that file
-    // and nothing else.
-    if find(spec)?.is_none() {
-        return Ok(());
     }
     bail!("process {pid} could not be killed")
 }
@@ -462,16 +450,6 @@ mod tests {
         assert!(!same_command(b"/sbin/ddsnap\0agent\0/run/a\0-x\0", &spec));
         assert!(!same_command(b"/bin/other\0agent\0/run/a\0", &spec));
         assert!(!same_command(b"", &spec));
-    }
-
-    /// A server whose log lay on a hung disk counted as one that waits for its own devices, and was let be.
-    #[test]
-    fn a_log_that_hangs_does_not_make_a_server_stuck() {
-        assert!(is_stuck("7 (ddsnap) D 1 7 7 0"));
-        assert!(is_stuck("7 (a (log) D 1 7) D 1 7 7 0"));
-        assert!(!is_stuck("8 (log) D 1 7 7 0"));
-        assert!(!is_stuck("7 (ddsnap) S 1 7 7 0"));
-        assert!(!is_stuck(""));
     }
 
     #[test]

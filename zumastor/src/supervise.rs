@@ -300,11 +300,6 @@ impl Supervisor {
         else {
             *silent = 0;
             self.set_silence(None);
-            if probe == Some(Probe::Absent) {
-                // Its end may never be told: a thread that waits for a hung log keeps a number alive behind
-                // which there is no server.
-                self.wake();
-            }
             return;
         };
         *silent += 1;
@@ -446,25 +441,6 @@ mod tests {
     }
 
     const SOCKET: &str = "/run/v";
-
-    /// The thread that wrote a killed server's log waited for a hung disk and kept the process's number alive:
-    /// nobody was told of the end, and the next server was never started.
-    #[test]
-    fn a_server_whose_end_is_not_told_is_missed_all_the_same() {
-        let fake = Arc::new(Fake::default());
-        let (agent, server) = (spec(Kind::Agent), spec(Kind::Server));
-        let store = ("/store".as_ref(), None);
-        let supervisor =
-            Supervisor::new(fake.clone(), "v", agent, server, SOCKET.as_ref(), store).expect("new");
-        supervisor.start(Kind::Server).expect("started");
-        assert!(supervisor.wake.read().is_ok(), "a start is told");
-        fake.state().probe = Some(Probe::Answers);
-        supervisor.ask(&mut 0);
-        assert!(supervisor.wake.read().is_err(), "nothing to look at");
-        fake.state().probe = Some(Probe::Absent);
-        supervisor.ask(&mut 0);
-        assert!(supervisor.wake.read().is_ok(), "nobody looks after it");
-    }
 
     /// A stopped server was never noticed: status said "running", and writes waited without limit.
     #[test]

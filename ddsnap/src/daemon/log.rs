@@ -1,30 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The daemons' log: lines `date command[pid]: text`, in a file that is opened again on request.
 //!
-//! Lines wait in memory for a thread of the log's own, the only one that touches the file. A server may
-//! not wait for a file system: the log can lie on the very volume it serves, and that is frozen while a
-//! snapshot is made. A server waiting there to write "snapshot created" would never let the snapshot
-//! end, and so nobody would thaw the file system. What does not fit into memory is lost, and counted.
-//!
-//! The thread has a table of descriptors of its own, with the file in it and nothing else. A killed process
-//! keeps its descriptors until its last thread has gone, and this one may wait for a hung disk where no
-//! signal reaches it: with the process's table it would keep the store's lock and the agent's connection for so
-//! long, and no other server could take over.
+//! Lines wait in memory for a thread of the log's own, which has another process write them
+//! ([`log_writer`](super::log_writer)). A server may not wait for a file system: the log can lie on the very volume
+//! it serves, and that is frozen while a snapshot is made. A server waiting there to write "snapshot created" would
+//! never let the snapshot end, and so nobody would thaw the file system. What does not fit into memory is lost, and
+//! counted.
 //!
 //! tracing-appender does nearly this. But it cannot say whether there is room (a dump waits for it), and
 //! its thread's stack, locked in memory like all of a server, is thirty times as large.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -32,9 +24,11 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::log_writer::LogWriter;
+
 /// The most bytes of lines that wait to be written.
 const WAITING_MOST: usize = 256 << 10;
-/// The thread writes bytes that are there, and opens a file.
+/// The thread hands on bytes that are there.
 const STACK_BYTES: usize = 64 << 10;
 /// How long the end of a daemon waits for its last lines: one that is told to end has to.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -87,6 +81,10 @@ struct Waiting {
     /// The thread has lines in hand.
     writing: bool,
     reopen: bool,
+    /// Nothing more comes.
+    closed: bool,
+    /// The thread has ended.
+    ended: bool,
     /// Lines that were not written.
     lost: u64,
     /// Of these, those that the log has told of.
@@ -115,12 +113,18 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Writes what comes, for ever.
-    fn write(&self, path: Option<&Path>, mut file: Option<File>) {
+    /// Has what comes written, until nothing more does.
+    fn write(&self, path: Option<&Path>, writer: LogWriter) {
         let mut waiting = self.lock();
         loop {
             while waiting.lines.is_empty() && !waiting.reopen {
                 waiting.writing = false;
+                if waiting.closed {
+                    drop(waiting);
+                    drop(writer);
+                    self.lock().ended = true;
+                    return self.idle.notify_all();
+                }
                 self.idle.notify_all();
                 let woken = self.filled.wait(waiting);
                 waiting = woken.unwrap_or_else(PoisonError::into_inner);
@@ -133,15 +137,12 @@ impl Queue {
             // From here on it may take for ever, and nobody waits for it.
             drop(waiting);
             if let (true, Some(path)) = (reopen, path) {
-                match open(path) {
-                    Ok(opened) => file = Some(opened),
-                    Err(error) => {
-                        let path = path.display();
-                        tracing::error!("cannot open the log {path} again: {error}");
-                    }
+                if let Err(error) = writer.open(path) {
+                    let path = path.display();
+                    tracing::error!("cannot open the log {path} again: {error}");
                 }
             }
-            let written = line.is_empty() || write_line(file.as_mut(), lost, &line);
+            let written = line.is_empty() || write_line(&writer, lost, &line);
             waiting = self.lock();
             if written && !line.is_empty() {
                 waiting.told += lost;
@@ -154,21 +155,16 @@ impl Queue {
 
 /// Writes a line, and before it how many are missing. If that fails the line is lost, and the next one that
 /// can be written says so. It is no error: a full disk must not end a daemon.
-fn write_line(file: Option<&mut File>, lost: u64, line: &[u8]) -> bool {
+fn write_line(writer: &LogWriter, lost: u64, line: &[u8]) -> bool {
     let note = match lost {
         0 => String::new(),
         lost => format!("{lost} lines of the log could not be written\n"),
     };
-    let text = [note.as_bytes(), line].concat();
-    match file {
-        Some(file) => file.write_all(&text),
-        None => io::stderr().write_all(&text),
-    }
-    .is_ok()
+    writer.append(&[note.as_bytes(), line].concat()).is_ok()
 }
 
 impl Log {
-    /// Opens the log and makes it the process's.
+    /// Opens the log and makes it the process's. Call it while there is one thread.
     ///
     /// `path`: a file, made if missing with mode 0600, or none for standard error. `command`: what
     /// the lines say after the date. `debug`: write down every request too.
@@ -177,7 +173,7 @@ impl Log {
     /// The file cannot be opened.
     pub fn start(path: Option<&Path>, command: &'static str, debug: bool) -> io::Result<Log> {
         let path = path.map(std::path::absolute).transpose()?;
-        let log = Log::over(path.clone(), path)?;
+        let log = Log::over(path.clone(), path.as_deref())?;
         let level = if debug {
             LevelFilter::DEBUG
         } else {
@@ -195,33 +191,19 @@ impl Log {
         Ok(log)
     }
 
-    /// A log whose thread writes to `first`, and to `path` from when it is opened again.
-    fn over(path: Option<PathBuf>, first: Option<PathBuf>) -> io::Result<Log> {
+    /// A log that goes to `first`, and to `path` from when it is opened again.
+    fn over(path: Option<PathBuf>, first: Option<&Path>) -> io::Result<Log> {
+        let writer = LogWriter::start(first)?;
         let queue = Arc::new(Queue::default());
         let (thread_queue, thread_path) = (queue.clone(), path.clone());
-        let (opened, is_open) = mpsc::sync_channel(1);
-        let run = move || {
-            let file = keep_nothing_open(first.is_none())
-                .and_then(|()| first.as_deref().map(open).transpose());
-            let (told, file) = match file {
-                Ok(file) => (Ok(()), Some(file)),
-                Err(error) => (Err(error), None),
-            };
-            // Who started the log waits for this, so there is somebody to take it.
-            let _ = opened.send(told);
-            if let Some(file) = file {
-                thread_queue.write(thread_path.as_deref(), file);
-            }
-        };
         // A signal for the daemon must not be taken by this thread.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let spawned = std::thread::Builder::new()
             .name("log".into())
             .stack_size(STACK_BYTES)
-            .spawn(run);
+            .spawn(move || thread_queue.write(thread_path.as_deref(), writer));
         before.thread_set_mask()?;
         spawned?;
-        is_open.recv().map_err(io::Error::other)??;
         Ok(Log { path, queue })
     }
 
@@ -243,49 +225,16 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let busy =
-            |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty() || waiting.reopen;
-        let waiting = self.queue.lock();
+        let busy = |waiting: &mut Waiting| !waiting.ended;
+        let mut waiting = self.queue.lock();
+        waiting.closed = true;
+        self.queue.filled.notify_one();
         // At the deadline the last lines are lost, which nobody can be told any more.
         drop(
             self.queue
                 .idle
                 .wait_timeout_while(waiting, LAST_LINES, busy),
         );
-    }
-}
-
-/// Gives this thread a table of descriptors of its own with nothing in it, or standard error alone. See
-/// close_range(2), whose flag is for this.
-fn keep_nothing_open(but_stderr: bool) -> io::Result<()> {
-    let mut first = 0;
-    if but_stderr {
-        first = libc::STDERR_FILENO as libc::c_uint + 1;
-    }
-    // SAFETY: two numbers and a flag. The descriptors that are closed are this thread's copies; what owns
-    // the others goes on having them in the table of the other threads.
-    let closed = unsafe {
-        libc::close_range(
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_UNSHARE as libc::c_int,
-        )
-    };
-    Errno::result(closed)?;
-    Ok(())
-}
-
-/// Opens a log. First without O_CREAT: with it the kernel waits while the file system is frozen, even if the
-/// file is there.
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options
-        .append(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOCTTY);
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => options.create(true).open(path),
-        other => other,
     }
 }
 
@@ -341,7 +290,9 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::os::fd::AsFd;
+    use std::os::unix::fs::OpenOptionsExt;
     use std::sync::mpsc;
 
     use nix::sys::stat::Mode;
@@ -353,7 +304,7 @@ mod tests {
     fn a_line_that_cannot_be_written_is_counted_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let log = Log::over(Some(path.clone()), Some("/dev/full".into())).unwrap();
+        let log = Log::over(Some(path.clone()), Some(Path::new("/dev/full"))).unwrap();
         log.queue.push(b"one\n");
         log.queue.push(b"two\n");
         let lost = |waiting: &mut Waiting| waiting.lost < 2;
@@ -385,7 +336,7 @@ mod tests {
             .custom_flags(nix::libc::O_NONBLOCK)
             .open(&path)
             .unwrap();
-        let log = Log::over(Some(path.clone()), Some(path.clone())).unwrap();
+        let log = Log::over(Some(path.clone()), Some(&path)).unwrap();
         let queue = log.queue.clone();
         let line = [b'x'; 1000];
         // A pipe of 64 KiB and a queue of 256 KiB are full long before the last one.
@@ -415,27 +366,5 @@ mod tests {
             let count = nix::unistd::read(&reader, &mut bytes).unwrap();
             all.extend_from_slice(&bytes[..count]);
         }
-    }
-
-    /// The thread shared the process's descriptors. While it waited for a hung disk, a server that was killed
-    /// kept the store's lock, and its successor was refused until somebody mended the disk.
-    #[test]
-    fn the_thread_holds_its_file_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        let ours = File::open("/dev/null").unwrap();
-        let log = Log::over(Some(path.clone()), Some(path.clone())).unwrap();
-        let threads = std::fs::read_dir("/proc/self/task").unwrap();
-        let of_log = threads
-            .map(|thread| thread.unwrap().path())
-            .find(|thread| std::fs::read_to_string(thread.join("comm")).unwrap() == "log\n")
-            .expect("the log has a thread");
-        let held = std::fs::read_dir(of_log.join("fd")).unwrap();
-        let held: Vec<PathBuf> = held
-            .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap())
-            .collect();
-        assert_eq!(held, [path]);
-        assert!(ours.metadata().is_ok(), "ours was closed");
-        drop(log);
     }
 }

@@ -2,7 +2,7 @@
 //! A server must not wait for memory that only it can free: writeback of the volume waits for it. Nor may the
 //! agent, without which no server starts.
 
-use std::fs;
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
@@ -24,7 +24,15 @@ pub fn hold_on() {
     if let Err(error) = Errno::result(result) {
         warn!("cannot become an I/O flusher ({error}): I/O may stall when memory is short");
     }
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", OOM_NEVER) {
+    if let Err(error) = forbid_killing() {
         warn!("cannot keep the out-of-memory killer away: {error}");
     }
+}
+
+/// Keeps the out-of-memory killer away.
+///
+/// # Errors
+/// This process may not.
+pub fn forbid_killing() -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", OOM_NEVER)
 }

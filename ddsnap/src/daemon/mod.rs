@@ -4,6 +4,7 @@
 
 pub mod background;
 pub mod log;
+mod log_writer;
 pub mod memory;
 pub mod outlive;
 pub mod pidfd;
