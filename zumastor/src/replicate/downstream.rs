@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -83,6 +83,15 @@ impl Receiving {
     fn written(&self) -> Result<&Device> {
         self.origin.as_ref().context("nothing is open")
     }
+
+    /// A failure to write to the origin, with what the snapshot store says of it: the kernel has an errno at most, and
+    /// a flush not even that of a full store.
+    fn explained(&self, error: Error) -> Error {
+        match self.with(|v| Ok(v.store_trouble())) {
+            Ok(Some(trouble)) => error.context(trouble),
+            _ => error,
+        }
+    }
 }
 
 impl Downstream for Receiving {
@@ -159,7 +168,8 @@ impl Downstream for Receiving {
     }
 
     fn write(&mut self, run: ChunkRun, data: &[u8]) -> Result<()> {
-        self.written()?.write(run, data)
+        let written = self.written()?.write(run, data);
+        written.map_err(|error| self.explained(error))
     }
 
     fn write_zeros(&mut self, run: ChunkRun, bytes: u64) -> Result<()> {
@@ -172,11 +182,12 @@ impl Downstream for Receiving {
             return Ok(());
         }
         there.fill(0);
-        self.written()?.write(run, &there)
+        self.write(run, &there)
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.written()?.flush()
+        let flushed = self.written()?.flush();
+        flushed.map_err(|error| self.explained(error))
     }
 
     fn sums(&mut self, snapshot: Uuid) -> Result<Option<Sums>> {
@@ -309,5 +320,40 @@ mod tests {
             ..incoming
         };
         assert_eq!(position(&other), 0);
+    }
+
+    /// A replica's store was full, and both sides said "could not flush /dev/mapper/copy: Input/output error".
+    #[test]
+    fn a_failed_write_says_what_is_wrong_with_the_store() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let document = include_str!("../config/golden/v2-replica.yaml");
+        std::fs::create_dir_all(layout.volume("v")).expect("made");
+        std::fs::write(layout.config("v"), document).expect("written");
+        let fake = Arc::new(Fake::default());
+        let volume = volume::load(fake.clone(), &layout, "v").expect("loaded");
+        let volumes = Arc::new(One(Mutex::new(volume)));
+        let files = Files::of(&layout, "v");
+        let standing = Standing::blank(Uuid::from_u128(1), Role::Replica);
+        let mut end = Receiving::new(volumes, "v", PathBuf::new(), files, standing);
+        let full = std::path::Path::new("/dev/full");
+        let device = Device::open(full, true, ChunkShift::MIN, Sectors(8));
+        end.origin = Some(device.expect("open"));
+        let run = ChunkRun {
+            first: ddsnap::units::Chunk(0),
+            chunks: 1,
+        };
+        let mut said = || format!("{:#}", end.write(run, &[1; 512]).expect_err("full"));
+        assert!(
+            said().starts_with("could not write /dev/full"),
+            "{}",
+            said()
+        );
+        fake.state().fault = Some("it broke".into());
+        let (told, rest) = (
+            "the snapshot store has failed: it broke",
+            "could not write /dev/full",
+        );
+        assert!(said().starts_with(&format!("{told}: {rest}")), "{}", said());
     }
 }

@@ -224,6 +224,17 @@ impl Volume {
         Ok(())
     }
 
+    /// What the snapshot store says is wrong with it, or that it is short of room; none if it says nothing.
+    #[must_use]
+    pub fn store_trouble(&self) -> Option<String> {
+        let state = self
+            .host
+            .store_state(&self.layout.server_socket(&self.name));
+        let state = state.ok()?;
+        let failed = |fault| format!("the snapshot store has failed: {fault}");
+        state.fault.map(failed).or(state.space)
+    }
+
     /// Notes a cycle that somebody asks for, or with none that it has ended: the next daemon begins again what has not.
     ///
     /// # Errors
