@@ -212,7 +212,8 @@ fn is_on(link: &Path, dev: Dev) -> bool {
 }
 
 /// Frees a file system from the logs of our own daemons, which need not end for that: each is made to open
-/// its log again while a file in /run is mounted over it.
+/// its log again while a file in /run is mounted over it. What has the log open is a process of the daemon's
+/// that writes it, and that has the same command line; the daemon tells it.
 fn let_go_of_logs(layout: &Layout, dev: Dev) {
     let cover = layout.run().join("last.log");
     if let Err(error) = fs::OpenOptions::new()
@@ -222,25 +223,35 @@ fn let_go_of_logs(layout: &Layout, dev: Dev) {
     {
         return complain(format_args!("could not open {}: {error}", cover.display()));
     }
-    for daemon in process::all().into_iter().filter(is_daemon) {
+    let daemons: Vec<Found> = process::all().into_iter().filter(is_daemon).collect();
+    for daemon in &daemons {
+        let ask = || {
+            let mut same = daemons.iter().filter(|d| d.argv == daemon.argv);
+            same.try_for_each(|d| d.signal(libc::SIGHUP))
+        };
         let logs = || {
             let open = daemon.links().into_iter().filter(|link| is_on(link, dev));
             open.filter_map(|link| fs::read_link(link).ok())
                 .collect::<Vec<_>>()
         };
         for log in logs() {
-            if let Err(error) = cover_log(&daemon, &cover, &log, || !logs().contains(&log)) {
+            if let Err(error) = cover_log(ask, &cover, &log, || !logs().contains(&log)) {
                 complain(format_args!("{error:#}"));
             }
         }
     }
 }
 
-fn cover_log(daemon: &Found, cover: &Path, log: &Path, is_free: impl Fn() -> bool) -> Result<()> {
+fn cover_log(
+    ask: impl FnOnce() -> Result<()>,
+    cover: &Path,
+    log: &Path,
+    is_free: impl Fn() -> bool,
+) -> Result<()> {
     let none = None::<&str>;
     mount(Some(cover), log, none, MsFlags::MS_BIND, none)
         .with_context(|| format!("could not cover {}", log.display()))?;
-    let asked = daemon.signal(libc::SIGHUP);
+    let asked = ask();
     let end = Instant::now() + POLITE;
     // Nothing tells when it has done so.
     while asked.is_ok() && !is_free() && Instant::now() < end {

@@ -225,7 +225,7 @@ mod tests {
             .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap())
             .filter(|held| !held.to_string_lossy().starts_with("socket:"))
             .collect();
-        assert_eq!(held, [path.clone()]);
+        assert_eq!(held, std::slice::from_ref(&path));
         assert!(ours.metadata().is_ok(), "ours was closed");
         assert_eq!(std::fs::read(&path).unwrap(), b"line\n");
     }
