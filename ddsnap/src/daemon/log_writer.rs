@@ -95,7 +95,10 @@ impl LogWriter {
     /// # Errors
     /// It cannot be written, or the process has gone.
     pub(super) fn append(&self, line: &[u8]) -> io::Result<()> {
-        self.ask(APPEND, &line[..line.len().min(LINE_MOST)])
+        if line.len() <= LINE_MOST {
+            return self.ask(APPEND, line);
+        }
+        self.ask(APPEND, &[&line[..LINE_MOST - 1], b"\n"].concat())
     }
 
     fn ask(&self, what: u8, bytes: &[u8]) -> io::Result<()> {
@@ -241,7 +244,8 @@ mod tests {
         let error = writer.open(&missing).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         writer.append(&vec![b'x'; LINE_MOST + 1]).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), LINE_MOST as u64);
+        let cut = std::fs::read(&path).unwrap();
+        assert_eq!((cut.len(), cut.last()), (LINE_MOST, Some(&b'\n')));
         writer.open(Path::new("/dev/full")).unwrap();
         let error = writer.append(b"line\n").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
