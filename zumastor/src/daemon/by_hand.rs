@@ -39,7 +39,9 @@ impl Daemon {
         let mut taken = BTreeMap::new();
         let mut own = None;
         for name in config::list(&self.layout)? {
-            let source = config::load(&self.layout, &name)?.and_then(|config| config.source);
+            // A document that cannot be read is another volume's trouble.
+            let config = config::load(&self.layout, &name).ok().flatten();
+            let source = config.and_then(|config| config.source);
             let port = source.and_then(|source| source.port);
             match port {
                 Some(port) if name != volume => drop(taken.insert(port, name)),

@@ -368,6 +368,9 @@ fn a_source_has_a_port_of_its_own_and_its_mistakes_have_codes() {
         (code, text.as_str()),
         (1, "volume 'v' has port 4321 already: choose another")
     );
+    // The document of a third one cannot be read.
+    std::fs::create_dir_all(bench.layout.volume("broken")).expect("made");
+    std::fs::write(bench.layout.config("broken"), "version: [").expect("written");
     define("w", "alpha", Some(5000)).expect("defined");
     define("w", "beta", None).expect("defined");
     assert_eq!(port("w"), Some(5000), "it stays");
