@@ -10,7 +10,10 @@
 #   replica.sh sum data|copy             checksum of the newest snapshot that both have, a line for each MiB
 #   replica.sh kill ROUND                kills a process of replication or of the volume, another one each round
 #   replica.sh killed LEAST              says how many of each kind were killed; fails if fewer than LEAST of one
-set -eu
+# A command that fails in the middle of a pipe or of $() has failed: else the checksums of what could not be
+# read would be equal.
+set -euo pipefail
+shopt -s inherit_errexit
 
 last() { ddsnap status --last "/var/run/zumastor/servers/$1"; }
 

@@ -156,12 +156,14 @@ pub fn command() -> Command {
             .subcommand(forget::volume_command())
             .subcommand(forget::snapshot_command("snapshot"))
             .subcommand(forget::schedule_command())
-            .subcommand(replication::of_source_command(
-                "End the role of a replica; its snapshots stay",
-            ))
-            .subcommand(replication::of_target_command(
-                "Forget a target and let go of what is kept for it",
-            )),
+            .subcommand(
+                replication::of_source_command("End the role of a replica; its snapshots stay")
+                    .arg(forget::dry_run()),
+            )
+            .subcommand(
+                replication::of_target_command("Forget a target and let go of what is kept for it")
+                    .arg(forget::dry_run()),
+            ),
         )
         .subcommand(start_stop::command("start", "Start a volume or its master"))
         .subcommand(start_stop::command("stop", "Stop a volume or its master"))

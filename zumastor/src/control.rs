@@ -3,7 +3,7 @@
 //!
 //! A unix stream socket, mode 0600, at /var/run/zumastor/control; the peer must be root. One
 //! connection carries one request and its answer. Each message is one line of JSON,
-//! `{"v":3,"body":…}`, of at most [`MESSAGE_MAX_BYTES`]. The client sends a [`Request`]; the daemon
+//! `{"v":4,"body":…}`, of at most [`MESSAGE_MAX_BYTES`]. The client sends a [`Request`]; the daemon
 //! answers with any number of [`Event`]s, the last of which is [`Event::Done`]. While an operation
 //! runs, [`Event::Alive`] comes at least every [`ALIVE_PERIOD`], so that a client can tell a long
 //! operation from a dead daemon: it gives up after [`SILENCE_MAX`]. A client that goes away does not
@@ -25,8 +25,8 @@ use crate::status::View;
 use crate::volume::{DefineSource, DefineTarget, DefineVolume, MasterFlags, WantedRotation};
 
 /// The protocol's version. 1: the first. 2: a status has any number of warnings, and notes. 3: notes are typed;
-/// jobs; a document of version 2 in a status.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// jobs; a document of version 2 in a status. 4: more of the requests can be dry runs.
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Longest message in bytes: the status of some thousand snapshots is far below.
 pub const MESSAGE_MAX_BYTES: u64 = 16 << 20;
 /// How often a busy daemon says that it is alive.
@@ -107,6 +107,8 @@ pub enum Request {
         store: Option<u64>,
         /// Of the metadata device.
         meta: Option<u64>,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// `forget snapshot`.
     ForgetSnapshot {
@@ -151,7 +153,12 @@ pub enum Request {
         job: String,
     },
     /// `define source`.
-    DefineSource(DefineSource),
+    DefineSource {
+        /// What it becomes a replica of.
+        source: DefineSource,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
     /// `define target`.
     DefineTarget(DefineTarget),
     /// `forget source`, or `forget target` with a host.
@@ -160,6 +167,8 @@ pub enum Request {
         volume: String,
         /// The target; none: the source.
         target: Option<String>,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// `start` or `stop` of `source`, or of `target` with a host.
     SetReplication {
@@ -184,6 +193,8 @@ pub enum Request {
         full: bool,
         /// Going back to the base where somebody wrote.
         force_base: bool,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// `verify`.
     Verify {
@@ -244,8 +255,8 @@ impl Request {
             | Request::Failover { volume, .. }
             | Request::ReceiveByHand { volume, .. }
             | Request::Replicate { volume, .. } => Some(volume),
-            Request::DefineSource(define) | Request::Failback { source: define, .. } => {
-                Some(&define.volume)
+            Request::DefineSource { source, .. } | Request::Failback { source, .. } => {
+                Some(&source.volume)
             }
             Request::DefineTarget(define) => Some(&define.volume),
             Request::Status => None,
@@ -407,17 +418,17 @@ mod tests {
             kind: None,
             nowait: false,
         };
-        let expected = r#"{"v":3,"body":{"snapshot":{"volume":"v","kind":null,"nowait":false}}}"#;
+        let expected = r#"{"v":4,"body":{"snapshot":{"volume":"v","kind":null,"nowait":false}}}"#;
         assert_eq!(line(&request).trim_end(), expected);
         let request = Request::Stop {
             role: Role::Master,
             volume: "v".into(),
         };
-        let expected = r#"{"v":3,"body":{"stop":{"role":"master","volume":"v"}}}"#;
+        let expected = r#"{"v":4,"body":{"stop":{"role":"master","volume":"v"}}}"#;
         assert_eq!(line(&request).trim_end(), expected);
         assert_eq!(
             line(&Request::Status).trim_end(),
-            r#"{"v":3,"body":"status"}"#
+            r#"{"v":4,"body":"status"}"#
         );
     }
 
@@ -442,12 +453,12 @@ mod tests {
                 .expect_err("refused")
                 .to_string()
         };
-        assert!(refusal("{\"v\":4,\"body\":{}}\n").contains("protocol version 4"));
-        assert!(refusal("{\"v\":3,\"body\":\"status\"}").contains("cut off"));
-        assert!(refusal("{\"v\":3,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
+        assert!(refusal("{\"v\":5,\"body\":{}}\n").contains("protocol version 5"));
+        assert!(refusal("{\"v\":4,\"body\":\"status\"}").contains("cut off"));
+        assert!(refusal("{\"v\":4,\"body\":{\"reboot\":{}}}\n").contains("malformed"));
         assert!(refusal("hello\n").contains("not a message"));
         let extra =
-            "{\"v\":3,\"body\":{\"forget\":{\"volume\":\"v\",\"dry_run\":false,\"x\":1}}}\n";
+            "{\"v\":4,\"body\":{\"forget\":{\"volume\":\"v\",\"dry_run\":false,\"x\":1}}}\n";
         assert!(refusal(extra).contains("malformed"));
         assert!(
             receive::<Request>(&mut "".as_bytes())

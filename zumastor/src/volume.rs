@@ -29,6 +29,7 @@ use crate::supervise::Supervisor;
 mod by_hand;
 mod define;
 mod doubt;
+mod dry_run;
 mod failover;
 mod forget;
 mod hold;

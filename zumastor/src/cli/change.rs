@@ -48,6 +48,7 @@ pub fn resize_command() -> Command {
     .arg(size('o', "origin", "Of the origin"))
     .arg(size('s', "snapshot", "Of the snapshot store"))
     .arg(size('m', "metadata", "Of the metadata device"))
+    .arg(forget::dry_run())
     .group(
         ArgGroup::new("sizes")
             .args(["origin", "snapshot", "metadata"])
@@ -93,6 +94,7 @@ pub fn resize(matches: &ArgMatches, context: &mut Context) -> u8 {
         origin: bytes("origin"),
         store: bytes("snapshot"),
         meta: bytes("metadata"),
+        dry_run: matches.get_flag("dry-run"),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::forget::dry_run;
 use super::{Context, string, verb, volume_of, volume_operand};
 use crate::config::HoldPolicy;
 use crate::config::Window;
@@ -66,6 +67,7 @@ pub fn source_command() -> Command {
     .arg(name_option())
     .arg(mount_option())
     .arg(flag("yes", "Ask nothing, as ever").short('y'))
+    .arg(dry_run())
 }
 
 /// The arguments of `define target`.
@@ -169,6 +171,11 @@ pub fn replicate_command() -> Command {
         "force-base",
         "Take a target back that was written to; a snapshot keeps what was written",
     ))
+    .arg(
+        dry_run()
+            .help("Only say what would be done, without asking the other machine")
+            .conflicts_with("nowait"),
+    )
 }
 
 /// The arguments of `receive`.
@@ -242,7 +249,10 @@ pub(super) fn source_of(matches: &ArgMatches) -> DefineSource {
 
 /// Runs `define source`.
 pub fn define_source(matches: &ArgMatches, context: &mut Context) -> u8 {
-    context.request(&Request::DefineSource(source_of(matches)))
+    context.request(&Request::DefineSource {
+        source: source_of(matches),
+        dry_run: matches.get_flag("dry-run"),
+    })
 }
 
 /// Runs `define target`.
@@ -268,6 +278,7 @@ pub fn forget(matches: &ArgMatches, target: bool, context: &mut Context) -> u8 {
     context.request(&Request::ForgetReplication {
         volume: volume_of(matches),
         target: target.then(|| host_of(matches)),
+        dry_run: matches.get_flag("dry-run"),
     })
 }
 
@@ -289,6 +300,7 @@ pub fn replicate(matches: &ArgMatches, context: &mut Context) -> u8 {
         nowait: matches.get_flag("nowait"),
         full: matches.get_flag("full"),
         force_base: matches.get_flag("force-base"),
+        dry_run: matches.get_flag("dry-run"),
     })
 }
 

@@ -431,6 +431,7 @@ mod tests {
                 nowait: false,
                 full: true,
                 force_base: false,
+                dry_run: false,
             };
             daemon.execute(&asked, &mut |_| true)
         });

@@ -184,7 +184,10 @@ impl Daemon {
                 self.handle(volume)?;
                 self.jobs.cancel(volume, job)
             }
-            Request::DefineSource(define) => {
+            Request::DefineSource {
+                source: define,
+                dry_run,
+            } => {
                 let known = self.handle(&define.volume);
                 known.map_err(|error| refusal::with(&error, UNMANAGED))?;
                 check_host(&define.host).map_err(|error| refusal::with(&error, BAD_HOST))?;
@@ -193,6 +196,11 @@ impl Daemon {
                     port,
                     ..define.clone()
                 };
+                if *dry_run {
+                    return self.with(&define.volume, |v| {
+                        v.would_define_source(define, &mut noting(on_event))
+                    });
+                }
                 self.end_cycle(&define.volume, None, Ending::Interrupted)?;
                 self.with(&define.volume, |v| {
                     v.define_source(define, &mut noting(on_event))
@@ -212,7 +220,20 @@ impl Daemon {
                 say(on_event, format!("volume '{volume}' has the target {host}"));
                 Ok(())
             }
-            Request::ForgetReplication { volume, target } => {
+            Request::ForgetReplication {
+                volume,
+                target,
+                dry_run,
+            } => {
+                if *dry_run {
+                    return self.with(volume, |v| {
+                        let out = &mut noting(on_event);
+                        match target {
+                            Some(host) => v.would_forget_target(host, out),
+                            None => v.would_forget_source(out),
+                        }
+                    });
+                }
                 // What is refused interrupts nothing.
                 self.with(volume, |v| match target {
                     Some(host) => v.target(host).map(|_| ()),
@@ -253,6 +274,7 @@ impl Daemon {
                 snapshot,
                 full,
                 force_base,
+                dry_run,
                 ..
             } => {
                 let way = self.way(volume, target.as_deref())?;
@@ -261,6 +283,12 @@ impl Daemon {
                     force_base: *force_base,
                     snapshot: *snapshot,
                 };
+                if *dry_run {
+                    let peer = way.peer();
+                    return self.with(volume, |v| {
+                        v.would_replicate(&peer, asked, &mut noting(on_event))
+                    });
+                }
                 let tested = match &way {
                     Way::Push(host) => Some(host.clone()),
                     _ => None,
@@ -350,16 +378,21 @@ impl Daemon {
                 origin,
                 store,
                 meta,
+                dry_run,
             } => {
+                let sizes = NewSizes {
+                    origin: *origin,
+                    store: *store,
+                    meta: *meta,
+                };
+                if *dry_run {
+                    return self.with(volume, |v| v.would_resize(&sizes, &mut noting(on_event)));
+                }
                 self.handle(volume)?;
                 let job = Box::new(Resize {
                     tools: self.tools(),
                     volume: volume.clone(),
-                    sizes: NewSizes {
-                        origin: *origin,
-                        store: *store,
-                        meta: *meta,
-                    },
+                    sizes,
                 });
                 follow(&*self.jobs.start(volume, job)?, on_event)
             }

@@ -39,7 +39,7 @@ impl Volume {
         Ok(())
     }
 
-    fn tell_steps(&self, steps: &[Action], out: Out) {
+    pub(super) fn tell_steps(&self, steps: &[Action], out: Out) {
         for step in steps {
             out(Note::Line(format!("would {}", step.describe(&self.name))));
         }
@@ -141,8 +141,16 @@ impl Volume {
 
     /// The replication that needs a snapshot.
     pub(super) fn held_by(&self, id: u32) -> Option<String> {
+        self.held_but_by(id, None)
+    }
+
+    /// The replication that needs a snapshot, the one to this target aside.
+    pub(super) fn held_but_by(&self, id: u32, host: Option<&str>) -> Option<String> {
         let config = &self.config;
         for (name, target) in &config.targets {
+            if host == Some(name.as_str()) {
+                continue;
+            }
             if [target.hold, target.sending]
                 .iter()
                 .flatten()

@@ -552,11 +552,15 @@ impl Volume {
     }
 
     /// Deletes a snapshot that only replication had a use for.
-    fn let_go(&mut self, id: u32, out: Out) {
+    /// Whether a snapshot is there for replication alone, and for none but that to this target.
+    pub(super) fn is_let_go(&self, id: u32, host: Option<&str>) -> bool {
         let snapshot = self.config.snapshots.find(id);
-        if !snapshot.is_some_and(|s| s.kinds == [REPLICA] && !s.protected)
-            || self.held_by(id).is_some()
-        {
+        snapshot.is_some_and(|s| s.kinds == [REPLICA] && !s.protected)
+            && self.held_but_by(id, host).is_none()
+    }
+
+    fn let_go(&mut self, id: u32, out: Out) {
+        if !self.is_let_go(id, None) {
             return;
         }
         // It is tried again when the next hold moves; meanwhile it only takes room.

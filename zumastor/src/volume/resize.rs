@@ -1,34 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Changing sizes, as far as it concerns a volume's devices. The server's part is a job ([`crate::work`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ddsnap::client::NewSizes;
 
-use super::Volume;
-use crate::plan::Level;
+use super::{Out, Volume};
+use crate::human;
+use crate::note::Note;
 
 impl Volume {
     /// The server to ask for other sizes. Fails if that makes no sense now.
     pub fn begin_resize(&self, sizes: &NewSizes) -> Result<PathBuf> {
-        self.check_not_reverting()?;
-        if self.level < Level::Devices {
-            bail!(
-                "volume '{0}' is stopped: run `zumastor start volume {0}`",
-                self.name
-            );
-        }
-        let devices = &self.config.device;
-        let wanted = [
-            ("origin", Some(&devices.origin), sizes.origin),
-            ("snapshot store", Some(&devices.snapstore), sizes.store),
-            ("metadata device", devices.meta.as_ref(), sizes.meta),
-        ];
-        for (what, path, wanted) in wanted {
-            let (Some(path), Some(wanted)) = (path, wanted) else {
-                continue;
-            };
+        self.check_up()?;
+        for (what, path, wanted) in self.resized(sizes) {
             let there = self.host.size_bytes(path)?;
             if wanted > there {
                 bail!(
@@ -38,6 +24,40 @@ impl Volume {
             }
         }
         Ok(self.layout.server_socket(&self.name))
+    }
+
+    /// Says what a resize would do. What the server would have to move, and whether it has room, it alone knows.
+    ///
+    /// # Errors
+    /// As of [`begin_resize`](Self::begin_resize).
+    pub fn would_resize(&self, sizes: &NewSizes, out: Out) -> Result<()> {
+        self.begin_resize(sizes)?;
+        for (what, path, wanted) in self.resized(sizes) {
+            out(Note::Line(format!(
+                "would use {} ({wanted} bytes) of the {what} '{}'",
+                human::bytes(wanted),
+                path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Each device whose size is asked for: what it is, its path, and how many bytes of it are to be used.
+    fn resized(&self, sizes: &NewSizes) -> Vec<(&'static str, &Path, u64)> {
+        let devices = &self.config.device;
+        // As the server has it: metadata without a device of its own is part of the store.
+        let (store, meta) = match devices.meta {
+            Some(_) => (sizes.store, sizes.meta),
+            None => (sizes.store.or(sizes.meta), None),
+        };
+        let all = [
+            ("origin", Some(&devices.origin), sizes.origin),
+            ("snapshot store", Some(&devices.snapstore), store),
+            ("metadata device", devices.meta.as_ref(), meta),
+        ];
+        all.into_iter()
+            .filter_map(|(what, path, size)| Some((what, path?.as_path(), size?)))
+            .collect()
     }
 
     /// Gives the origin's device the length that the server has for it, in use or not. Says whether it had

@@ -137,6 +137,7 @@ impl Bench {
 
 mod by_hand;
 mod definition;
+mod dry_run;
 mod failover;
 mod holds;
 mod replica;

@@ -292,6 +292,7 @@ fn replicate(target: Option<&str>) -> Request {
         nowait: true,
         full: false,
         force_base: false,
+        dry_run: false,
     }
 }
 
@@ -339,12 +340,15 @@ fn a_source_has_a_port_of_its_own_and_its_mistakes_have_codes() {
         bench.run(&Bench::define(name)).expect("defined");
     }
     let define = |volume: &str, host: &str, port| {
-        let request = Request::DefineSource(DefineSource {
-            volume: volume.into(),
-            host: host.into(),
-            port,
-            ..DefineSource::default()
-        });
+        let request = Request::DefineSource {
+            source: DefineSource {
+                volume: volume.into(),
+                host: host.into(),
+                port,
+                ..DefineSource::default()
+            },
+            dry_run: false,
+        };
         let code = |error: anyhow::Error| (refusal::code(&error), error.to_string());
         bench.run(&request).map(|_| ()).map_err(code)
     };
@@ -590,6 +594,7 @@ fn a_resize_fits_the_device_in_use() {
         origin: Some(origin),
         store: None,
         meta: None,
+        dry_run: false,
     };
     bench.run(&resize(200 << 20)).expect("resized");
     let log = bench.fake.state().log.clone();
