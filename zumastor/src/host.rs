@@ -126,6 +126,8 @@ pub trait Host: Send + Sync {
     fn stop_process(&self, spec: &ProcessSpec) -> Result<()>;
     /// Ends it at once, whatever it does, and waits until it is gone: the store survives that at any point.
     fn kill_process(&self, spec: &ProcessSpec) -> Result<()>;
+    /// Lets the process of `spec` go on if a signal has stopped it; its number, if so.
+    fn resume_process(&self, spec: &ProcessSpec) -> Result<Option<u32>>;
     /// Asks the server of `spec`, which listens on `socket`, for an answer within [`PROBE_DEADLINE`].
     fn probe_server(&self, spec: &ProcessSpec, socket: &Path) -> Probe;
     /// A descriptor that polls readable when process `pid` is gone.

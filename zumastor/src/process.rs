@@ -205,9 +205,31 @@ pub fn kill(spec: &ProcessSpec) -> Result<()> {
     end(spec, &[(libc::SIGKILL, KILL_DEADLINE)])
 }
 
-/// Whether any thread of a process is in state D, see proc_pid_stat(5).
+/// Lets the daemon of `spec` go on if a signal has stopped it; its process, if so.
+pub fn resume(spec: &ProcessSpec) -> Result<Option<u32>> {
+    let Some((pid, fd)) = find_fd(spec)? else {
+        return Ok(None);
+    };
+    if !has_thread_in_state(pid, 'T') {
+        return Ok(None);
+    }
+    match send_signal(&fd, libc::SIGCONT) {
+        Err(Errno::ESRCH) => Ok(None),
+        result => {
+            result.with_context(|| format!("could not signal process {pid}"))?;
+            Ok(Some(pid))
+        }
+    }
+}
+
+/// Whether any thread of a process is in a wait that no signal ends.
 #[must_use]
 pub fn is_uninterruptible(pid: u32) -> bool {
+    has_thread_in_state(pid, 'D')
+}
+
+/// The states are those of proc_pid_stat(5).
+fn has_thread_in_state(pid: u32, state: char) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     let mut threads = threads.into_iter().flatten().flatten();
     threads.any(|thread| {
@@ -215,7 +237,7 @@ pub fn is_uninterruptible(pid: u32) -> bool {
         // Behind the name, which is in parentheses and may contain any.
         stat.rsplit(')')
             .next()
-            .is_some_and(|rest| rest.trim_start().starts_with('D'))
+            .is_some_and(|rest| rest.trim_start().starts_with(state))
     })
 }
 
@@ -464,5 +486,41 @@ mod tests {
         };
         assert_eq!(find(&spec).expect("read"), None);
         stop(&spec).expect("nothing to stop, least of all this test");
+    }
+
+    #[test]
+    fn a_stopped_daemon_goes_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .expect("sleep runs");
+        let pid = child.id();
+        let pidfile = dir.path().join("pid");
+        fs::write(&pidfile, pid.to_string()).expect("written");
+        let spec = ProcessSpec {
+            kind: Kind::Agent,
+            argv: argv(&["sleep", "600"]),
+            pidfile,
+        };
+        // The new process is this one until it has become another.
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        let until = |what: &str, done: &dyn Fn() -> bool| {
+            while !done() {
+                assert!(std::time::Instant::now() < end, "{what}");
+                std::thread::yield_now();
+            }
+        };
+        until("it runs", &|| {
+            find(&spec).is_ok_and(|found| found == Some(pid))
+        });
+        assert_eq!(resume(&spec).expect("asked"), None, "it was not stopped");
+        let (_, fd) = find_fd(&spec).expect("read").expect("there");
+        send_signal(&fd, libc::SIGSTOP).expect("sent");
+        until("it stops", &|| has_thread_in_state(pid, 'T'));
+        assert_eq!(resume(&spec).expect("asked"), Some(pid));
+        until("it goes on", &|| !has_thread_in_state(pid, 'T'));
+        child.kill().expect("killed");
+        child.wait().expect("gone");
     }
 }

@@ -6,11 +6,12 @@
 //! up. So there is one lock for the processes, held only while one is started or stopped, and a
 //! thread that waits for the end of either through pidfds. Another thread asks the server now and then
 //! whether it still answers: one that was stopped or runs in a circle is ended, so that the next one gets
-//! what waits for it before the kernel gives it up.
+//! what waits for it before the kernel gives it up. An agent that was stopped is let go on: the next server
+//! would wait for its word.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,8 @@ pub struct Supervisor {
     /// Where the server takes commands.
     socket: PathBuf,
     charges: Mutex<[Charge; 2]>,
+    /// That of the agent's charge, for who must not wait for the lock.
+    agent: ProcessSpec,
     /// The device that has the store's superblock.
     store: PathBuf,
     /// Which store it should be, once that is known.
@@ -113,12 +116,13 @@ impl Supervisor {
         store: (&Path, Option<Uuid>),
     ) -> Result<Arc<Supervisor>> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let charges = Mutex::new([Charge::new(agent), Charge::new(server)]);
+        let charges = Mutex::new([Charge::new(agent.clone()), Charge::new(server)]);
         Ok(Arc::new(Supervisor {
             host,
             volume: volume.to_string(),
             socket: socket.to_path_buf(),
             charges,
+            agent,
             store: store.0.to_path_buf(),
             expected: Mutex::new(store.1),
             troubles: Mutex::default(),
@@ -283,10 +287,23 @@ impl Supervisor {
     /// Asks the server whether it answers, and ends one that has not for too long. `silent`: how often in
     /// a row it has not.
     fn ask(&self, silent: &mut u32) {
-        let spec = {
-            let charge = &self.lock()[Kind::Server as usize];
-            charge.wanted.then(|| charge.spec.clone())
+        match self.host.resume_process(&self.agent) {
+            Ok(None) => {}
+            Ok(Some(pid)) => complain(format_args!(
+                "{}: the agent (process {pid}) had been stopped; it goes on",
+                self.volume
+            )),
+            Err(error) => complain(format_args!("{}: the agent: {error:#}", self.volume)),
+        }
+        // One is being started or stopped, perhaps in vain because of that agent.
+        let charges = match self.charges.try_lock() {
+            Ok(charges) => charges,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
         };
+        let charge = &charges[Kind::Server as usize];
+        let spec = charge.wanted.then(|| charge.spec.clone());
+        drop(charges);
         let probe = spec
             .as_ref()
             .map(|spec| self.host.probe_server(spec, &self.socket));
@@ -488,6 +505,31 @@ mod tests {
         assert!(ask(&mut silent, stopped).ends_with("and was ended; it is started again"));
         assert!(!supervisor.is_running(&spec(Kind::Server)));
         assert_eq!(ask(&mut silent, Probe::Absent), "");
+    }
+
+    /// With its agent stopped, no server that was started after a crash got its turn, and the start held the lock.
+    #[test]
+    fn a_stopped_agent_goes_on_though_a_server_is_being_started() {
+        let fake = Arc::new(Fake::default());
+        let supervisor = Supervisor::new(
+            fake.clone(),
+            "v",
+            spec(Kind::Agent),
+            spec(Kind::Server),
+            SOCKET.as_ref(),
+            ("/store".as_ref(), None),
+        )
+        .expect("new");
+        supervisor.start(Kind::Agent).expect("started");
+        fake.state().stopped = Some(Kind::Agent);
+        let starting = supervisor.lock();
+        let mut silent = 1;
+        supervisor.ask(&mut silent);
+        assert_eq!(fake.state().stopped, None);
+        assert_eq!(silent, 1, "nothing was found out about the server");
+        drop(starting);
+        supervisor.ask(&mut silent);
+        assert_eq!(silent, 0);
     }
 
     /// Status said that a server was being restarted, and never why that failed.

@@ -95,6 +95,9 @@ impl Host for System {
     fn kill_process(&self, spec: &ProcessSpec) -> Result<()> {
         process::kill(spec)
     }
+    fn resume_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
+        process::resume(spec)
+    }
     fn probe_server(&self, spec: &ProcessSpec, socket: &Path) -> Probe {
         server::probe(spec, socket)
     }

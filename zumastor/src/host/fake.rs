@@ -89,6 +89,8 @@ pub struct State {
     pub fault: Option<String>,
     /// What a server says to a probe.
     pub probe: Option<Probe>,
+    /// A process that a signal has stopped.
+    pub stopped: Option<Kind>,
     /// Priorities of snapshots, if not 0.
     pub priorities: BTreeMap<u32, i8>,
     /// The server dies in the next revert, which it has begun or not.
@@ -380,6 +382,12 @@ impl Host for Fake {
         drop(self.call(format!("kill {}", key(spec.kind)))?);
         self.kill(spec.kind);
         Ok(())
+    }
+
+    fn resume_process(&self, spec: &ProcessSpec) -> Result<Option<u32>> {
+        let found = self.find_process(spec)?;
+        let stopped = &mut self.state().stopped;
+        Ok(found.filter(|_| stopped.take_if(|kind| *kind == spec.kind).is_some()))
     }
 
     fn probe_server(&self, spec: &ProcessSpec, _: &Path) -> Probe {
