@@ -535,3 +535,28 @@ fn what_a_failed_flush_lost_is_not_believed_after_a_restart() {
         "the snapshot reads {found:?}: what was written after it"
     );
 }
+
+/// Each chunk of a run was a read and a write of its own: of the disk's time a large overwrite lost most.
+#[test]
+fn a_run_is_copied_by_one_write_beside_its_record() {
+    let mut volume = history();
+    volume.machine.record();
+    let group: Vec<_> = (20..44)
+        .map(|chunk| Op::OriginWrite(Chunk(chunk)))
+        .collect();
+    let answers = volume.store.commit(&group).expect("commit");
+    assert_eq!(answers, vec![Ok(Done::Unique); 24]);
+    let recorded = volume.machine.recorded();
+    let lengths: Vec<_> = recorded[..before_the_flush(&recorded)]
+        .iter()
+        .map(|event| match event {
+            Event::Write { bytes, .. } => bytes.len() as u64,
+            Event::Flush { .. } => 0,
+        })
+        .collect();
+    assert_eq!(lengths, [24 * SHAPE.chunk_bytes, BLOCK]);
+    for chunk in [20, 21, 43] {
+        let bytes = volume.store.locate(SnapTag(4), Chunk(chunk));
+        assert!(matches!(bytes, Ok(Ok(Location::Store(_)))), "{chunk}");
+    }
+}

@@ -31,6 +31,8 @@ const COMMANDS: u32 = 32;
 enum Pattern {
     Random,
     Sequential,
+    /// Each group is a run of neighbours at a random place.
+    Runs,
 }
 
 /// One queue depth with one pattern, as `random:32`.
@@ -48,6 +50,7 @@ impl FromStr for Load {
         let pattern = match pattern {
             "random" => Pattern::Random,
             "sequential" => Pattern::Sequential,
+            "runs" => Pattern::Runs,
             other => bail!("no pattern {other:?}"),
         };
         let depth = depth.parse()?;
@@ -61,17 +64,27 @@ impl std::fmt::Display for Load {
         let name = match self.pattern {
             Pattern::Random => "random",
             Pattern::Sequential => "sequential",
+            Pattern::Runs => "runs",
         };
         write!(f, "{name}/qd{}", self.depth)
     }
 }
 
 impl Load {
-    /// The place among `len` of number `index` of the load.
+    /// Places among `len` chunks, in a random order if the load wants one: of chunks, or of runs.
+    fn order(&self, len: u64, seed: u64) -> Permutation {
+        match self.pattern {
+            Pattern::Random | Pattern::Sequential => Permutation::new(len, seed),
+            Pattern::Runs => Permutation::new((len / self.depth).max(1), seed),
+        }
+    }
+
+    /// The place of number `index` of the load.
     fn place(&self, order: &Permutation, index: u64) -> u64 {
         match self.pattern {
             Pattern::Random => order.at(index),
             Pattern::Sequential => index,
+            Pattern::Runs => order.at(index / self.depth) * self.depth + index % self.depth,
         }
     }
 }
@@ -217,8 +230,8 @@ fn measure(
     origin_chunks: u64,
     seed: u64,
 ) -> Result<Measured> {
-    let order = Permutation::new(origin_chunks, 1000 + seed);
-    let most = files.most.min(origin_chunks);
+    let order = load.order(origin_chunks, 1000 + seed);
+    let most = files.most.min(origin_chunks / load.depth * load.depth);
     let limit = Duration::from_secs_f64(files.seconds);
     let mut measured = Measured::default();
     let before = processor_time()?;
@@ -289,7 +302,7 @@ pub fn raw(options: &RawOptions) -> Result<()> {
     let (from, to) = (volume::chunks(&origin, shift), volume::chunks(&data, shift));
     let limit = Duration::from_secs_f64(files.seconds);
     for load in &options.loads {
-        let order = Permutation::new(from, 5);
+        let order = load.order(from, 5);
         let mut buffer = AlignedBuf::zeroed((load.depth * files.chunk) as usize);
         let mut measured = Measured::default();
         let started = Instant::now();

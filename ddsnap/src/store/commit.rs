@@ -2,7 +2,8 @@
 //! Commit groups: old data is saved and recorded before anything overwrites it.
 //!
 //! The order of a group of copy-outs: read all old chunks; write all copies and one journal record;
-//! flush once; then apply the record to memory and answer. If the power goes before the flush ends,
+//! flush once; then apply the record to memory and answer. Chunks that follow one another are one read, and copies in
+//! places that do are one write: what is durable when is a matter of the flush, not of how many writes it follows. If the power goes before the flush ends,
 //! no answer was given, so the origin still holds the old data, and recovery may drop the record:
 //! it does so entry by entry, by the checksums of the copies (see `recover`).
 //!
@@ -19,7 +20,7 @@ use super::api::{Done, Op, OpError};
 use super::error::StoreError;
 use super::full::{Need, Room, Wanted};
 use super::lookup::BeforeWrite;
-use super::media::Source;
+use super::media::{Source, chunk_writes};
 use crate::buffer::AlignedBuf;
 use crate::device::Write;
 use crate::format::journal::Entry;
@@ -318,15 +319,7 @@ impl Store {
                 }
             });
         }
-        let shift = self.superblock.chunk;
-        let writes: Vec<_> = places
-            .iter()
-            .zip(buffer.chunks_exact(chunk_bytes))
-            .map(|(place, from)| Write {
-                offset: place.to_offset(shift),
-                from,
-            })
-            .collect();
+        let writes = chunk_writes(places, buffer, self.superblock.chunk);
         let overlays = targets
             .iter()
             .any(|target| matches!(target, Target::Overlay(..)));

@@ -366,44 +366,98 @@ impl Media {
         self.meta.as_mut().map_or(Ok(()), flush)
     }
 
-    /// Reads chunks into consecutive parts of `into`, in one batch for each device. Of the origin's last
-    /// chunk what lies behind the end reads as zeros: it is saved like any other, with one checksum. Of a snapshot's own
-    /// chunk no more is read than the snapshot has: behind that a torn write may have left what cannot be read.
+    /// Reads chunks into consecutive parts of `into`, in one batch for each device, and neighbours that follow one
+    /// another as one read. Of the origin's last chunk what lies behind the end reads as zeros: it is saved like any
+    /// other, with one checksum. Of a snapshot's own chunk no more is read than the snapshot has: behind that a torn
+    /// write may have left what cannot be read.
     pub fn read_chunks(&mut self, sources: &[Source], into: &mut [u8]) -> Result<(), StoreError> {
         let (shift, alignment) = (self.chunk, self.data.alignment());
-        let (mut origin, mut store) = (Vec::new(), Vec::new());
-        for (source, into) in sources
-            .iter()
-            .zip(into.chunks_exact_mut(shift.bytes() as usize))
-        {
-            match source {
-                Source::Origin(chunk) => {
-                    let there = self.origin_length.in_chunk(*chunk, shift).to_bytes();
-                    let (into, behind) = into.split_at_mut(there as usize);
-                    behind.fill(0);
-                    let offset = chunk.to_offset(shift);
-                    if !into.is_empty() {
-                        origin.push(Read { offset, into });
-                    }
-                }
-                Source::Store(chunk) => store.push(Read {
-                    offset: chunk.to_offset(shift),
-                    into,
-                }),
-                Source::Own(chunk, length) => {
-                    let there = (length.to_bytes() as usize).next_multiple_of(alignment);
-                    let (into, behind) = into.split_at_mut(there.min(into.len()));
-                    behind.fill(0);
-                    if !into.is_empty() {
-                        let offset = chunk.to_offset(shift);
-                        store.push(Read { offset, into });
-                    }
-                }
-            }
-        }
+        let chunk_bytes = shift.bytes() as usize;
+        let part = |source: &Source| match *source {
+            Source::Origin(chunk) => Part {
+                of_origin: true,
+                offset: chunk.to_offset(shift),
+                len: self.origin_length.in_chunk(chunk, shift).to_bytes() as usize,
+            },
+            Source::Store(chunk) => Part {
+                of_origin: false,
+                offset: chunk.to_offset(shift),
+                len: chunk_bytes,
+            },
+            Source::Own(chunk, length) => Part {
+                of_origin: false,
+                offset: chunk.to_offset(shift),
+                len: (length.to_bytes() as usize)
+                    .next_multiple_of(alignment)
+                    .min(chunk_bytes),
+            },
+        };
+        let parts: Vec<Part> = sources.iter().map(part).collect();
+        let (mut origin, mut store) = reads(&parts, into, chunk_bytes);
         read_batch(&mut *self.origin, &mut origin)?;
         read_batch(&mut self.data, &mut store)
     }
+}
+
+/// What is there of a chunk that is to be read.
+#[derive(Clone, Copy)]
+struct Part {
+    of_origin: bool,
+    offset: u64,
+    len: usize,
+}
+
+impl Part {
+    /// Whether one read can do for both: the other is the next chunk of the same device, and all of this one is there.
+    fn is_followed_by(&self, other: &Part, chunk_bytes: usize) -> bool {
+        self.of_origin == other.of_origin
+            && self.len == chunk_bytes
+            && other.len > 0
+            && self.offset + self.len as u64 == other.offset
+    }
+}
+
+/// The reads of the origin and of the store that bring so many chunks into consecutive parts of `into`; what is not
+/// there of a chunk is zeros.
+fn reads<'a>(
+    parts: &[Part],
+    into: &'a mut [u8],
+    chunk_bytes: usize,
+) -> (Vec<Read<'a>>, Vec<Read<'a>>) {
+    let (mut origin, mut store) = (Vec::new(), Vec::new());
+    let mut rest = into;
+    for run in parts.chunk_by(|a, b| a.is_followed_by(b, chunk_bytes)) {
+        let (into, behind) = rest.split_at_mut(run.len() * chunk_bytes);
+        rest = behind;
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let (into, lacking) = into.split_at_mut((run.len() - 1) * chunk_bytes + last.len);
+        lacking.fill(0);
+        let offset = first.offset;
+        match first.of_origin {
+            _ if into.is_empty() => {}
+            true => origin.push(Read { offset, into }),
+            false => store.push(Read { offset, into }),
+        }
+    }
+    (origin, store)
+}
+
+/// Writes chunks from consecutive parts of `from` to these places, and to places that follow one another by one write.
+pub(crate) fn chunk_writes<'a>(
+    places: &[StoreChunk],
+    from: &'a [u8],
+    shift: ChunkShift,
+) -> Vec<Write<'a>> {
+    let mut rest = from;
+    places
+        .chunk_by(|a, b| a.0 + 1 == b.0)
+        .map(|run| {
+            let (from, behind) = rest.split_at(run.len() * shift.bytes() as usize);
+            rest = behind;
+            let offset = run[0].to_offset(shift);
+            Write { offset, from }
+        })
+        .collect()
 }
 
 /// Why a store on `data` cannot serve snapshots of this origin. A snapshot's device has the origin's
@@ -475,4 +529,87 @@ pub(crate) fn flush<D: BlockDevice + ?Sized>(device: &mut D) -> Result<(), Store
         device: device.name().to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: usize = 4096;
+
+    fn part(of_origin: bool, chunk: u64, len: usize) -> Part {
+        Part {
+            of_origin,
+            offset: chunk * CHUNK as u64,
+            len,
+        }
+    }
+
+    /// Where each read is from, how long it is, and where its bytes go.
+    fn places(reads: &[Read<'_>], start: usize) -> Vec<(u64, usize, usize)> {
+        let place = |read: &Read<'_>| {
+            let at = read.into.as_ptr() as usize - start;
+            (read.offset, read.into.len(), at)
+        };
+        reads.iter().map(place).collect()
+    }
+
+    #[test]
+    fn neighbours_are_one_read_and_all_else_is_its_own() {
+        let parts = [
+            part(true, 5, CHUNK),
+            part(true, 6, CHUNK),
+            part(true, 7, 1024),   // the origin ends here
+            part(true, 8, CHUNK),  // as if it went on: not behind a part that lacks something
+            part(false, 9, CHUNK), // the next, but of another device
+            part(false, 10, CHUNK),
+            part(false, 12, CHUNK),
+            part(false, 11, CHUNK),
+            part(true, 12, CHUNK),
+            part(true, 13, 0), // nothing of it is there
+        ];
+        let mut buffer = vec![7; parts.len() * CHUNK];
+        let start = buffer.as_ptr() as usize;
+        let (origin, store) = reads(&parts, &mut buffer, CHUNK);
+        let found = (places(&origin, start), places(&store, start));
+        let at = |chunk: u64| chunk * CHUNK as u64;
+        let wanted_of_origin = vec![
+            (at(5), 2 * CHUNK + 1024, 0),
+            (at(8), CHUNK, 3 * CHUNK),
+            (at(12), CHUNK, 8 * CHUNK),
+        ];
+        let wanted_of_store = vec![
+            (at(9), 2 * CHUNK, 4 * CHUNK),
+            (at(12), CHUNK, 6 * CHUNK),
+            (at(11), CHUNK, 7 * CHUNK),
+        ];
+        assert_eq!(found, (wanted_of_origin, wanted_of_store));
+        // What is not there is zeros, and nothing else was touched.
+        let lacking = |byte: usize| {
+            (2 * CHUNK + 1024..3 * CHUNK).contains(&byte) || (9 * CHUNK..).contains(&byte)
+        };
+        let is_right = |(at, &byte): (usize, &u8)| byte == if lacking(at) { 0 } else { 7 };
+        assert!(buffer.iter().enumerate().all(is_right));
+    }
+
+    #[test]
+    fn places_that_follow_one_another_are_one_write() {
+        let places = [4, 5, 6, 8, 7, 9, 10].map(StoreChunk);
+        let buffer: Vec<u8> = (0..7).flat_map(|index| [index; CHUNK]).collect();
+        let shift = ChunkShift::from_bytes(CHUNK as u64).unwrap();
+        let writes = chunk_writes(&places, &buffer, shift);
+        let found: Vec<_> = writes
+            .iter()
+            .map(|write| (write.offset / CHUNK as u64, write.from[0], write.from.len()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (4, 0, 3 * CHUNK),
+                (8, 3, CHUNK),
+                (7, 4, CHUNK),
+                (9, 5, 2 * CHUNK)
+            ]
+        );
+    }
 }

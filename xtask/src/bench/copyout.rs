@@ -12,6 +12,8 @@ use crate::ui::Step;
 const DEPTHS: [u64; 3] = [1, 32, 256];
 /// The depth at which noting a change is compared with copying out.
 const TRACKED: u64 = 32;
+/// Neighbours in a run that is compared with as many single chunks: 1 MiB, as much as the kernel asks about at once.
+const RUN: u64 = 64;
 /// The share of the bound asked for, at the depths the project promises something for.
 const GOAL: Goal = Goal::AtLeast(0.7);
 
@@ -35,8 +37,39 @@ pub fn measure(
             one(program, files, scale, (random, depth), figures)?;
         }
     }
+    run(program, files, scale, figures)?;
     track(program, files, scale, figures)?;
     remove(files)
+}
+
+/// Groups that are a run of neighbours against groups of single chunks, in the same minute.
+fn run(program: &Program, files: &Files, scale: &Scale, figures: &mut Vec<Figure>) -> Result<()> {
+    let step = Step::start(format!("copy-outs of runs of {RUN} neighbours"));
+    let rate = |pattern: &str| -> Result<f64> {
+        let numbers = program.run(&args("copyout", files, scale, &format!("{pattern}:{RUN}")))?;
+        numbers.get(&format!("{pattern}/qd{RUN}/rate"))
+    };
+    let mut rounds = Vec::new();
+    for _ in 0..scale.rounds {
+        rounds.push(Round {
+            bound: rate("random")?,
+            rate: rate("runs")?,
+            raw: 0.0,
+        });
+    }
+    let round = median(rounds).context("no round was measured")?;
+    step.done(&format!(
+        "{:.0}/s, single chunks {:.0}/s",
+        round.rate, round.bound
+    ));
+    figures.push(Figure::new(
+        format!("run/qd{RUN}"),
+        round.rate,
+        "1/s",
+        (round.bound, "single chunks"),
+        Goal::AtLeast(4.0),
+    ));
+    Ok(())
 }
 
 /// First writes that only a bookmark needs to know of, against copy-outs in the same minute.
