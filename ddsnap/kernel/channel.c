@@ -81,6 +81,7 @@ static ssize_t channel_read(struct kiocb *iocb, struct iov_iter *to)
 	struct ddsnap_volume *v = channel_volume(iocb->ki_filp);
 	struct ddsnap_request requests[TAKE_MAX];
 	ssize_t done = 0;
+	u64 taken = 0;
 
 	if (!v)
 		return -ENOTCONN;
@@ -92,7 +93,8 @@ static ssize_t channel_read(struct kiocb *iocb, struct iov_iter *to)
 		unsigned int count, i;
 
 		count = ddsnap_volume_take(v, requests,
-					   min_t(size_t, room, TAKE_MAX));
+					   min_t(size_t, room, TAKE_MAX),
+					   &taken);
 		if (!count) {
 			if (done)
 				break;

@@ -36,36 +36,43 @@ enum ddsnap_place {
 	PLACE_UNSENT,		/* volume->unsent: the server has yet to read it */
 	PLACE_SENT,		/* volume->sent, volume->by_id: awaits its reply */
 	PLACE_HELD,		/* volume->held: to be asked when the gate opens */
-	PLACE_GRANTED,		/* volume->granted: waits for tracked reads */
+	PLACE_GRANTED,		/* volume->granted, volume->blocked: waits for reads */
 };
 
 /**
  * struct ddsnap_question - something to be told to the server
  * @id: the request's id while it is unsent or sent
+ * @awaited: while it is granted: a chunk of it that a tracked read is about
  * @op: enum ddsnap_request_op
  * @place: enum ddsnap_place
+ * @count: how many chunks it is about (I/O only; more than one: ORIGIN_WRITE)
  * @dev: the asking device, or the one that has stopped; NULL for
  *	BARRIER_REACHED
- * @chunk: the chunk asked about (I/O only)
+ * @chunk: the first chunk asked about (I/O only)
  * @since: when it was first asked, in jiffies (I/O only)
  * @list: on the list @place names
- * @by_id: in volume->by_id while sent
- * @by_chunk: in volume->questions while outstanding (I/O only)
+ * @hashed: in volume->by_id while sent, in volume->blocked by @awaited while
+ *	granted
+ * @by_chunk: in volume->questions by @chunk while outstanding (I/O only)
  * @asked: in volume->asked while outstanding (I/O only)
  * @bios: the bios that wait for the answer, in order (I/O only)
  *
  * All under volume->lock.
  */
 struct ddsnap_question {
-	u64 id;
+	union {
+		u64 id;
+		u64 awaited;
+	};
 	u16 op;
 	u16 place;
+	u16 count;
 	struct ddsnap_device *dev;
 	u64 chunk;
 	unsigned long since;
 	struct list_head list;
 	struct list_head asked;
-	struct hlist_node by_id;
+	struct hlist_node hashed;
 	struct hlist_node by_chunk;
 	struct bio_list bios;
 };
@@ -103,14 +110,16 @@ enum ddsnap_io_state {
 /**
  * struct ddsnap_io - the target's share of each bio
  * @state: enum ddsnap_io_state, owned by whoever owns the bio
+ * @chunks: how many it asked about, and counts for in volume->pending
  * @to: where submit_work sends it
- * @question: used by the bio that came first for its chunk, so that asking
+ * @question: used by the bio that came first for its run, so that asking
  *	allocates nothing; over before that bio is submitted or ended
  * @tracked: in volume->tracked, under volume->lock
  * @tracked_chunk: chunk of the origin being read
  */
 struct ddsnap_io {
 	u8 state;
+	u16 chunks;
 	struct dm_dev *to;
 	union {
 		struct ddsnap_question question;
@@ -252,11 +261,14 @@ struct ddsnap_volume {
 	struct ddsnap_question reached;	/* BARRIER_REACHED */
 	DECLARE_HASHTABLE(by_id, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(questions, DDSNAP_HASH_BITS);
+	DECLARE_HASHTABLE(blocked, DDSNAP_HASH_BITS);
 	DECLARE_HASHTABLE(tracked, DDSNAP_HASH_BITS);
+	unsigned int tracked_reads;	/* how many are in there */
 
 	/*
-	 * Written by who asks and by submit_work. pending counts the bios that
-	 * wait for an answer, or since then for submit_work.
+	 * Written by who asks and by submit_work. pending counts the chunks of
+	 * the bios that wait for an answer, or since then for submit_work: what
+	 * the server has to copy out before the last of them goes on.
 	 */
 	atomic_t pending ____cacheline_aligned_in_smp;
 	wait_queue_head_t throttle;	/* submitters, while those are too many */
@@ -333,17 +345,19 @@ void ddsnap_submit_ready(struct work_struct *work);
 void ddsnap_expire_old(struct work_struct *work);
 void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
 		    struct dm_dev *to, enum ddsnap_io_state state);
-bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk);
-bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk);
-void __ddsnap_release_origin_write(struct ddsnap_volume *v,
-				   struct ddsnap_question *q);
+bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk,
+			unsigned int count);
+void __ddsnap_grant_origin_write(struct ddsnap_volume *v,
+				 struct ddsnap_question *q);
+void __ddsnap_read_track(struct ddsnap_volume *v, struct ddsnap_io *io,
+			 u64 chunk);
 void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io);
 int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
-	       u64 chunk);
+	       u64 chunk, unsigned int count);
 bool ddsnap_volume_has_unsent(struct ddsnap_volume *v);
 unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
 				struct ddsnap_request *requests,
-				unsigned int max);
+				unsigned int max, u64 *taken);
 void ddsnap_volume_untake(struct ddsnap_volume *v,
 			  const struct ddsnap_request *requests,
 			  unsigned int count);

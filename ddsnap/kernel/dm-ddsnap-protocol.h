@@ -25,8 +25,9 @@
  *     fails when its question is too old, and the reply is taken all the same.
  * 4 - DDSNAP_IOC_ATTACH has a number that is not another driver's. The one
  *     it had, _IOW(0xdd, 1, struct ddsnap_attach), gives EPROTO.
+ * 5 - ORIGIN_WRITE asks about a run of chunks, and is answered for all of it.
  */
-#define DDSNAP_PROTOCOL_VERSION	4
+#define DDSNAP_PROTOCOL_VERSION	5
 
 /* Bytes of a volume's key (the agent socket's name), with its NUL. */
 #define DDSNAP_KEY_SIZE		108
@@ -34,6 +35,19 @@
 /* The chunk sizes a store may have: 512 bytes to 1 MiB. */
 #define DDSNAP_CHUNK_SHIFT_MIN	9
 #define DDSNAP_CHUNK_SHIFT_MAX	20
+
+/*
+ * The longest run that ORIGIN_WRITE asks about: so many chunks, and no more than
+ * so many bytes unless it is a single chunk.
+ */
+#define DDSNAP_RUN_CHUNKS	256
+#define DDSNAP_RUN_BYTES	(1024 * 1024)
+
+/*
+ * What the questions of one read(2) are about: no more chunks than this has,
+ * unless it is a single question. The server serves them together.
+ */
+#define DDSNAP_READ_BYTES	(16 * 1024 * 1024)
 
 /* In ddsnap_request.snapshot: the origin (ID -1 in the table line). */
 #define DDSNAP_ORIGIN		(~0ULL)
@@ -77,9 +91,12 @@ enum ddsnap_request_op {
 	DDSNAP_IDENTIFY		= 1,
 	/* A device went away. The reply means its use count has dropped. */
 	DDSNAP_GONE		= 2,
-	/* May chunk of the origin be written? The reply means: the old data is
-	 * durable in the store wherever a snapshot needs it, and no further
-	 * question about this chunk is needed until the next snapshot.
+	/* May the chunks of the origin from chunk on, count of them, be
+	 * written? The reply means: the old data of each is durable in the
+	 * store wherever a snapshot needs it, and no further question about
+	 * them is needed until the next snapshot. Or the status is about some
+	 * of them, and none may be written for this question. Runs of several
+	 * questions may overlap; each is answered for itself.
 	 */
 	DDSNAP_ORIGIN_WRITE	= 3,
 	/* Where does snapshot's chunk lie? Reply: value is the store chunk, or
@@ -105,9 +122,11 @@ enum ddsnap_request_op {
  * @op: enum ddsnap_request_op
  * @device: number of the asking device, unique while it exists; 0 for BARRIER_REACHED
  * @snapshot: its snapshot tag (0 to 2^32-1), or DDSNAP_ORIGIN
- * @chunk: chunk number on the origin or snapshot (the I/O operations)
+ * @chunk: chunk number on the origin or snapshot, the first of several perhaps
+ *	(the I/O operations)
  * @sectors: length of the device in 512-byte sectors (IDENTIFY)
  * @flags: DDSNAP_REQUEST_*
+ * @count: how many chunks, at least 1 (ORIGIN_WRITE); else 0
  * @reserved: zero
  */
 struct ddsnap_request {
@@ -118,7 +137,8 @@ struct ddsnap_request {
 	__le64 chunk;
 	__le64 sectors;
 	__le32 flags;
-	__u8   reserved[20];
+	__le32 count;
+	__u8   reserved[16];
 };
 
 /*
@@ -159,7 +179,7 @@ enum ddsnap_command_op {
  * @reserved: zero
  * @value: store chunk, counted in chunks from sector 0 of the snapshot store
  *         device; or sectors, for IDENTIFY with EINVAL; or a device number, for
- *         DEVICE_STOP
+ *         DEVICE_STOP; 0 for ORIGIN_WRITE
  *
  * A write(2) takes whole records in order and returns the bytes taken. A
  * record for an id or op nobody waits for, or with unknown bits, fails the

@@ -104,7 +104,7 @@ void __ddsnap_take_back_granted(struct ddsnap_volume *v)
 void ddsnap_all_unique(struct ddsnap_volume *v)
 {
 	spin_lock_irq(&v->lock);
-	if (v->gate == GATE_OPEN && hash_empty(v->tracked))
+	if (v->gate == GATE_OPEN && !v->tracked_reads)
 		WRITE_ONCE(v->all_unique, true);
 	spin_unlock_irq(&v->lock);
 }

@@ -9,7 +9,7 @@
 
 #include <linux/poll.h>
 
-/* Bios submitted between two looks for somebody who waits for room. */
+/* Chunks submitted between two looks for somebody who waits for room. */
 #define SUBMITTED_STEP	32
 
 /* How long a question waits for a server that has let others become too old. */
@@ -21,13 +21,16 @@ void ddsnap_wake_server(struct ddsnap_volume *v)
 	wake_up_interruptible_poll(&v->wait, EPOLLIN | EPOLLRDNORM);
 }
 
-/* That many bios wait no longer, neither for an answer nor to be submitted. */
-static void bios_go(struct ddsnap_volume *v, int count)
+/*
+ * Bios about so many chunks wait no longer, neither for an answer nor to be
+ * submitted.
+ */
+static void chunks_go(struct ddsnap_volume *v, int chunks)
 {
 	int max = max_t(int, READ_ONCE(ddsnap_max_waiting), 1);
 
 	/* Not at each: who is woken is to find room for some more. */
-	if (atomic_sub_return(count, &v->pending) <= max - max / 8 - 1 &&
+	if (atomic_sub_return(chunks, &v->pending) <= max - max / 8 - 1 &&
 	    wq_has_sleeper(&v->throttle))
 		wake_up_all(&v->throttle);
 }
@@ -36,11 +39,13 @@ static void bios_go(struct ddsnap_volume *v, int count)
 void ddsnap_end_bios(struct ddsnap_volume *v, struct bio_list *bios)
 {
 	struct bio *bio;
-	int count = bio_list_size(bios);
+	int chunks = 0;
 
-	if (!count)
+	if (bio_list_empty(bios))
 		return;
-	bios_go(v, count);
+	bio_list_for_each(bio, bios)
+		chunks += ddsnap_io(bio)->chunks;
+	chunks_go(v, chunks);
 	while ((bio = bio_list_pop(bios)))
 		bio_endio(bio);
 }
@@ -60,8 +65,8 @@ void __ddsnap_unlist(struct ddsnap_volume *v, struct ddsnap_question *q)
 {
 	lockdep_assert_held(&v->lock);
 
-	if (q->place == PLACE_SENT)
-		hash_del(&q->by_id);
+	if (q->place == PLACE_SENT || q->place == PLACE_GRANTED)
+		hash_del(&q->hashed);
 	list_del_init(&q->list);
 	q->place = PLACE_NOWHERE;
 }
@@ -97,20 +102,22 @@ struct ddsnap_question *__ddsnap_find_sent(struct ddsnap_volume *v, u64 id,
 
 	lockdep_assert_held(&v->lock);
 
-	hash_for_each_possible(v->by_id, q, by_id, id)
+	hash_for_each_possible(v->by_id, q, hashed, id)
 		if (q->id == id && q->op == op)
 			return q;
 	return NULL;
 }
 
 /*
- * A bio may join a question of its kind about its chunk - but a read only one
- * that is still unsent. The answer to one already sent may be older than a
- * write to the snapshot that has completed since, and would lead the read to
- * what the chunk held before. The answer to a write stays true.
+ * A bio may join a question of its kind about the very same chunks: of a longer
+ * run, others than the bio's own could make it fail, or wait for their reads. And
+ * a read joins only one that is still unsent. The answer to one already sent may
+ * be older than a write to the snapshot that has completed since, and would lead
+ * the read to what the chunk held before. The answer to a write stays true.
  */
 static struct ddsnap_question *__find_joinable(struct ddsnap_device *dev,
-					       u32 op, u64 chunk)
+					       u32 op, u64 chunk,
+					       unsigned int count)
 {
 	struct ddsnap_volume *v = dev->volume;
 	struct ddsnap_question *q;
@@ -118,7 +125,8 @@ static struct ddsnap_question *__find_joinable(struct ddsnap_device *dev,
 	lockdep_assert_held(&v->lock);
 
 	hash_for_each_possible(v->questions, q, by_chunk, chunk)
-		if (q->chunk == chunk && q->op == op && q->dev == dev &&
+		if (q->chunk == chunk && q->count == count && q->op == op &&
+		    q->dev == dev &&
 		    (op != DDSNAP_SNAPSHOT_READ || q->place == PLACE_UNSENT))
 			return q;
 	return NULL;
@@ -267,7 +275,7 @@ void ddsnap_submit_ready(struct work_struct *work)
 	struct bio_list bios;
 	struct blk_plug plug;
 	struct bio *bio;
-	int count = 0;
+	int chunks = 0;
 
 	spin_lock_irq(&v->lock);
 	bios = v->ready;
@@ -279,17 +287,19 @@ void ddsnap_submit_ready(struct work_struct *work)
 		bio_set_dev(bio, ddsnap_io(bio)->to->bdev);
 		/* We may wait for the disk, and nobody polls for us. */
 		bio->bi_opf &= ~(REQ_NOWAIT | REQ_POLLED);
+		chunks += ddsnap_io(bio)->chunks;
+		/* From here on it is not ours: it may end at once. */
 		dm_submit_bio_remap(bio, NULL);
 		/* Now and then: the device below may hold up the rest. */
-		if (++count == SUBMITTED_STEP) {
-			bios_go(v, count);
-			count = 0;
+		if (chunks >= SUBMITTED_STEP) {
+			chunks_go(v, chunks);
+			chunks = 0;
 		}
 		cond_resched();
 	}
 	blk_finish_plug(&plug);
-	if (count)
-		bios_go(v, count);
+	if (chunks)
+		chunks_go(v, chunks);
 }
 
 void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
@@ -305,7 +315,29 @@ void __ddsnap_ready(struct ddsnap_volume *v, struct bio *bio,
 	queue_work(v->wq, &v->submit_work);
 }
 
-bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk)
+/* May all these chunks of the origin be written without asking? */
+bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk, unsigned int count)
+{
+	struct ddsnap_device *dev;
+
+	lockdep_assert_held(&v->lock);
+
+	if (v->all_unique)
+		return true;
+	list_for_each_entry(dev, &v->origins, origins)
+		if (dev->unique && chunk + count <= dev->unique_chunks &&
+		    find_next_zero_bit(dev->unique, chunk + count, chunk) >=
+		    chunk + count)
+			return true;
+	return false;
+}
+
+/*----------------------------------------------------------------
+ * Origin writes and snapshots' reads from the origin
+ *----------------------------------------------------------------
+ */
+
+static bool __is_tracked(struct ddsnap_volume *v, u64 chunk)
 {
 	struct ddsnap_io *io;
 
@@ -317,35 +349,42 @@ bool __ddsnap_is_tracked(struct ddsnap_volume *v, u64 chunk)
 	return false;
 }
 
-/* May the chunk of the origin be written without asking? */
-bool __ddsnap_is_unique(struct ddsnap_volume *v, u64 chunk)
+/* A chunk of the question's that a snapshot's read is on its way to. */
+static bool __find_tracked(struct ddsnap_volume *v,
+			   const struct ddsnap_question *q, u64 *chunk)
 {
-	struct ddsnap_device *dev;
+	unsigned int i;
 
 	lockdep_assert_held(&v->lock);
 
-	if (v->all_unique)
-		return true;
-	list_for_each_entry(dev, &v->origins, origins)
-		if (dev->unique && chunk < dev->unique_chunks &&
-		    test_bit(chunk, dev->unique))
+	if (!v->tracked_reads)
+		return false;
+	for (i = 0; i < q->count; i++) {
+		*chunk = q->chunk + i;
+		if (__is_tracked(v, *chunk))
 			return true;
+	}
 	return false;
 }
 
-/* From here on, and until the next snapshot, the chunk is unique. */
-void __ddsnap_release_origin_write(struct ddsnap_volume *v,
+/* From here on, and until the next snapshot, its chunks are unique. */
+static void __release_origin_write(struct ddsnap_volume *v,
 				   struct ddsnap_question *q)
 {
 	struct bio_list bios = BIO_EMPTY_LIST;
 	struct ddsnap_device *dev = q->dev;
 	struct bio *bio;
+	u64 chunk, end;
 
 	lockdep_assert_held(&v->lock);
 	WARN_ON_ONCE(v->gate != GATE_OPEN);
 
-	if (dev->unique && q->chunk < dev->unique_chunks)
-		set_bit(q->chunk, dev->unique);
+	if (dev->unique) {
+		end = min_t(u64, q->chunk + q->count, dev->unique_chunks);
+		/* One by one and atomically: others look without the lock. */
+		for (chunk = q->chunk; chunk < end; chunk++)
+			set_bit(chunk, dev->unique);
+	}
 
 	__ddsnap_end_question(v, q, &bios);
 	while ((bio = bio_list_pop(&bios))) {
@@ -355,12 +394,47 @@ void __ddsnap_release_origin_write(struct ddsnap_volume *v,
 	}
 }
 
+/*
+ * The server allows an origin write, and the gate is open: it goes on its way, or
+ * waits for one of the chunks that are still being read.
+ */
+void __ddsnap_grant_origin_write(struct ddsnap_volume *v,
+				 struct ddsnap_question *q)
+{
+	u64 chunk;
+
+	lockdep_assert_held(&v->lock);
+
+	if (!__find_tracked(v, q, &chunk)) {
+		__release_origin_write(v, q);
+		return;
+	}
+	__ddsnap_unlist(v, q);
+	q->place = PLACE_GRANTED;
+	q->awaited = chunk;
+	list_add_tail(&q->list, &v->granted);
+	hash_add(v->blocked, &q->hashed, chunk);
+}
+
+/* A snapshot's read goes to the origin: until it ends its chunk is not written. */
+void __ddsnap_read_track(struct ddsnap_volume *v, struct ddsnap_io *io,
+			 u64 chunk)
+{
+	lockdep_assert_held(&v->lock);
+
+	io->tracked_chunk = chunk;
+	hash_add(v->tracked, &io->tracked, chunk);
+	v->tracked_reads++;
+}
+
 /**
  * ddsnap_read_untrack - a snapshot's read from the origin has ended
  * @v: the volume
  * @io: the bio's share, IO_TRACKED_READ
  *
- * Origin writes that waited for the last such read of the chunk go on.
+ * Origin writes that waited for the last such read of the chunk go on, or wait
+ * for that of another chunk of theirs: they look at all of them again. They are
+ * found by the chunk that each waits for, so that this takes what it has to.
  */
 void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
 {
@@ -371,11 +445,12 @@ void ddsnap_read_untrack(struct ddsnap_volume *v, struct ddsnap_io *io)
 
 	spin_lock_irqsave(&v->lock, flags);
 	hash_del(&io->tracked);
-	if (!list_empty(&v->granted) && !__ddsnap_is_tracked(v, chunk))
-		hash_for_each_possible_safe(v->questions, q, next, by_chunk,
-					    chunk)
-			if (q->chunk == chunk && q->place == PLACE_GRANTED)
-				__ddsnap_release_origin_write(v, q);
+	v->tracked_reads--;
+	if (!list_empty(&v->granted) && !__is_tracked(v, chunk))
+		/* One that waits on is put before all that are yet to come. */
+		hash_for_each_possible_safe(v->blocked, q, next, hashed, chunk)
+			if (q->awaited == chunk)
+				__ddsnap_grant_origin_write(v, q);
 	spin_unlock_irqrestore(&v->lock, flags);
 }
 
@@ -391,14 +466,16 @@ static bool has_room(const struct ddsnap_volume *v)
 }
 
 /*
- * Bounds what waits: a discard or write-zeroes of a large device is cut into a
- * bio for each chunk, and each holds memory that cannot be reclaimed. To sleep
- * in map is harmless. Nothing is counted or locked yet, and what the submitter
- * has sent down before is on its way: the block layer submits bios for lower
- * devices first, and the scheduler unplugs. What has been asked ends by itself
- * within its time, and what comes after it soon if the server is silent. But who
- * frees memory must not wait for room here; swap has a bound of its own in dm
- * core. False: the submitter would have to wait, and must not.
+ * Bounds what waits: write-zeroes of a large device are cut into a bio for each
+ * run of chunks, and each holds memory that cannot be reclaimed. Chunks are what
+ * is counted, for they are the server's work: as many bios of long runs would wait
+ * longer than they may. Who finds room for one may ask about a run of more. To
+ * sleep in map is harmless. Nothing is counted or locked yet, and what the
+ * submitter has sent down before is on its way: the block layer submits bios for
+ * lower devices first, and the scheduler unplugs. What has been asked ends by
+ * itself within its time, and what comes after it soon if the server is silent.
+ * But who frees memory must not wait for room here; swap has a bound of its own in
+ * dm core. False: the submitter would have to wait, and must not.
  */
 static bool throttle(struct ddsnap_volume *v, const struct bio *bio)
 {
@@ -430,16 +507,17 @@ static int would_block(struct bio *bio)
 /**
  * ddsnap_ask - a bio needs the server's answer
  * @dev: the device
- * @bio: the bio, not longer than a chunk
+ * @bio: the bio
  * @op: DDSNAP_ORIGIN_WRITE, DDSNAP_SNAPSHOT_READ or DDSNAP_SNAPSHOT_WRITE
- * @chunk: the chunk the bio lies in
+ * @chunk: the first chunk the bio lies in
+ * @count: how many it lies in, 1 but for DDSNAP_ORIGIN_WRITE
  *
  * Return: what map returns: DM_MAPIO_SUBMITTED and the bio is ours, or has ended
- * because it would have to wait; REMAPPED to the origin if the chunk has become
+ * because it would have to wait; REMAPPED to the origin if the chunks have become
  * unique; KILL; REQUEUE.
  */
 int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
-	       u64 chunk)
+	       u64 chunk, unsigned int count)
 {
 	struct ddsnap_volume *v = dev->volume;
 	struct ddsnap_io *io = ddsnap_io(bio);
@@ -452,8 +530,8 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	spin_lock_irq(&v->lock);
 
 	if (op == DDSNAP_ORIGIN_WRITE && v->gate == GATE_OPEN &&
-	    __ddsnap_is_unique(v, chunk)) {
-		/* It was granted between the look without the lock and now. */
+	    __ddsnap_is_unique(v, chunk, count)) {
+		/* They were granted between the look without the lock and now. */
 		atomic_inc(&v->origin_writes);
 		spin_unlock_irq(&v->lock);
 		io->state = IO_ORIGIN_WRITE;
@@ -473,12 +551,14 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 		return r;
 	}
 
-	q = __find_joinable(dev, op, chunk);
+	io->chunks = count;
+	q = __find_joinable(dev, op, chunk, count);
 	if (!q) {
 		q = &io->question;
 		q->op = op;
 		q->dev = dev;
 		q->chunk = chunk;
+		q->count = count;
 		q->since = jiffies;
 		bio_list_init(&q->bios);
 		list_add_tail(&q->asked, &v->asked);
@@ -494,7 +574,7 @@ int ddsnap_ask(struct ddsnap_device *dev, struct bio *bio, unsigned int op,
 	}
 	bio_list_add(&q->bios, bio);
 	atomic_inc(&dev->stats->waiting);
-	atomic_inc(&v->pending);
+	atomic_add(count, &v->pending);
 	spin_unlock_irq(&v->lock);
 
 	if (asked) {
@@ -529,6 +609,8 @@ static void fill_request(const struct ddsnap_question *q,
 		request->device = cpu_to_le32(q->dev->call->device);
 		request->snapshot = cpu_to_le64(q->dev->snapshot);
 		request->chunk = cpu_to_le64(q->chunk);
+		if (q->op == DDSNAP_ORIGIN_WRITE)
+			request->count = cpu_to_le32(q->count);
 	} else if (q->op == DDSNAP_BARRIER_REACHED) {
 		request->snapshot = cpu_to_le64(DDSNAP_ORIGIN);
 	} else if (q->op == DDSNAP_DEVICE_STOPPED) {
@@ -551,20 +633,29 @@ static void fill_request(const struct ddsnap_question *q,
  * @v: the volume
  * @requests: room for them
  * @max: records there is room for
+ * @taken: sectors of the chunks that the requests taken before are about, in the
+ *	same read(2); those of these are added
  *
- * Return: how many there were. They count as sent.
+ * Return: how many there were. They count as sent. 0 too if DDSNAP_READ_BYTES
+ * leaves no room for another, but not if @taken was 0.
  */
 unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
 				struct ddsnap_request *requests,
-				unsigned int max)
+				unsigned int max, u64 *taken)
 {
 	struct ddsnap_question *q, *next;
 	unsigned int count = 0;
 
 	spin_lock_irq(&v->lock);
 	list_for_each_entry_safe(q, next, &v->unsent, list) {
-		if (count == max)
+		u64 sectors = ddsnap_is_io(q->op) ?
+			(u64)q->count << v->chunk_shift : 0;
+
+		if (count == max ||
+		    (*taken && sectors &&
+		     *taken + sectors > DDSNAP_READ_BYTES >> SECTOR_SHIFT))
 			break;
+		*taken += sectors;
 		fill_request(q, &requests[count++]);
 		__ddsnap_unlist(v, q);
 		if (q == &v->reached) {
@@ -575,7 +666,7 @@ unsigned int ddsnap_volume_take(struct ddsnap_volume *v,
 			continue;
 		q->place = PLACE_SENT;
 		list_add_tail(&q->list, &v->sent);
-		hash_add(v->by_id, &q->by_id, q->id);
+		hash_add(v->by_id, &q->hashed, q->id);
 	}
 	spin_unlock_irq(&v->lock);
 	return count;

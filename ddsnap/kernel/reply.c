@@ -89,7 +89,7 @@ static const char *__mapping_error(struct ddsnap_volume *v,
 		return value < ddsnap_sector_to_chunk(dev, sectors) ?
 			NULL : "to a store chunk beyond the store's end";
 	/* See "Snapshot reads from the origin" in target.c. */
-	if (__ddsnap_is_unique(v, q->chunk))
+	if (__ddsnap_is_unique(v, q->chunk, 1))
 		return "to the origin, which may have been written since";
 	bio_list_for_each(bio, &q->bios)
 		if (bio_end_sector(bio) > sectors)
@@ -125,8 +125,7 @@ static const char *__snapshot_mapped(struct ddsnap_volume *v,
 
 		atomic_inc(&dev->in_flight);
 		if (from_origin) {
-			io->tracked_chunk = chunk;
-			hash_add(v->tracked, &io->tracked, chunk);
+			__ddsnap_read_track(v, io, chunk);
 			__ddsnap_ready(v, bio, to, IO_TRACKED_READ);
 		} else {
 			sector -= ddsnap_chunk_to_sector(dev, chunk);
@@ -156,7 +155,7 @@ static bool __is_late(struct ddsnap_volume *v, u64 id)
 
 	if (!v->late || !id || id > v->next_id)
 		return false;
-	hash_for_each_possible(v->by_id, q, by_id, id)
+	hash_for_each_possible(v->by_id, q, hashed, id)
 		if (q->id == id)
 			return false;
 	v->late--;
@@ -211,12 +210,8 @@ static bool __io_reply(struct ddsnap_volume *v,
 		/* Does it hold after the snapshot too? Ask again then. */
 		__ddsnap_unlist(v, q);
 		__ddsnap_ask_origin_write(v, q);
-	} else if (__ddsnap_is_tracked(v, chunk)) {
-		__ddsnap_unlist(v, q);
-		q->place = PLACE_GRANTED;
-		list_add_tail(&q->list, &v->granted);
 	} else {
-		__ddsnap_release_origin_write(v, q);
+		__ddsnap_grant_origin_write(v, q);
 	}
 	return true;
 }
@@ -231,6 +226,9 @@ static bool well_formed(const struct ddsnap_reply *reply)
 		allowed = DDSNAP_REPLY_FROM_ORIGIN;
 	else if (op == DDSNAP_BARRIER_END)
 		allowed = DDSNAP_REPLY_CREATED;
+	/* Room for an answer about more than was asked, one day. */
+	if (op == DDSNAP_ORIGIN_WRITE && reply->value)
+		return false;
 	return !reply->reserved && !(le32_to_cpu(reply->flags) & ~allowed) &&
 	       le32_to_cpu(reply->status) <= MAX_ERRNO;
 }

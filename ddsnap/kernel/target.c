@@ -29,11 +29,16 @@
  *			origin if the server says that the chunk is still there
  *   snapshot write	goes to the private store chunk the server names
  *
- * Write-zeroes change data and are writes. A bio that has to ask lies within
- * one chunk, which is short at the end of a device whose length is no multiple
- * of the chunk. The question is part of the first bio for its chunk, so that
- * asking needs no memory; others join it. What waits is bounded: too many, and
- * the submitter waits.
+ * Write-zeroes change data and are writes. A bio of a snapshot lies within one
+ * chunk, which is short at the end of a device whose length is no multiple of the
+ * chunk. A write to the origin asks once for a run of neighbouring chunks, from
+ * the first to the last that is not known to be unique, bounded by
+ * DDSNAP_RUN_CHUNKS and DDSNAP_RUN_BYTES; it goes when all of them may be written,
+ * and fails if one may not. The question is part of the first bio for its run, so
+ * that asking needs no memory; others of the very same run join it. Runs that
+ * overlap otherwise are questions of their own, each answered for itself: to the
+ * server a chunk copied out already is one that needs nothing. What waits is
+ * bounded, in chunks: too many, and the submitter waits.
  *
  * A discard is advice, and nothing is copied out for advice: it goes to the
  * origin where the chunks are known to be unique, and is over at once where
@@ -43,11 +48,12 @@
  * Why an origin write destroys nothing a snapshot needs
  * -----------------------------------------------------
  * It reaches the disk only after the server's ORIGIN_WRITE reply, which means
- * that the copy and the record of it are durable. A crash before finds the
- * origin as it was. The unique bit only repeats that reply. It must not outlive
- * it: a new snapshot needs the present data, so its creation goes through the
- * gate. The flag that all chunks are unique lives and ends as the bits do; it is
- * not set while a read is tracked (below), which a write may then not outrun.
+ * that the copies of all its chunks and the records of them are durable. A crash
+ * before finds the origin as it was. A unique bit only repeats that reply for its
+ * chunk. It must not outlive it: a new snapshot needs the present data, so its
+ * creation goes through the gate. The flag that all chunks are unique lives and
+ * ends as the bits do; it is not set while a read is tracked (below), which a
+ * write may then not outrun.
  *
  * The gate
  * --------
@@ -88,12 +94,19 @@
  * The server says FROM_ORIGIN and forgets about it; then an origin write of
  * that chunk is copied out and allowed, while the read has not reached the
  * disk. So reads from the origin are tracked by chunk, and an allowed write
- * waits until those of its chunk have ended. This is enough because of the
+ * waits until those of its chunks have ended. This is enough because of the
  * order of replies: the server gave FROM_ORIGIN for a chunk while no copy
  * existed, so before the ORIGIN_WRITE reply that follows the copy. Replies are
  * taken one at a time in the order written (the server has one write(2) under
  * way at a time), and a read is tracked when its reply is taken, before it is
  * submitted. So it is tracked when the write is released.
+ * For a run this holds chunk by chunk: the reply means that each of its chunks has
+ * its copy, so the reply follows every FROM_ORIGIN given for any of them before
+ * its copy, and after it none is given. When the reply is taken all chunks of the
+ * run are looked up. If one is being read, the question waits for that one, hashed
+ * by it, and looks at all of them again when the last read of it ends. It is
+ * released, and the bits of all its chunks are set, only in a look that finds none
+ * of them read, under the lock under which reads are tracked.
  * And once the chunk is unique, the server has a copy for every snapshot there
  * is, so no read goes to the origin for it until the next snapshot clears the
  * bit, behind the gate. A FROM_ORIGIN that says otherwise is not believed.
@@ -217,7 +230,7 @@
 #define STATUS_VERSION		1
 
 /*
- * Write-zeroes at once: a larger bio would be cut into chunks, and wait for all
+ * Write-zeroes at once: a larger bio would be cut into runs, and wait for all
  * their answers, in one system call that cannot be interrupted.
  */
 #define WRITE_ZEROES_BYTES	(16U << 20)
@@ -230,7 +243,7 @@ MODULE_PARM_DESC(server_timeout,
 unsigned int ddsnap_max_waiting = MAX_WAITING_DEFAULT;
 module_param_named(max_waiting, ddsnap_max_waiting, uint, 0644);
 MODULE_PARM_DESC(max_waiting,
-		 "Bios of a volume that wait for the snapshot server before submitters wait");
+		 "Chunks of a volume that wait for the snapshot server before submitters wait");
 
 /**
  * ddsnap_answer_limit - how long a device's I/O waits for an answer
@@ -340,13 +353,44 @@ static int map_origin_discard(struct ddsnap_device *dev, struct bio *bio)
 	return DM_MAPIO_SUBMITTED;
 }
 
+/* How many chunks a question may be about. */
+static u64 longest_run(const struct ddsnap_device *dev)
+{
+	u64 most = min(DDSNAP_RUN_CHUNKS, DDSNAP_RUN_BYTES >>
+		       (dev->chunk_shift + SECTOR_SHIFT));
+
+	/* No more than may wait at all. */
+	most = min_t(u64, most, READ_ONCE(ddsnap_max_waiting));
+	return max_t(u64, most, 1);
+}
+
+/*
+ * Only the part of @bio that one question is about stays, from its first chunk to
+ * the last that is not known to be unique. That is looked up without a lock and
+ * may be wrong the next moment: then more is asked about than has to be, or less
+ * than could be, and the rest of the bio has its own turn. Returns how many chunks
+ * these are.
+ */
+static unsigned int cut_to_run(struct ddsnap_device *dev, struct bio *bio)
+{
+	u64 first = first_chunk(dev, bio);
+	u64 end = min(end_chunk(dev, bio), first + longest_run(dev));
+
+	if (dev->unique && end <= dev->unique_chunks)
+		while (end - first > 1 && test_bit(end - 1, dev->unique))
+			end--;
+	cut_before(dev, bio, end);
+	return end - first;
+}
+
 static int map_origin_write(struct ddsnap_device *dev, struct bio *bio)
 {
+	u64 first = first_chunk(dev, bio);
+
 	if (map_unique(dev, bio))
 		return DM_MAPIO_REMAPPED;
-
-	cut_to_chunk(dev, bio);
-	return ddsnap_ask(dev, bio, DDSNAP_ORIGIN_WRITE, first_chunk(dev, bio));
+	return ddsnap_ask(dev, bio, DDSNAP_ORIGIN_WRITE, first,
+			  cut_to_run(dev, bio));
 }
 
 static int ddsnap_map(struct dm_target *ti, struct bio *bio)
@@ -375,7 +419,7 @@ static int ddsnap_map(struct dm_target *ti, struct bio *bio)
 		return ddsnap_ask(dev, bio,
 				  write ? DDSNAP_SNAPSHOT_WRITE :
 					  DDSNAP_SNAPSHOT_READ,
-				  first_chunk(dev, bio));
+				  first_chunk(dev, bio), 1);
 	}
 	if (bio_op(bio) == REQ_OP_DISCARD)
 		return map_origin_discard(dev, bio);

@@ -257,6 +257,7 @@ static struct ddsnap_volume *volume_new(const char *key)
 	v->answered = jiffies;
 	hash_init(v->by_id);
 	hash_init(v->questions);
+	hash_init(v->blocked);
 	hash_init(v->tracked);
 	bio_list_init(&v->ready);
 	v->reached.op = DDSNAP_BARRIER_REACHED;

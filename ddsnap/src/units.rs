@@ -153,7 +153,19 @@ impl Sectors {
     }
 }
 
+impl From<Chunk> for ChunkRun {
+    /// A single chunk.
+    fn from(first: Chunk) -> ChunkRun {
+        ChunkRun { first, chunks: 1 }
+    }
+}
+
 impl ChunkRun {
+    /// Its chunks, ascending. They have numbers: a run does not reach beyond the last that there is.
+    pub fn iter(self) -> impl Iterator<Item = Chunk> {
+        (0..self.chunks).map(move |index| Chunk(self.first.0 + index))
+    }
+
     /// How many bytes of it a device of this length has.
     #[must_use]
     pub fn bytes_within(self, length: Sectors, shift: ChunkShift) -> u64 {

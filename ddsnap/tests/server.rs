@@ -25,7 +25,7 @@ use ddsnap::server::ring::{Parts, Ring};
 use ddsnap::server::start::open_device;
 use ddsnap::server::store_engine::StoreEngine;
 use ddsnap::store::{Devices, InitOptions, OpenOptions, Store};
-use ddsnap::units::{Chunk, ChunkShift, SnapTag};
+use ddsnap::units::{Chunk, ChunkRun, ChunkShift, SnapTag};
 
 const CHUNK: usize = 8192;
 const CHUNKS: u64 = 64;
@@ -203,7 +203,7 @@ impl Server {
 
     /// Writes a chunk of the origin as the kernel does: asks, then writes.
     fn write_origin(&mut self, files: &Files, chunk: u64, version: u8) {
-        self.ask(Ask::OriginWrite(Chunk(chunk)));
+        self.ask(Ask::OriginWrite(Chunk(chunk).into()));
         let origin = File::options()
             .write(true)
             .open(files.path("origin"))
@@ -289,11 +289,19 @@ fn a_burst_of_writes_is_answered_whole_and_in_groups() {
     let files = Files::new();
     let mut server = Server::start(&files);
     server.create(1);
+    // Single chunks and runs, which overlap.
+    let run = |id: u64| {
+        let first = id % CHUNKS;
+        ChunkRun {
+            first: Chunk(first),
+            chunks: (1 + id % 5).min(CHUNKS - first),
+        }
+    };
     let requests: Vec<u8> = (0..2000_u64)
         .flat_map(|id| {
             Request {
                 id,
-                ask: Ask::OriginWrite(Chunk(id % CHUNKS)),
+                ask: Ask::OriginWrite(run(id)),
             }
             .encode()
         })
@@ -338,7 +346,7 @@ fn a_full_store_stops_a_device_and_the_write_succeeds() {
         for chunk in 0..CHUNKS {
             server.next_id += 1;
             let id = server.next_id;
-            let ask = Ask::OriginWrite(Chunk(chunk));
+            let ask = Ask::OriginWrite(Chunk(chunk).into());
             let request = Request { id, ask }.encode();
             server.kernel.write_all(&request).unwrap();
             match server.read() {

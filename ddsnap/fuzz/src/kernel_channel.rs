@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use ddsnap::protocol::channel::{Ask, REQUEST_BYTES, Request as Asked};
+use ddsnap::protocol::channel::{Ask, REQUEST_BYTES, RUN_CHUNKS, Request as Asked};
 use ddsnap::protocol::codec::Frame;
 use ddsnap::protocol::control::Request;
 use ddsnap::server::core::{ClientId, Core, Now, Output};
 use ddsnap::server::store_engine::StoreEngine;
-use ddsnap::units::{Chunk, SnapTag};
+use ddsnap::units::{Chunk, ChunkRun, SnapTag};
 
 use super::input::Input;
 use super::volume::with_base;
@@ -94,6 +94,13 @@ fn act(core: &mut Core<StoreEngine>, input: &mut Input<'_>, seconds: &mut u64, o
     }
 }
 
+/// A run as long as it can be asked about.
+fn run_at(first: Chunk, what: u32) -> ChunkRun {
+    let most = u64::from([1, 2, 9, RUN_CHUNKS][what as usize % 4]);
+    let chunks = most.min((u64::MAX - first.0).saturating_add(1));
+    ChunkRun { first, chunks }
+}
+
 fn asked(input: &mut Input<'_>) -> Asked {
     let (id, what, chunk) = (
         u64::from(input.u8()),
@@ -102,7 +109,7 @@ fn asked(input: &mut Input<'_>) -> Asked {
     );
     let (tag, device) = (SnapTag(what % 6), id as u32 % 5);
     let ask = match what >> 4 {
-        0..=4 => Ask::OriginWrite(chunk),
+        0..=4 => Ask::OriginWrite(run_at(chunk, what)),
         5..=7 => Ask::SnapshotRead(tag, chunk),
         8..=10 => Ask::SnapshotWrite(tag, chunk),
         11 => Ask::BarrierReached,

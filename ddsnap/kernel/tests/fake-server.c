@@ -75,6 +75,9 @@ static int channel = -1, origin = -1, store = -1;
 static char *buffer;
 
 static uint64_t asked[8];		/* requests read, by op */
+static uint64_t asked_chunks;		/* that ORIGIN_WRITEs were about */
+static uint64_t longest_run;		/* of these */
+static uint64_t longest_read;		/* chunks of ORIGIN_WRITEs in one read(2) */
 static long identified;			/* IDENTIFY accepted less GONE */
 static uint64_t returning;		/* IDENTIFY of devices that were up before */
 static uint32_t newest_device;		/* of a snapshot, from IDENTIFY */
@@ -87,6 +90,7 @@ static bool beyond;			/* name store chunks that do not exist */
 static bool stale;			/* name the origin, whatever was copied out */
 static long delay_us;			/* before each batch of answers */
 static uint64_t poison = ~0ULL;		/* dies when asked about this chunk */
+static uint64_t bad_chunk = ~0ULL;	/* of the origin, cannot be copied out */
 
 /* A barrier under way. */
 static uint64_t barrier;		/* id, 0: none */
@@ -196,7 +200,7 @@ static struct copy *add_copy(uint64_t chunk, uint64_t seq, bool private,
  * Answers
  */
 
-static int origin_write(uint64_t chunk)
+static int copy_out(uint64_t chunk)
 {
 	uint64_t newest = 0;
 
@@ -206,6 +210,21 @@ static int origin_write(uint64_t chunk)
 	if (!newest || find_exception(newest, chunk))
 		return 0;
 	return add_copy(chunk, newest, false, origin, chunk) ? 0 : ENOSPC;
+}
+
+/* What was copied out before a chunk that fails stays so. */
+static int origin_write(uint64_t chunk, uint64_t count)
+{
+	int status = 0;
+
+	while (count-- && !status)
+		status = copy_out(chunk++);
+	return status;
+}
+
+static bool is_about(const struct ddsnap_request *q, uint64_t chunk)
+{
+	return chunk >= q->chunk && chunk - q->chunk < (q->count ?: 1);
 }
 
 static int snapshot_read(struct snapshot *s, uint64_t chunk, uint64_t *value)
@@ -261,13 +280,18 @@ static struct ddsnap_reply answer(const struct ddsnap_request *q)
 		status = identify(q->snapshot, q->sectors, &value);
 	} else if (q->op == DDSNAP_GONE) {
 		identified--;
-	} else if (q->chunk >= origin_chunks) {
-		die("asked about chunk %llu of %llu", (long long)q->chunk,
-		    (long long)origin_chunks);
-	} else if (q->chunk == poison) {
+	} else if (q->chunk >= origin_chunks ||
+		   q->count > origin_chunks - q->chunk) {
+		die("asked about %u chunks from %llu on, of %llu", q->count,
+		    (long long)q->chunk, (long long)origin_chunks);
+	} else if (is_about(q, poison)) {
 		kill(getpid(), SIGKILL);
+	} else if (q->op == DDSNAP_ORIGIN_WRITE && is_about(q, bad_chunk)) {
+		/* Those before it are copied out all the same. */
+		origin_write(q->chunk, bad_chunk - q->chunk);
+		status = EIO;
 	} else if (q->op == DDSNAP_ORIGIN_WRITE) {
-		status = origin_write(q->chunk);
+		status = origin_write(q->chunk, q->count);
 	} else if (!s) {
 		status = ENOENT;
 	} else if (q->op == DDSNAP_SNAPSHOT_WRITE) {
@@ -339,9 +363,25 @@ static void answer_queue(void)
 	}
 }
 
+static void count_run(const struct ddsnap_request *q, uint64_t *chunks)
+{
+	if (!q->count || q->count > DDSNAP_RUN_CHUNKS ||
+	    (q->count > 1 && q->count << chunk_shift > DDSNAP_RUN_BYTES))
+		die("a run of %u chunks", q->count);
+	asked_chunks += q->count;
+	*chunks += q->count;
+	if (*chunks > q->count && *chunks << chunk_shift > DDSNAP_READ_BYTES)
+		die("%llu chunks in one read", (long long)*chunks);
+	if (longest_run < q->count)
+		longest_run = q->count;
+	if (longest_read < *chunks)
+		longest_read = *chunks;
+}
+
 static void read_requests(void)
 {
 	struct ddsnap_request *q;
+	uint64_t chunks = 0;
 	ssize_t r;
 
 	if (queued + BATCH > QUEUE_MAX)
@@ -359,6 +399,10 @@ static void read_requests(void)
 		if (q->flags & ~(q->op == DDSNAP_IDENTIFY ?
 				 DDSNAP_REQUEST_RETURNING : 0))
 			die("flags %#x in request %u", q->flags, q->op);
+		if (q->op == DDSNAP_ORIGIN_WRITE)
+			count_run(q, &chunks);
+		else if (q->count)
+			die("a count of %u in request %u", q->count, q->op);
 		if (q->op == DDSNAP_DEVICE_STOPPED) {
 			if (q->id || !q->device || q->snapshot == DDSNAP_ORIGIN)
 				die("DEVICE_STOPPED of no snapshot's device");
@@ -500,7 +544,7 @@ static const char *do_stats(const char *arg, char *text, size_t size)
 {
 	(void)arg;
 	snprintf(text, size,
-		 "ok identify=%llu gone=%llu origin_write=%llu snapshot_read=%llu snapshot_write=%llu copies=%llu devices=%ld queued=%zu returning=%llu stopped=%llu",
+		 "ok identify=%llu gone=%llu origin_write=%llu snapshot_read=%llu snapshot_write=%llu copies=%llu devices=%ld queued=%zu returning=%llu stopped=%llu asked_chunks=%llu longest_run=%llu longest_read=%llu",
 		 (long long)asked[DDSNAP_IDENTIFY],
 		 (long long)asked[DDSNAP_GONE],
 		 (long long)asked[DDSNAP_ORIGIN_WRITE],
@@ -508,7 +552,9 @@ static const char *do_stats(const char *arg, char *text, size_t size)
 		 (long long)asked[DDSNAP_SNAPSHOT_WRITE],
 		 (long long)state->copies, identified, queued,
 		 (long long)returning,
-		 (long long)asked[DDSNAP_DEVICE_STOPPED]);
+		 (long long)asked[DDSNAP_DEVICE_STOPPED],
+		 (long long)asked_chunks, (long long)longest_run,
+		 (long long)longest_read);
 	return text;
 }
 
@@ -558,6 +604,14 @@ static const char *do_poison(const char *arg, char *text, size_t size)
 	(void)text, (void)size;
 	state->poison = strtoull(arg, NULL, 0) + 1;
 	poison = state->poison - 1;
+	return "ok";
+}
+
+/* A chunk of the origin that cannot be read, so that no run with it is answered; none: -1. */
+static const char *do_bad_chunk(const char *arg, char *text, size_t size)
+{
+	(void)text, (void)size;
+	bad_chunk = strtoull(arg, NULL, 0);
 	return "ok";
 }
 
@@ -638,6 +692,8 @@ static const char *do_rubbish(const char *arg, char *text, size_t size)
 			r.reserved = 1;
 		else if (!strcmp(arg, "status"))
 			r.status = 4096;
+		else if (!strcmp(arg, "value"))
+			r.value = 2;
 		else
 			return "err what rubbish?";
 	}
@@ -738,6 +794,7 @@ static const struct {
 	{ "stop", do_stop },			/* [DEVICE]: DEVICE_STOP */
 	{ "all-unique", do_all_unique },
 	{ "poison", do_poison },		/* CHUNK */
+	{ "bad-chunk", do_bad_chunk },		/* CHUNK */
 	{ "stats", do_stats },
 	{ "silent", do_silent },		/* on, gone, off */
 	{ "delay", do_delay },			/* MICROSECONDS before answers */

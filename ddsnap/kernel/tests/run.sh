@@ -97,6 +97,13 @@ put() {
 			iflag=fullblock oflag=direct conv=notrunc status=none
 }
 
+# run DEVICE CHUNK LETTER COUNT: the same as one write
+run() {
+	head -c $((chunk * $4)) /dev/zero | tr '\0' "$3" |
+		timeout 100 dd of="$1" bs=$((chunk * $4)) seek=$((chunk * $2)) count=1 \
+			iflag=fullblock oflag=direct,seek_bytes conv=notrunc status=none
+}
+
 # get DEVICE CHUNK: what its bytes are, each named once
 get() {
 	timeout 100 dd if="$1" bs=$chunk skip="$2" count=1 iflag=direct status=none |
@@ -444,7 +451,7 @@ t_discard_and_zeroes() {
 	[ "$(stat copies)" = 21 ] || fail "$(stat copies) copies, 21 wanted" || return
 	# Unique by now: no question.
 	blkdiscard -z -o $((chunk * 2)) -l $((chunk * 10)) $org || fail "write-zeroes" || return
-	[ "$(stat origin_write)" = 85 ] || fail "$(stat origin_write) questions, 85 wanted" || return
+	[ "$(stat origin_write)" = 65 ] || fail "$(stat origin_write) questions, 65 wanted" || return
 	blkdiscard -z -o 0 -l $((chunk * 3 + 512)) /dev/mapper/snap0 || fail "write-zeroes of a snapshot" || return
 	holds /dev/mapper/snap0 2 0 && holds /dev/mapper/snap0 4 a && holds $org 21 a || return
 	[ "$(get /dev/mapper/snap0 3)" = 0061 ] || fail "chunk 3 holds $(get /dev/mapper/snap0 3)" || return
@@ -559,14 +566,19 @@ t_throttle() {
 	ctl silent on >/dev/null
 	blkdiscard -z $org &
 	local zeroes=$!
-	within 10 counter_is waiting 32 || fail "$(counter waiting) bios wait, 32 wanted" || return
+	# A run of as many chunks as there is room for.
+	within 10 counter_is waiting 1 || fail "$(counter waiting) bios wait, 1 wanted" || return
 	# Who waits for room is not in the way of a barrier, or of a suspension.
 	timeout 100 dd if=/dev/mapper/snap0 of=/dev/null bs=64k count=32 iflag=direct status=none &
 	local read=$!
 	sleep 1
-	counter_is waiting 32 || fail "$(counter waiting) bios wait, 32 wanted" || return
+	counter_is waiting 1 || fail "$(counter waiting) bios wait, 1 wanted" || return
+	[ "$(stat longest_run)" = 32 ] || fail "a run of $(stat longest_run) chunks, 32 wanted" || return
+	# Slow, so that it does not end before the barrier begins.
+	ctl delay 100000 >/dev/null
 	ctl silent off >/dev/null
 	ctl begin >/dev/null && ctl reached >/dev/null || fail "barrier" || return
+	ctl delay 0 >/dev/null
 	still $zeroes || fail "write-zeroes did not wait for the barrier" || return
 	[ "$(counter waiting)" -le 33 ] || fail "$(counter waiting) bios wait" || return
 	ctl end >/dev/null || fail "end" || return
@@ -574,6 +586,193 @@ t_throttle() {
 	wait $read || fail "the read failed" || return
 	[ "$(stat copies)" = $((sectors * 512 / chunk)) ] || fail "$(stat copies) copies" || return
 	holds $org 77 0
+}
+
+# questions N CHUNKS: so many ORIGIN_WRITEs were asked, about so many chunks
+questions() {
+	[ "$(stat origin_write) $(stat asked_chunks)" = "$1 $2" ] ||
+		fail "$(stat origin_write) questions about $(stat asked_chunks) chunks, $1 about $2 wanted"
+}
+
+# Each chunk was a question of its own, and a bio of its own: 64 for an overwrite of 1 MiB.
+t_run() {
+	local i
+	start_server new && make_origin && run $org 0 a 64 && run $org 64 a 64 || fail "write" || return
+	make_snapshot 0 && make_snapshot 2 || return
+	questions 2 128 || return
+	# The longest, and one more chunk than that.
+	run $org 0 b 64 && run $org 64 b 65 || fail "write" || return
+	questions 5 257 || return
+	[ "$(stat longest_run)" = 64 ] || fail "a run of $(stat longest_run) chunks" || return
+	[ "$(stat copies)" = 129 ] || fail "$(stat copies) copies, 129 wanted" || return
+	for i in 0 1 31 63 64 127; do
+		holds /dev/mapper/snap0 $i a && holds /dev/mapper/snap2 $i a && holds $org $i b || return
+	done
+	holds /dev/mapper/snap2 128 0 && holds $org 128 b && holds $org 129 0 || return
+	# All unique: nobody is asked.
+	run $org 3 c 60 || fail "write" || return
+	questions 5 257 || return
+	holds $org 3 c && holds $org 62 c && holds $org 63 b || return
+	# Parts of chunks at both ends.
+	head -c $chunk /dev/zero | tr '\0' d | dd of=$org bs=$chunk seek=$((chunk * 201 - 512)) count=1 \
+		iflag=fullblock oflag=direct,seek_bytes conv=notrunc status=none || fail "write" || return
+	questions 6 259 || return
+	[ "$(get $org 200) $(get $org 201)" = "0064 0064" ] || fail "chunks hold $(get $org 200) $(get $org 201)" || return
+	holds /dev/mapper/snap0 200 0 && holds /dev/mapper/snap0 201 0 || return
+	# A snapshot in between: all of them are asked about anew.
+	make_snapshot 4 || return
+	run $org 0 e 64 || fail "write" || return
+	questions 7 323 || return
+	holds /dev/mapper/snap4 0 b && holds /dev/mapper/snap4 3 c && holds /dev/mapper/snap0 3 a && holds $org 63 e
+}
+
+# What is unique at the ends of a run is not asked about, what is so within is.
+t_run_partly_unique() {
+	start_server new && make_origin && make_snapshot 0 || return
+	put $org 10 a 3 && put $org 15 a && put $org 18 a 2 || fail "write" || return
+	questions 6 6 || return
+	# 10 to 19, of which 13 and 14, 16 and 17 are shared.
+	run $org 10 b 10 || fail "write" || return
+	questions 7 11 || return
+	[ "$(stat copies)" = 10 ] || fail "$(stat copies) copies, 10 wanted" || return
+	run $org 10 c 10 || fail "write" || return
+	questions 7 11 || return
+	local i
+	for i in 10 12 13 14 15 16 17 18 19; do
+		holds $org $i c && holds /dev/mapper/snap0 $i 0 || return
+	done
+}
+
+# Runs that overlap are answered each for itself.
+t_run_overlapping() {
+	start_server new && make_origin && make_snapshot 0 || return
+	ctl silent on >/dev/null
+	local one two three four
+	run $org 0 a 20 &
+	one=$!
+	within 5 has queued 1 || fail "no question" || return
+	run $org 10 a 20 &
+	two=$!
+	put $org 15 a &
+	three=$!
+	within 5 has queued 3 || fail "$(stat queued) questions" || return
+	# The very same run joins.
+	run $org 0 a 20 &
+	four=$!
+	within 5 counter_is waiting 4 || fail "$(counter waiting) wait" || return
+	questions 3 41 || return
+	# The others do not depend on the first.
+	ctl silent off >/dev/null
+	wait $one && wait $two && wait $three && wait $four || fail "a write failed" || return
+	[ "$(stat copies)" = 30 ] || fail "$(stat copies) copies, 30 wanted" || return
+	local i
+	for i in 0 9 10 15 19 20 29; do
+		holds $org $i a && holds /dev/mapper/snap0 $i 0 || return
+	done
+	holds $org 30 0 || return
+	run $org 0 b 30 || fail "write" || return
+	questions 3 41
+}
+
+# A run waits for the snapshot's reads of all its chunks, one after the other.
+t_run_and_reads() {
+	stoppable && start_server new && make_origin && make_snapshot 0 || return
+	local reads write before other
+	before=$(stat snapshot_read)
+	stop || return
+	get /dev/mapper/snap0 3 >"$tmp/read3" &
+	reads=$!
+	get /dev/mapper/snap0 9 >"$tmp/read9" &
+	reads="$reads $!"
+	within 20 has snapshot_read $((before + 2)) || fail "no questions" || return
+	within 20 snapshot_waits 0 || fail "not answered" || return
+	run $org 0 n 16 &
+	write=$!
+	within 20 has copies 16 || fail "not copied out" || return
+	# Its other chunks are not held up.
+	put $org 5 m &
+	other=$!
+	within 20 has origin_write 2 || fail "no question" || return
+	within 20 counter_is waiting 1 || fail "$(counter waiting) wait, 1 wanted" || return
+	# It is granted and not started: not drained, but asked again.
+	ctl begin >/dev/null || fail "begin" || return
+	go || return
+	ctl reached >/dev/null || fail "the barrier waits for a granted run" || return
+	wait $reads $other || fail "a read or a write failed" || return
+	[ "$(cat "$tmp/read3") $(cat "$tmp/read9")" = "00 00" ] || fail "the reads saw $(cat "$tmp/read3") $(cat "$tmp/read9")" || return
+	still $write || fail "the run went through the barrier" || return
+	holds $origin_loop 0 0 && holds $origin_loop 15 0 && holds $origin_loop 5 m || return
+	ctl end >/dev/null || fail "end" || return
+	wait $write || fail "the write failed" || return
+	questions 3 33 || return
+	holds $origin_loop 0 n && holds $origin_loop 15 n && holds /dev/mapper/snap0 3 0 && holds /dev/mapper/snap0 9 0 || return
+	# Without a barrier the end of the last read lets it go, whatever became of the server.
+	before=$(stat snapshot_read)
+	stop || return
+	get /dev/mapper/snap0 40 >"$tmp/read3" &
+	reads=$!
+	get /dev/mapper/snap0 55 >"$tmp/read9" &
+	reads="$reads $!"
+	within 20 has snapshot_read $((before + 2)) || fail "no questions" || return
+	within 20 snapshot_waits 0 || fail "not answered" || return
+	run $org 32 n 32 &
+	write=$!
+	within 20 has copies 48 || fail "not copied out" || return
+	sleep 1
+	counter_is waiting 1 || fail "the run did not wait for the reads" || return
+	kill_server
+	go || return
+	wait $write || fail "the write failed" || return
+	wait $reads
+	[ "$(cat "$tmp/read3") $(cat "$tmp/read9")" = "00 00" ] || fail "the reads saw $(cat "$tmp/read3") $(cat "$tmp/read9")" || return
+	holds $origin_loop 32 n && holds $origin_loop 40 n && holds $origin_loop 63 n
+}
+
+# A chunk that cannot be copied out fails its run, and nothing else; no bit is set for it.
+t_run_fails() {
+	start_server new && make_origin && make_snapshot 0 || return
+	ctl bad-chunk 12 >/dev/null
+	expect_error "written" run $org 8 a 8 || return
+	holds $origin_loop 8 0 && holds $origin_loop 12 0 && holds $origin_loop 15 0 || return
+	run $org 13 b 8 && put $org 8 b || fail "a write of other chunks failed" || return
+	questions 3 17 || return
+	ctl bad-chunk -1 >/dev/null
+	run $org 8 c 8 || fail "write" || return
+	# 8 and 13 on are unique by now: 9 to 12 are left.
+	questions 4 21 || return
+	local i
+	for i in 8 9 12 15; do
+		holds $org $i c && holds /dev/mapper/snap0 $i 0 || return
+	done
+	# Too old, as any other question; the late answer means nothing.
+	timeout 20 dmsetup suspend origin &&
+		dmsetup load origin --table "0 $sectors ddsnap $store $origin $key -1 2 server_timeout 2" &&
+		timeout 20 dmsetup resume origin || fail "reload" || return
+	ctl silent on >/dev/null
+	expect_error "written" run $org 100 d 10 || return
+	ctl silent off >/dev/null
+	within 5 queued_is 0 || fail "$(stat queued) are queued" || return
+	holds $origin_loop 100 0 || return
+	run $org 100 e 10 || fail "write" || return
+	holds $org 109 e && holds /dev/mapper/snap0 109 0
+}
+
+queued_is() { [ "$(stat queued)" = "$1" ]; }
+
+# All that waits was one group for the server, however much it was.
+t_run_bound() {
+	start_server new && make_origin && make_snapshot 0 || return
+	echo 8192 >/sys/module/dm_ddsnap/parameters/max_waiting
+	ctl delay 200000 >/dev/null
+	put $org 0 a &
+	within 5 has origin_write 1 || fail "no question" || return
+	dd if=/dev/zero of=$org bs=16M count=1 oflag=direct conv=notrunc status=none &
+	local one=$!
+	blkdiscard -z $org && wait $one || fail "write" || return
+	ctl delay 0 >/dev/null
+	[ "$(stat longest_run)" = 64 ] || fail "a run of $(stat longest_run) chunks" || return
+	[ "$(stat longest_read)" -le 1024 ] || fail "$(stat longest_read) chunks in a read" || return
+	[ "$(stat copies)" = $((sectors * 512 / chunk)) ] || fail "$(stat copies) copies"
 }
 
 # The device was shorter than the disk, without a word.
@@ -597,8 +796,17 @@ t_odd_length() {
 	head -c 512 /dev/zero | tr '\0' d | dd of=$org bs=512 seek=$((sectors - 1)) oflag=direct conv=notrunc status=none || fail "write" || return
 	[ "$(get $org 33)" = 6264 ] || fail "chunk 33 holds $(get $org 33)" || return
 	[ "$(stat origin_write)" = 2 ] || fail "$(stat origin_write) questions, 2 wanted" || return
+	# A run that ends with it.
+	head -c $((chunk + 7 * 512)) /dev/zero | tr '\0' e | dd of=$org bs=$((chunk + 7 * 512)) seek=$((chunk * 32)) \
+		iflag=fullblock oflag=direct,seek_bytes conv=notrunc status=none || fail "write" || return
+	questions 3 3 || return
+	make_snapshot 6 || return
+	head -c $((chunk * 2 + 7 * 512)) /dev/zero | tr '\0' f | dd of=$org bs=$((chunk * 2 + 7 * 512)) seek=$((chunk * 31)) \
+		iflag=fullblock oflag=direct,seek_bytes conv=notrunc status=none || fail "write" || return
+	questions 4 6 || return
+	holds $org 31 f && holds $org 33 f && holds /dev/mapper/snap6 33 e && holds /dev/mapper/snap6 31 0 && holds /dev/mapper/snap2 33 a || return
 	blkdiscard -z $org || fail "write-zeroes" || return
-	holds $org 33 0 && holds /dev/mapper/snap2 33 a || return
+	holds $org 33 0 && holds /dev/mapper/snap6 33 e && holds /dev/mapper/snap2 33 a || return
 	[ "$(dd if=/dev/mapper/snap2 bs=64k iflag=direct status=none | wc -c)" = $((sectors * 512)) ] || fail "it cannot be read to its end" || return
 	blkdiscard $org || fail "discard" || return
 	# A length of its own for an old snapshot is not taken, a sector more or less.
@@ -1275,7 +1483,7 @@ t_rubbish() {
 	put $org 1 a &
 	local write=$!
 	within 5 has queued 1 || fail "no question" || return
-	for kind in other-op flags created reserved status; do
+	for kind in other-op flags created reserved status value; do
 		[ "$(ctl rubbish $kind)" = "err EPROTO" ] || fail "$kind was taken" || return
 	done
 	[ "$(ctl created-early)" = "err EPROTO" ] || fail "CREATED before REACHED was taken" || return

@@ -8,14 +8,16 @@
 use thiserror::Error;
 
 use super::address::SocketName;
-use crate::units::{Chunk, ChunkShift, SnapTag};
+use crate::units::{Chunk, ChunkRun, ChunkShift, SnapTag};
 
 /// The device to open.
 pub const DEVICE: &str = "/dev/ddsnap";
 /// History: 1 - first version. 2 - DEVICE_STOP and DEVICE_STOPPED; IDENTIFY has flags. 3 - devices of any
 /// length; ALL_UNIQUE; the reply to a question whose I/O has failed for its age is taken. 4 - [`IOC_ATTACH`]
-/// has a number that is not another driver's.
-pub const VERSION: u32 = 4;
+/// has a number that is not another driver's. 5 - an ORIGIN_WRITE asks about a run of chunks.
+pub const VERSION: u32 = 5;
+/// The most chunks that an ORIGIN_WRITE asks about.
+pub const RUN_CHUNKS: u32 = 256;
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 64;
 /// Bytes of a reply or command.
@@ -106,8 +108,8 @@ pub enum Ask {
         /// Its number.
         device: u32,
     },
-    /// May this chunk of the origin be written?
-    OriginWrite(Chunk),
+    /// May these chunks of the origin be written? At most [`RUN_CHUNKS`], which have numbers.
+    OriginWrite(ChunkRun),
     /// Where does this chunk of a snapshot lie?
     SnapshotRead(SnapTag, Chunk),
     /// The same, to be written.
@@ -134,6 +136,7 @@ impl Request {
         let chunk = Chunk(u64_at(record, 24));
         let sectors = u64_at(record, 32);
         let flags = u32_at(record, 40);
+        let count = u32_at(record, 44);
         let bad = |field, value| ChannelError::Field {
             id,
             op,
@@ -148,6 +151,18 @@ impl Request {
         let allowed = if op == IDENTIFY { RETURNING } else { 0 };
         if flags & !allowed != 0 {
             return Err(bad("flags", flags.into()));
+        }
+        // No more than can be asked about at once, and none beyond the last number.
+        let counts = match op {
+            ORIGIN_WRITE => {
+                let last = u64::from(count).checked_sub(1);
+                let last = last.and_then(|others| chunk.0.checked_add(others));
+                count <= RUN_CHUNKS && last.is_some()
+            }
+            _ => count == 0,
+        };
+        if !counts {
+            return Err(bad("count", count.into()));
         }
         let ask = match op {
             IDENTIFY => {
@@ -167,7 +182,10 @@ impl Request {
             ORIGIN_WRITE if snapshot != ORIGIN => {
                 return Err(bad("snapshot of the origin", snapshot));
             }
-            ORIGIN_WRITE => Ask::OriginWrite(chunk),
+            ORIGIN_WRITE => Ask::OriginWrite(ChunkRun {
+                first: chunk,
+                chunks: count.into(),
+            }),
             SNAPSHOT_READ => Ask::SnapshotRead(tag()?, chunk),
             SNAPSHOT_WRITE => Ask::SnapshotWrite(tag()?, chunk),
             BARRIER_REACHED => Ask::BarrierReached,
@@ -212,7 +230,7 @@ impl Request {
                 sectors,
             ),
             Ask::Gone { device } => (GONE, device, 0, 0, 0),
-            Ask::OriginWrite(chunk) => (ORIGIN_WRITE, 0, ORIGIN, chunk.0, 0),
+            Ask::OriginWrite(run) => (ORIGIN_WRITE, 0, ORIGIN, run.first.0, 0),
             Ask::SnapshotRead(tag, chunk) => (SNAPSHOT_READ, 0, tag.0.into(), chunk.0, 0),
             Ask::SnapshotWrite(tag, chunk) => (SNAPSHOT_WRITE, 0, tag.0.into(), chunk.0, 0),
             Ask::BarrierReached => (BARRIER_REACHED, 0, 0, 0, 0),
@@ -224,6 +242,11 @@ impl Request {
             } => RETURNING,
             _ => 0,
         };
+        let count = match self.ask {
+            // What does not fit the field is as wrong as what the kernel refuses to send.
+            Ask::OriginWrite(run) => u32::try_from(run.chunks).unwrap_or(u32::MAX),
+            _ => 0,
+        };
         let mut record = [0; REQUEST_BYTES];
         record[0..8].copy_from_slice(&self.id.to_le_bytes());
         record[8..12].copy_from_slice(&op.to_le_bytes());
@@ -232,6 +255,7 @@ impl Request {
         record[24..32].copy_from_slice(&chunk.to_le_bytes());
         record[32..40].copy_from_slice(&sectors.to_le_bytes());
         record[40..44].copy_from_slice(&flags.to_le_bytes());
+        record[44..48].copy_from_slice(&count.to_le_bytes());
         record
     }
 }
@@ -260,7 +284,7 @@ pub enum Answer {
     Gone,
     /// To [`Ask::OriginWrite`].
     OriginWrite {
-        /// 0: the chunk is unique until the next snapshot.
+        /// 0: all chunks of the run are unique until the next snapshot. Else what hinders one of them.
         status: i32,
     },
     /// To [`Ask::SnapshotRead`].
@@ -370,6 +394,11 @@ mod tests {
         record
     }
 
+    fn counted(mut record: [u8; 64], count: u32) -> [u8; 64] {
+        record[44..48].copy_from_slice(&count.to_le_bytes());
+        record
+    }
+
     fn flagged(mut record: [u8; 64], flags: u8) -> [u8; 64] {
         record[40] = flags;
         record
@@ -399,7 +428,17 @@ mod tests {
                 flagged(request(1, 3, five, 0, 9), 1),
             ),
             (Ask::Gone { device: 3 }, request(2, 3, [0; 8], 0, 0)),
-            (Ask::OriginWrite(Chunk(7)), request(3, 0, ALL_ONES, 7, 0)),
+            (
+                Ask::OriginWrite(Chunk(7).into()),
+                counted(request(3, 0, ALL_ONES, 7, 0), 1),
+            ),
+            (
+                Ask::OriginWrite(ChunkRun {
+                    first: Chunk(7),
+                    chunks: 256,
+                }),
+                counted(request(3, 0, ALL_ONES, 7, 0), 0x100),
+            ),
             (Ask::SnapshotRead(tag, Chunk(7)), request(4, 0, five, 7, 0)),
             (Ask::SnapshotWrite(tag, Chunk(7)), request(5, 0, five, 7, 0)),
             (Ask::BarrierReached, request(6, 0, [0; 8], 0, 0)),
@@ -417,10 +456,10 @@ mod tests {
 
     #[test]
     fn the_asking_device_is_of_no_matter_to_an_io_request() {
-        let record = request(3, 44, ALL_ONES, 7, 0);
+        let record = counted(request(3, 44, ALL_ONES, 7, 0), 1);
         let request = Request {
             id: NUMBER,
-            ask: Ask::OriginWrite(Chunk(7)),
+            ask: Ask::OriginWrite(Chunk(7).into()),
         };
         assert_eq!(Request::decode(&record), Ok(request));
     }
@@ -449,8 +488,44 @@ mod tests {
                 })
             ));
         }
-        assert!(Request::decode(&request(3, 0, big, 0, 0)).is_err());
+        assert!(Request::decode(&counted(request(3, 0, big, 0, 0), 1)).is_err());
         assert_eq!(Request::decode_all(&[0; 65]), Err(ChannelError::Length(65)));
+    }
+
+    #[test]
+    fn a_run_without_chunks_or_beyond_the_last_number_is_refused() {
+        let write = |first: u64, count| {
+            let mut record = counted(request(3, 0, ALL_ONES, 0, 0), count);
+            record[24..32].copy_from_slice(&first.to_le_bytes());
+            Request::decode(&record).map(|request| request.ask)
+        };
+        let run = |first, chunks| {
+            let first = Chunk(first);
+            Ok(Ask::OriginWrite(ChunkRun { first, chunks }))
+        };
+        assert_eq!(write(7, 1), run(7, 1));
+        assert_eq!(write(7, 256), run(7, 256));
+        assert_eq!(write(u64::MAX, 1), run(u64::MAX, 1));
+        assert_eq!(write(u64::MAX - 255, 256), run(u64::MAX - 255, 256));
+        let refused = |found| {
+            let field = "count";
+            matches!(found, Err(ChannelError::Field { field: name, .. }) if name == field)
+        };
+        for (first, count) in [
+            (7, 0),
+            (0, 257),
+            (0, u32::MAX),
+            (u64::MAX, 2),
+            (u64::MAX, 0),
+            (u64::MAX - 254, 256),
+        ] {
+            assert!(refused(write(first, count)), "{count} from {first} on");
+        }
+        // Nothing else has a count.
+        for op in [1, 2, 4, 5, 6, 7] {
+            let found = Request::decode(&counted(request(op, 0, [0; 8], 0, 0), 1));
+            assert!(refused(found.map(|request| request.ask)), "{op}");
+        }
     }
 
     #[test]
@@ -504,7 +579,7 @@ mod tests {
     fn the_attach_argument_is_these_bytes() {
         let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
         let mut expected = [0; 128];
-        expected[0] = 4;
+        expected[0] = 5;
         expected[4] = 14;
         expected[8..12].copy_from_slice(b"@vol");
         assert_eq!(found, expected);

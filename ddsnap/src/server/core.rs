@@ -42,7 +42,7 @@ use nix::errno::Errno;
 use tracing::{error, info, warn};
 
 use self::devices::Device;
-use self::writes::Write;
+use self::writes::{Wanted, Write};
 use super::changelist::Lists;
 use super::dump::Dump;
 use super::engine::{Engine, EngineError};
@@ -52,7 +52,7 @@ use super::usage::Count;
 use crate::protocol::channel::{self, Answer, Ask, Place};
 use crate::protocol::control::{ChannelState, Reply, Request};
 use crate::protocol::space::Level;
-use crate::store::{Location, Op, OpError, OriginUse};
+use crate::store::{Location, OpError, OriginUse};
 use crate::units::{Chunk, SnapTag};
 
 /// How long a command waits for the writes in flight, or for the channel to come back.
@@ -304,7 +304,11 @@ impl<E: Engine> Core<E> {
         let deadline = now.monotonic + ROOM_DEADLINE;
         for request in batch {
             let id = request.id;
-            let write = |op| Write { id, op, deadline };
+            let write = |wanted| Write {
+                id,
+                wanted,
+                deadline,
+            };
             match request.ask {
                 Ask::SnapshotRead(..) => {}
                 Ask::Identify { .. } if self.hold_identify(*request) => {}
@@ -322,8 +326,10 @@ impl<E: Engine> Core<E> {
                     self.forget_device(device);
                     out.channel(id, Answer::Gone);
                 }
-                Ask::OriginWrite(chunk) => self.held_writes.push(write(Op::OriginWrite(chunk))),
-                Ask::SnapshotWrite(tag, chunk) => group.push(write(Op::SnapshotWrite(tag, chunk))),
+                Ask::OriginWrite(run) => self.held_writes.push(write(Wanted::Origin(run))),
+                Ask::SnapshotWrite(tag, chunk) => {
+                    group.push(write(Wanted::Snapshot(tag, chunk)));
+                }
                 Ask::BarrierReached => self.barrier_reached(now, id, out),
                 Ask::DeviceStopped { device } => self.device_stopped(device),
             }

@@ -227,7 +227,7 @@ mod tests {
         for errno in [Errno::ENOTTY, Errno::EPROTO] {
             let error = kernel.refusal(errno).to_string();
             assert!(
-                error.contains("another version of the channel than 4; install the dm-ddsnap"),
+                error.contains("another version of the channel than 5; install the dm-ddsnap"),
                 "{errno}: {error}"
             );
         }

@@ -4,12 +4,14 @@
 mod jobs;
 mod origin;
 mod room;
+mod runs;
 mod squashed;
 
 use super::*;
 use crate::protocol::channel::Request as Asked;
 use crate::server::fake::{Fake, ORIGIN_SECTORS};
 use crate::store::SnapState;
+use crate::units::ChunkRun;
 
 const CLIENT: ClientId = ClientId(1);
 
@@ -25,7 +27,12 @@ fn ask(id: u64, ask: Ask) -> Asked {
 }
 
 fn write(id: u64, chunk: u64) -> Asked {
-    ask(id, Ask::OriginWrite(Chunk(chunk)))
+    ask(id, Ask::OriginWrite(Chunk(chunk).into()))
+}
+
+fn write_run(id: u64, first: u64, chunks: u64) -> Asked {
+    let first = Chunk(first);
+    ask(id, Ask::OriginWrite(ChunkRun { first, chunks }))
 }
 
 fn read(id: u64, tag: u32, chunk: u64) -> Asked {
@@ -142,9 +149,9 @@ fn no_read_goes_to_the_origin_after_its_chunk_was_released() {
         let mut batch = Vec::new();
         for _ in 0..random(8) {
             next_id += 1;
-            let chunk = random(20);
+            let chunk = random(60);
             batch.push(match random(2) {
-                0 => write(next_id, chunk),
+                0 => write_run(next_id, chunk, 1 + random(3)),
                 _ => read(next_id, random(snapshots.into()) as u32, chunk),
             });
         }
@@ -161,8 +168,8 @@ fn no_read_goes_to_the_origin_after_its_chunk_was_released() {
         }
         for reply in out.channel {
             match (reply.answer, asked.get(&reply.id)) {
-                (Answer::OriginWrite { status: 0 }, Some(Ask::OriginWrite(chunk))) => {
-                    released.push((chunk.0, created));
+                (Answer::OriginWrite { status: 0 }, Some(Ask::OriginWrite(run))) => {
+                    released.extend(run.iter().map(|chunk| (chunk.0, created)));
                 }
                 (Answer::SnapshotRead(Place::Origin), Some(Ask::SnapshotRead(tag, chunk))) => {
                     reads_from_origin += 1;

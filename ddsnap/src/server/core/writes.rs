@@ -2,8 +2,13 @@
 //! Writes: committing them in groups, and holding those that cannot be answered yet.
 //!
 //! A write may be held for a barrier or because the store is full and room is on its way. Nothing of
-//! a held write has been looked up or committed, so it does not matter to the order of replies when
-//! it goes into a group.
+//! a held write has been looked up and kept, so it does not matter to the order of replies when it goes
+//! into a group.
+//!
+//! A write of the origin is about a run of chunks, which is answered as a whole: when each of its chunks may
+//! be written, or when one of them will not be. Until then it may go into several groups, as its chunks find
+//! room; those that were copied out in an earlier one need nothing more. Nor does it matter to anybody if the
+//! run fails in the end: a copy of what the origin still has is true.
 
 use std::time::Duration;
 
@@ -15,15 +20,54 @@ use crate::protocol::channel::{Answer, Place};
 use crate::server::engine::Engine;
 use crate::server::refusal;
 use crate::store::{Done, Op, OpError};
+use crate::units::{Chunk, ChunkRun, SnapTag};
+
+/// The most chunks that are handed to the engine at a time, unless a single write has more. The kernel keeps a
+/// batch smaller; what a barrier held may come together.
+pub(super) const MOST_CHUNKS: u64 = 4096;
+
+/// What the kernel wants to write.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// Chunks of the origin.
+    Origin(ChunkRun),
+    /// A snapshot's chunk.
+    Snapshot(SnapTag, Chunk),
+}
+
+impl Wanted {
+    fn run(self) -> ChunkRun {
+        match self {
+            Wanted::Origin(run) => run,
+            Wanted::Snapshot(_, chunk) => chunk.into(),
+        }
+    }
+
+    /// What is asked of the engine for each chunk.
+    fn ops(self) -> impl Iterator<Item = Op> {
+        self.run().iter().map(move |chunk| match self {
+            Wanted::Origin(_) => Op::OriginWrite(chunk),
+            Wanted::Snapshot(tag, _) => Op::SnapshotWrite(tag, chunk),
+        })
+    }
+}
 
 /// A write that the kernel has asked about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Write {
     /// The request's number.
     pub id: u64,
-    pub op: Op,
+    pub wanted: Wanted,
     /// If there is no room by then, it fails.
     pub deadline: Duration,
+}
+
+/// What the results for a write's chunks come to.
+enum Fate {
+    /// To its answer: all are done, or one will not be.
+    Over(Option<Result<Done, OpError>>),
+    /// To another try, as room for those that found none may come until then.
+    Held(Duration),
 }
 
 impl<E: Engine> Core<E> {
@@ -32,9 +76,9 @@ impl<E: Engine> Core<E> {
         loop {
             if std::mem::take(&mut self.room_changed) {
                 for write in std::mem::take(&mut self.no_room) {
-                    match write.op {
-                        Op::OriginWrite(_) => self.held_writes.push(write),
-                        Op::SnapshotWrite(..) => group.push(write),
+                    match write.wanted {
+                        Wanted::Origin(_) => self.held_writes.push(write),
+                        Wanted::Snapshot(..) => group.push(write),
                     }
                 }
             }
@@ -60,26 +104,42 @@ impl<E: Engine> Core<E> {
     }
 
     fn commit(&mut self, now: Now, group: &[Write], out: &mut Output) {
-        if group.is_empty() {
-            return;
+        let mut rest = group;
+        while !rest.is_empty() {
+            let mut chunks = 0;
+            let fits = |write: &&Write| {
+                chunks += write.wanted.run().chunks;
+                chunks <= MOST_CHUNKS
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (part, others) = rest.split_at(count);
+            rest = others;
+            self.commit_part(now, part, out);
         }
+    }
+
+    fn commit_part(&mut self, now: Now, group: &[Write], out: &mut Output) {
         self.background = true;
-        let ops: Vec<Op> = group.iter().map(|write| write.op).collect();
+        let ops: Vec<Op> = group.iter().flat_map(|write| write.wanted.ops()).collect();
         let free = self.engine.status().free_chunks;
         match self.try_commit(&ops) {
             Some(results) => {
                 let mut refused = false;
-                for (&write, result) in group.iter().zip(results) {
-                    let full = matches!(result, Err(OpError::StoreFull | OpError::Wait));
-                    let until = self.may_get_room(write, result.err());
-                    if until.is_some_and(|until| until > now.monotonic) {
-                        let deadline = until.unwrap_or_default();
-                        self.writes_wait |= result == Err(OpError::Wait);
-                        self.no_room.push(Write { deadline, ..write });
-                        continue;
+                let mut rest = &results[..];
+                for &write in group {
+                    let (results, others) = rest.split_at(write.wanted.ops().count());
+                    rest = others;
+                    match self.fate(now, write, results) {
+                        Fate::Held(deadline) => {
+                            self.writes_wait |= results.contains(&Err(OpError::Wait));
+                            self.no_room.push(Write { deadline, ..write });
+                        }
+                        Fate::Over(result) => {
+                            refused |=
+                                matches!(result, Some(Err(OpError::StoreFull | OpError::Wait)));
+                            out.channel(write.id, self.outcome(write.wanted, result));
+                        }
                     }
-                    refused |= full;
-                    out.channel(write.id, self.outcome(write.op, Some(result)));
                 }
                 self.note_refusal(refused, free);
             }
@@ -87,15 +147,27 @@ impl<E: Engine> Core<E> {
             None if self.fault.is_none() && group.len() > 1 => {
                 group
                     .iter()
-                    .for_each(|one| self.commit(now, std::slice::from_ref(one), out));
+                    .for_each(|one| self.commit_part(now, std::slice::from_ref(one), out));
             }
             None => {
                 for write in group {
-                    let answer = self.outcome(write.op, None);
+                    let answer = self.outcome(write.wanted, None);
                     out.channel(write.id, answer);
                 }
             }
         }
+    }
+
+    fn fate(&self, now: Now, write: Write, results: &[Result<Done, OpError>]) -> Fate {
+        let mut held = None;
+        for &refused in results.iter().filter_map(|result| result.as_ref().err()) {
+            let until = self.may_get_room(write, refused);
+            let Some(until) = until.filter(|&until| until > now.monotonic) else {
+                return Fate::Over(Some(Err(refused)));
+            };
+            held = held.max(Some(until));
+        }
+        held.map_or(Fate::Over(results.first().copied()), Fate::Held)
     }
 
     fn try_commit(&mut self, ops: &[Op]) -> Option<Vec<Result<Done, OpError>>> {
@@ -113,8 +185,8 @@ impl<E: Engine> Core<E> {
 
     /// Until when chunks may come free for a write that found none. While background steps make room it
     /// waits as long as they get on.
-    fn may_get_room(&self, write: Write, refused: Option<OpError>) -> Option<Duration> {
-        match refused? {
+    fn may_get_room(&self, write: Write, refused: OpError) -> Option<Duration> {
+        match refused {
             OpError::StoreFull if !self.engine.draining().is_empty() => Some(write.deadline),
             OpError::Wait => Some(write.deadline.max(self.upkeep.stepped_at + ROOM_DEADLINE)),
             _ => None,
@@ -136,21 +208,21 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    fn outcome(&self, op: Op, result: Option<Result<Done, OpError>>) -> Answer {
-        let failed = match (op, result) {
-            (Op::OriginWrite(_), Some(Ok(Done::Unique))) => {
+    fn outcome(&self, wanted: Wanted, result: Option<Result<Done, OpError>>) -> Answer {
+        let failed = match (wanted, result) {
+            (Wanted::Origin(_), Some(Ok(Done::Unique))) => {
                 return Answer::OriginWrite { status: 0 };
             }
-            (Op::SnapshotWrite(..), Some(Ok(Done::Private(chunk)))) => {
+            (Wanted::Snapshot(..), Some(Ok(Done::Private(chunk)))) => {
                 return Answer::SnapshotWrite(Place::Store(chunk.0));
             }
             (_, Some(Err(refused))) => refusal::io_errno(&refused),
-            (_, Some(Ok(done))) => panic!("the engine answered {done:?} to {op:?}"),
+            (_, Some(Ok(done))) => panic!("the engine answered {done:?} to {wanted:?}"),
             (_, None) => Errno::EIO as i32,
         };
-        match op {
-            Op::OriginWrite(_) => Answer::OriginWrite { status: failed },
-            Op::SnapshotWrite(..) => Answer::SnapshotWrite(Place::Fails(failed)),
+        match wanted {
+            Wanted::Origin(_) => Answer::OriginWrite { status: failed },
+            Wanted::Snapshot(..) => Answer::SnapshotWrite(Place::Fails(failed)),
         }
     }
 

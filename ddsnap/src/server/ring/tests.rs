@@ -128,13 +128,13 @@ fn requests_are_answered_and_a_snapshot_is_made_in_a_barrier() {
             sectors: 0,
         },
     );
-    ask(&mut kernel, 2, Ask::OriginWrite(Chunk(3)));
+    ask(&mut kernel, 2, Ask::OriginWrite(Chunk(3).into()));
     expect(&mut kernel, 2, MAY_WRITE);
 
     let mut client = server.client();
     let creating = std::thread::spawn(move || client.create(SnapTag(8)).map(|()| client));
     expect(&mut kernel, 1, Answer::BarrierBegin);
-    ask(&mut kernel, 3, Ask::OriginWrite(Chunk(3)));
+    ask(&mut kernel, 3, Ask::OriginWrite(Chunk(3).into()));
     // Other clients are served while the first waits.
     assert_eq!(server.client().size(None).unwrap(), ORIGIN_SECTORS);
     ask(&mut kernel, 1, Ask::BarrierReached);
@@ -147,7 +147,7 @@ fn requests_are_answered_and_a_snapshot_is_made_in_a_barrier() {
 #[test]
 fn a_broken_channel_is_attached_again_and_its_file_closed() {
     let (server, mut kernel) = Server::start(&[], Faults::default());
-    ask(&mut kernel, 1, Ask::OriginWrite(Chunk(3)));
+    ask(&mut kernel, 1, Ask::OriginWrite(Chunk(3).into()));
     expect(&mut kernel, 1, MAY_WRITE);
     // An operation nobody knows: the server must not guess.
     kernel.write_all(&[0xee; REQUEST_BYTES]).unwrap();
@@ -157,7 +157,7 @@ fn a_broken_channel_is_attached_again_and_its_file_closed() {
         "the server closes its end"
     );
     let mut kernel = server.new_kernel();
-    ask(&mut kernel, 2, Ask::OriginWrite(Chunk(4)));
+    ask(&mut kernel, 2, Ask::OriginWrite(Chunk(4).into()));
     expect(&mut kernel, 2, MAY_WRITE);
 }
 
@@ -239,7 +239,7 @@ fn a_client_that_asks_and_never_listens_holds_up_nobody() {
     // Writes until nobody takes it any more, or for long enough.
     let all = Request::List.to_frame().encode().repeat(50_000);
     let _ = deaf.write_all(&all);
-    ask(&mut kernel, 1, Ask::OriginWrite(Chunk(3)));
+    ask(&mut kernel, 1, Ask::OriginWrite(Chunk(3).into()));
     expect(&mut kernel, 1, MAY_WRITE);
     assert_eq!(server.client().list().unwrap().len(), 3000);
 }

@@ -65,7 +65,7 @@ fn a_count_goes_on_between_requests_and_is_answered_at_its_end() {
     let mut out = Output::default();
     let write = Asked {
         id: 9,
-        ask: Ask::OriginWrite(Chunk(1)),
+        ask: Ask::OriginWrite(Chunk(1).into()),
     };
     core.requests(at(2), &[write], &mut out);
     assert_eq!(out.channel.len(), 1, "a write need not wait for a count");
