@@ -16,6 +16,13 @@ pub const DEVICE: &str = "/dev/ddsnap";
 /// length; ALL_UNIQUE; the reply to a question whose I/O has failed for its age is taken. 4 - [`IOC_ATTACH`]
 /// has a number that is not another driver's. 5 - an ORIGIN_WRITE asks about a run of chunks.
 pub const VERSION: u32 = 5;
+/// The versions that are understood and the ioctl that attaches in each, the newest first. A module of an older one is
+/// in use until the machine is booted anew, whatever package is installed over it.
+pub const VERSIONS: [(u32, u32); 3] = [
+    (VERSION, IOC_ATTACH),
+    (4, IOC_ATTACH),
+    (3, IOC_ATTACH_UNTIL_3),
+];
 /// The most chunks that an ORIGIN_WRITE asks about.
 pub const RUN_CHUNKS: u32 = 256;
 /// Bytes of a request.
@@ -29,6 +36,8 @@ pub const KEY_BYTES: usize = 108;
 /// The ioctl that attaches the open file to a volume: `_IOW(0xde, 1, struct ddsnap_attach)`. A
 /// module older than version 4 does not know it.
 pub const IOC_ATTACH: u32 = 1 << 30 | (ATTACH_BYTES as u32) << 16 | 0xde << 8 | 1;
+/// The number that it had until version 3.
+const IOC_ATTACH_UNTIL_3: u32 = 1 << 30 | (ATTACH_BYTES as u32) << 16 | 0xdd << 8 | 1;
 
 const ORIGIN: u64 = u64::MAX;
 
@@ -152,11 +161,12 @@ impl Request {
         if flags & !allowed != 0 {
             return Err(bad("flags", flags.into()));
         }
+        // Before version 5 there was no count: a question was about one chunk.
+        let chunks = count.max(1);
         // No more than can be asked about at once, and none beyond the last number.
         let counts = match op {
             ORIGIN_WRITE => {
-                let last = u64::from(count).checked_sub(1);
-                let last = last.and_then(|others| chunk.0.checked_add(others));
+                let last = chunk.0.checked_add(u64::from(chunks - 1));
                 count <= RUN_CHUNKS && last.is_some()
             }
             _ => count == 0,
@@ -184,7 +194,7 @@ impl Request {
             }
             ORIGIN_WRITE => Ask::OriginWrite(ChunkRun {
                 first: chunk,
-                chunks: count.into(),
+                chunks: chunks.into(),
             }),
             SNAPSHOT_READ => Ask::SnapshotRead(tag()?, chunk),
             SNAPSHOT_WRITE => Ask::SnapshotWrite(tag()?, chunk),
@@ -356,11 +366,11 @@ impl Place {
     }
 }
 
-/// The argument of [`IOC_ATTACH`].
+/// The argument of [`IOC_ATTACH`], in one of [`VERSIONS`].
 #[must_use]
-pub fn attach(key: &SocketName, chunk: ChunkShift) -> [u8; ATTACH_BYTES] {
+pub fn attach(version: u32, key: &SocketName, chunk: ChunkShift) -> [u8; ATTACH_BYTES] {
     let mut record = [0; ATTACH_BYTES];
-    record[0..4].copy_from_slice(&VERSION.to_le_bytes());
+    record[0..4].copy_from_slice(&version.to_le_bytes());
     record[4..8].copy_from_slice(&u32::from(chunk.get()).to_le_bytes());
     // A SocketName leaves room for the NUL.
     record[8..8 + key.as_str().len()].copy_from_slice(key.as_str().as_bytes());
@@ -493,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_chunks_or_beyond_the_last_number_is_refused() {
+    fn a_run_that_is_too_long_or_goes_beyond_the_last_number_is_refused() {
         let write = |first: u64, count| {
             let mut record = counted(request(3, 0, ALL_ONES, 0, 0), count);
             record[24..32].copy_from_slice(&first.to_le_bytes());
@@ -505,6 +515,9 @@ mod tests {
         };
         assert_eq!(write(7, 1), run(7, 1));
         assert_eq!(write(7, 256), run(7, 256));
+        // As a module of version 3 or 4 asks.
+        assert_eq!(write(7, 0), run(7, 1));
+        assert_eq!(write(u64::MAX, 0), run(u64::MAX, 1));
         assert_eq!(write(u64::MAX, 1), run(u64::MAX, 1));
         assert_eq!(write(u64::MAX - 255, 256), run(u64::MAX - 255, 256));
         let refused = |found| {
@@ -512,11 +525,9 @@ mod tests {
             matches!(found, Err(ChannelError::Field { field: name, .. }) if name == field)
         };
         for (first, count) in [
-            (7, 0),
             (0, 257),
             (0, u32::MAX),
             (u64::MAX, 2),
-            (u64::MAX, 0),
             (u64::MAX - 254, 256),
         ] {
             assert!(refused(write(first, count)), "{count} from {first} on");
@@ -577,7 +588,8 @@ mod tests {
 
     #[test]
     fn the_attach_argument_is_these_bytes() {
-        let found = attach(&"@vol".parse().unwrap(), ChunkShift::new(14).unwrap());
+        let key = "@vol".parse().unwrap();
+        let found = attach(VERSION, &key, ChunkShift::new(14).unwrap());
         let mut expected = [0; 128];
         expected[0] = 5;
         expected[4] = 14;
@@ -585,6 +597,10 @@ mod tests {
         assert_eq!(found, expected);
         // What a C compiler makes of _IOW(0xde, 1, struct ddsnap_attach).
         assert_eq!(IOC_ATTACH, 0x4080_de01);
+        assert_eq!(
+            VERSIONS,
+            [(5, 0x4080_de01), (4, 0x4080_de01), (3, 0x4080_dd01)]
+        );
         assert_eq!(8 + KEY_BYTES + 12, ATTACH_BYTES);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::info;
 
 use super::presence::Place;
 use crate::protocol::address::SocketName;
@@ -117,28 +118,47 @@ pub struct Kernel {
 impl Connect for Kernel {
     fn connect(&mut self) -> Result<OwnedFd, LinkError> {
         let file = Place::system().open()?;
-        let attach = channel::attach(&self.key, self.chunk);
-        // SAFETY: the descriptor is open and the argument is readable for the size that the
-        // request's number says; the kernel keeps no reference to it.
-        let result = unsafe {
-            nix::libc::ioctl(file.as_raw_fd(), channel::IOC_ATTACH as _, attach.as_ptr())
-        };
-        match Errno::result(result) {
-            Ok(_) => Ok(file.into()),
-            Err(errno) => Err(self.refusal(errno)),
+        let version = self.attach(|ioctl, argument| {
+            // SAFETY: the descriptor is open and the argument is readable for the size that the
+            // request's number says; the kernel keeps no reference to it.
+            let result =
+                unsafe { nix::libc::ioctl(file.as_raw_fd(), ioctl as _, argument.as_ptr()) };
+            Errno::result(result).map(drop)
+        })?;
+        if version != channel::VERSION {
+            info!(
+                "the kernel module that is loaded speaks version {version} of the channel, not {}; it serves until \
+                 the next boot, but slower",
+                channel::VERSION
+            );
         }
+        Ok(file.into())
     }
 }
 
 impl Kernel {
+    /// Attaches in the newest version that the module speaks, too; gives that.
+    fn attach(
+        &self,
+        ioctl: impl Fn(u32, &[u8; channel::ATTACH_BYTES]) -> nix::Result<()>,
+    ) -> Result<u32, LinkError> {
+        for (version, number) in channel::VERSIONS {
+            match ioctl(number, &channel::attach(version, &self.key, self.chunk)) {
+                Ok(()) => return Ok(version),
+                // A module of the versions before 4 has another number for this ioctl.
+                Err(Errno::EPROTO | Errno::ENOTTY) => {}
+                Err(errno) => return Err(self.refusal(errno)),
+            }
+        }
+        Err(LinkError::Version)
+    }
+
     /// What an error of the ioctl that attaches means.
     fn refusal(&self, errno: Errno) -> LinkError {
         match errno {
             Errno::EBUSY => LinkError::Busy {
                 key: self.key.to_string(),
             },
-            // A module of the versions before 4 has another number for this ioctl.
-            Errno::EPROTO | Errno::ENOTTY => LinkError::Version,
             Errno::EINVAL => LinkError::Chunk {
                 key: self.key.to_string(),
                 chunk_bytes: self.chunk.bytes(),
@@ -217,23 +237,44 @@ pub fn connect_within(
 mod tests {
     use super::*;
 
-    /// A server met a module whose ioctl had another number, and said "Inappropriate ioctl for device".
-    #[test]
-    fn a_module_that_does_not_know_the_ioctl_is_of_another_version() {
-        let kernel = Kernel {
+    fn kernel() -> Kernel {
+        Kernel {
             key: "@vol".parse().unwrap(),
             chunk: ChunkShift::new(14).unwrap(),
-        };
-        for errno in [Errno::ENOTTY, Errno::EPROTO] {
-            let error = kernel.refusal(errno).to_string();
+        }
+    }
+
+    /// A module that speaks one version, whose ioctl has this number.
+    fn module(version: u32, number: u32) -> impl Fn(u32, &[u8; 128]) -> nix::Result<()> {
+        move |ioctl, argument| match (ioctl == number, u32::from(argument[0]) == version) {
+            (true, true) => Ok(()),
+            (true, false) => Err(Errno::EPROTO),
+            (false, _) => Err(Errno::ENOTTY),
+        }
+    }
+
+    /// After an upgrade of the packages the module that was loaded got no server any more, and all writes failed.
+    #[test]
+    fn a_module_that_was_loaded_before_an_upgrade_is_served() {
+        for (version, number) in channel::VERSIONS {
+            let spoken = kernel().attach(module(version, number)).unwrap();
+            assert_eq!(spoken, version);
+        }
+    }
+
+    /// A server met a module whose ioctl had another number, and said "Inappropriate ioctl for device".
+    #[test]
+    fn a_module_that_speaks_none_of_the_versions_is_told_as_that() {
+        for number in [channel::IOC_ATTACH, 7] {
+            let error = kernel().attach(module(99, number)).unwrap_err().to_string();
             assert!(
                 error.contains("another version of the channel than 5; install the dm-ddsnap"),
-                "{errno}: {error}"
+                "{error}"
             );
         }
-        assert!(matches!(
-            kernel.refusal(Errno::ENOMEM),
-            LinkError::System { .. }
-        ));
+        let error = kernel().attach(|_, _| Err(Errno::ENOMEM)).unwrap_err();
+        assert!(matches!(error, LinkError::System { .. }), "{error}");
+        let error = kernel().attach(|_, _| Err(Errno::EBUSY)).unwrap_err();
+        assert!(matches!(error, LinkError::Busy { .. }), "{error}");
     }
 }
