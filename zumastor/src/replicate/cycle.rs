@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use uuid::Uuid;
 
 use super::downstream::{INCOMING, Receiving};
 use super::files::{Files, position_of};
@@ -194,7 +195,12 @@ impl Cycle {
             Peer::Target(host) => {
                 let standing = match snapshot {
                     None => standing,
-                    Some(number) => only_to(standing, number, host)?,
+                    Some(number) => {
+                        let offered = with(self.volumes.as_ref(), &self.volume, |v| {
+                            Ok(v.target(host)?.sending.map(|sending| sending.uuid))
+                        })?;
+                        only_to(standing, number, host, offered)?
+                    }
                 };
                 self.send(host, files, standing, running)
             }
@@ -212,7 +218,7 @@ impl Cycle {
 
     fn hello(&self, features: u64, standing: Standing) -> Hello {
         Hello {
-            nonce: uuid::Uuid::new_v4().into_bytes(),
+            nonce: Uuid::new_v4().into_bytes(),
             features: FEATURES | features,
             standing,
             wishes: self.wishes(),
@@ -273,19 +279,30 @@ impl Cycle {
     }
 }
 
-/// What a sender holds, as if it were when the snapshot of this number was its newest.
-fn only_to(mut standing: Standing, number: u32, host: &str) -> Result<Standing> {
+/// What a sender holds, as if it were when the snapshot of this number was its newest. `offered`: one that is on its way to
+/// the target, and may be there whole: the last cycle perhaps did not get to know of that.
+fn only_to(
+    mut standing: Standing,
+    number: u32,
+    host: &str,
+    offered: Option<Uuid>,
+) -> Result<Standing> {
     let held = &standing.held;
     let at = held
         .iter()
         .position(|held| held.number == number && held.data);
     let at = at.with_context(|| format!("there is no snapshot {number} to send"))?;
-    let newer = held[at + 1..]
-        .iter()
-        .find(|held| Some(held.id) == standing.hold);
-    if let Some(newer) = newer {
+    let newer = |id: Option<Uuid>| held[at + 1..].iter().find(|held| Some(held.id) == id);
+    if let Some(newer) = newer(standing.hold) {
         bail!(
             "{host} has snapshot {} already, which is newer than {number}: a replica does not go back",
+            newer.number
+        );
+    }
+    if let Some(newer) = newer(offered) {
+        bail!(
+            "snapshot {} is on its way to {host} and may be there already, and it is newer than {number}: a replica does \
+             not go back; run this without -s first",
             newer.number
         );
     }
@@ -361,7 +378,6 @@ fn of_socket(stream: &Stream) -> Result<Link> {
 #[cfg(test)]
 mod tests {
     use ddsnap::units::Sectors;
-    use uuid::Uuid;
 
     use super::*;
     use crate::replication::standing::{Held, Role};
@@ -387,7 +403,8 @@ mod tests {
     #[test]
     fn a_named_snapshot_is_the_newest_and_never_older_than_the_hold() {
         let newest = |hold, number| {
-            only_to(standing(hold), number, "beta").map(|s| s.newest().map(|held| held.number))
+            only_to(standing(hold), number, "beta", None)
+                .map(|s| s.newest().map(|held| held.number))
         };
         assert_eq!(newest(None, 6).expect("there"), Some(6));
         assert_eq!(newest(Some(6), 8).expect("there"), Some(8));
@@ -397,5 +414,23 @@ mod tests {
         let error = newest(None, 4).expect_err("no data").to_string();
         assert_eq!(error, "there is no snapshot 4 to send");
         newest(None, 7).expect_err("not there");
+    }
+
+    /// The target had 8 whole, and the sender ended before it knew: with the hold still at 2, `-s 6` took the target back.
+    #[test]
+    fn what_may_have_arrived_already_is_not_gone_behind() {
+        let offered = |number, id| {
+            only_to(standing(Some(2)), number, "beta", Some(Uuid::from_u128(id)))
+                .map(|s| s.newest().map(|held| held.number))
+        };
+        let error = offered(6, 8).expect_err("older").to_string();
+        assert!(
+            error.starts_with("snapshot 8 is on its way to beta and may be there already"),
+            "{error}"
+        );
+        assert_eq!(offered(8, 8).expect("the same"), Some(8));
+        assert_eq!(offered(8, 6).expect("newer"), Some(8));
+        // Gone since, so nothing can be finished with it.
+        assert_eq!(offered(6, 99).expect("given up"), Some(6));
     }
 }
