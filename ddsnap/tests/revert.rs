@@ -648,8 +648,10 @@ impl BlockDevice for BadChunk {
     }
 
     fn read(&mut self, batch: &mut [Read<'_>]) -> std::io::Result<()> {
-        let bad = self.1 * 4096..(self.1 + 1) * 4096;
-        if batch.iter().any(|read| bad.contains(&read.offset)) {
+        let (bad, end) = (self.1 * 4096, (self.1 + 1) * 4096);
+        let touches =
+            |read: &Read<'_>| read.offset < end && bad < read.offset + read.into.len() as u64;
+        if batch.iter().any(touches) {
             return Err(std::io::Error::other("a bad sector"));
         }
         self.0.read(batch)
