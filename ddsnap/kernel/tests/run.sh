@@ -571,7 +571,7 @@ t_throttle() {
 	# Who waits for room is not in the way of a barrier, or of a suspension.
 	timeout 100 dd if=/dev/mapper/snap0 of=/dev/null bs=64k count=32 iflag=direct status=none &
 	local read=$!
-	sleep 1
+	still $zeroes || fail "the write-zeroes ended" || return
 	counter_is waiting 1 || fail "$(counter waiting) bios wait, 1 wanted" || return
 	[ "$(stat longest_run)" = 32 ] || fail "a run of $(stat longest_run) chunks, 32 wanted" || return
 	# Slow, so that it does not end before the barrier begins.
@@ -718,7 +718,7 @@ t_run_and_reads() {
 	run $org 32 n 32 &
 	write=$!
 	within 20 has copies 48 || fail "not copied out" || return
-	sleep 1
+	still $write || fail "the write ended before the reads" || return
 	counter_is waiting 1 || fail "the run did not wait for the reads" || return
 	kill_server
 	go || return
