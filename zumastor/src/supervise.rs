@@ -459,11 +459,8 @@ mod tests {
 
     const SOCKET: &str = "/run/v";
 
-    /// A stopped server was never noticed: status said "running", and writes waited without limit.
-    #[test]
-    fn a_server_that_does_not_answer_is_told_and_ended() {
-        let fake = Arc::new(Fake::default());
-        let supervisor = Supervisor::new(
+    fn supervisor_on(fake: &Arc<Fake>) -> Arc<Supervisor> {
+        Supervisor::new(
             fake.clone(),
             "v",
             spec(Kind::Agent),
@@ -471,7 +468,14 @@ mod tests {
             SOCKET.as_ref(),
             ("/store".as_ref(), None),
         )
-        .expect("new");
+        .expect("new")
+    }
+
+    /// A stopped server was never noticed: status said "running", and writes waited without limit.
+    #[test]
+    fn a_server_that_does_not_answer_is_told_and_ended() {
+        let fake = Arc::new(Fake::default());
+        let supervisor = supervisor_on(&fake);
         let mut silent = 0;
         let ask = |silent: &mut u32, probe| {
             fake.state().probe = Some(probe);
@@ -511,15 +515,7 @@ mod tests {
     #[test]
     fn a_stopped_agent_goes_on_though_a_server_is_being_started() {
         let fake = Arc::new(Fake::default());
-        let supervisor = Supervisor::new(
-            fake.clone(),
-            "v",
-            spec(Kind::Agent),
-            spec(Kind::Server),
-            SOCKET.as_ref(),
-            ("/store".as_ref(), None),
-        )
-        .expect("new");
+        let supervisor = supervisor_on(&fake);
         supervisor.start(Kind::Agent).expect("started");
         fake.state().stopped = Some(Kind::Agent);
         let starting = supervisor.lock();
@@ -587,15 +583,7 @@ mod tests {
     #[test]
     fn a_dead_server_is_restarted_and_a_stopped_one_is_not() {
         let fake = Arc::new(Fake::default());
-        let supervisor = Supervisor::new(
-            fake.clone(),
-            "v",
-            spec(Kind::Agent),
-            spec(Kind::Server),
-            SOCKET.as_ref(),
-            ("/store".as_ref(), None),
-        )
-        .expect("new");
+        let supervisor = supervisor_on(&fake);
         assert!(supervisor.start(Kind::Server).expect("started").is_some());
         assert!(supervisor.start(Kind::Server).expect("adopted").is_none());
         supervisor.watch().expect("a thread");
