@@ -40,14 +40,17 @@ const COMMON: &[&str] = &[
     "xfsprogs",
 ];
 
-/// What a guest with Debian's own kernel has beside it, to build modules.
+/// What a guest with Debian's own kernel has beside it, to build modules, and to read over NBD.
 const STOCK: &[&str] = &[
     "dkms",
     "gcc",
     "initramfs-tools",
+    "libnbd-bin",
     "linux-headers-amd64",
     "linux-image-amd64",
     "make",
+    "nbd-client",
+    "qemu-utils",
 ];
 
 /// A base root file system.

@@ -241,7 +241,10 @@ impl Daemon {
                 })?;
                 self.end_cycle(volume, target.as_deref(), Ending::Cancelled)?;
                 self.with(volume, |v| match target {
-                    Some(host) => v.forget_target(host, &mut noting(on_event)),
+                    Some(host) => {
+                        v.forget_target(host, &mut noting(on_event))?;
+                        Files::of(&self.layout, volume).forget_target(host)
+                    }
                     None => v.forget_source(&mut noting(on_event)),
                 })?;
                 say(

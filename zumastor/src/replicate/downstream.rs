@@ -118,6 +118,13 @@ impl Downstream for Receiving {
     }
 
     fn unsettle(&mut self) -> Result<()> {
+        // With the snapshot gone that the origin was compared with, nobody can tell what was written to it.
+        let known = |id| self.standing.find(id).is_some();
+        let origin = self.with(|v| Ok(v.source()?.origin))?;
+        if origin.is_some_and(|origin| !known(origin)) {
+            let why = "keeps what the origin held: the snapshot that it had the content of is gone";
+            self.with(|v| v.safety_snapshot(why))?;
+        }
         self.with(Volume::unsettle)
     }
 
@@ -246,23 +253,14 @@ fn restore_changes(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
-
     use super::super::files::position_of;
+    use super::super::one;
     use super::*;
     use crate::config;
     use crate::host::fake::Fake;
     use crate::layout::Layout;
-    use crate::replication::standing::Role;
-    use crate::volume;
-
-    struct One(Mutex<Volume>);
-
-    impl Volumes for One {
-        fn with(&self, _: &str, change: &mut dyn FnMut(&mut Volume) -> Result<()>) -> Result<()> {
-            change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-        }
-    }
+    use crate::machine::{Dev, TableLine};
+    use crate::replication::standing::{Held, Role};
 
     /// A copy that begins anew, as the origin was taken back to the base or is doubted, went on from where the try
     /// before had come. What was below was the base's, and the sums that were noted with the position proved it equal.
@@ -270,11 +268,7 @@ mod tests {
     fn a_copy_that_begins_anew_begins_at_its_beginning() {
         let root = tempfile::tempdir().expect("a directory");
         let layout = Layout::below(root.path());
-        let document = include_str!("../config/golden/v2-replica.yaml");
-        std::fs::create_dir_all(layout.volume("v")).expect("made");
-        std::fs::write(layout.config("v"), document).expect("written");
-        let volume = volume::load(Arc::new(Fake::default()), &layout, "v").expect("loaded");
-        let volumes = Arc::new(One(Mutex::new(volume)));
+        let volumes = one::replica(Arc::new(Fake::default()), &layout);
         let (snapshot, base) = (Uuid::from_u128(0xcc), Some(Uuid::from_u128(0xaa)));
         let files = Files::of(&layout, "v");
         let chunk = ChunkShift::MIN;
@@ -322,17 +316,57 @@ mod tests {
         assert_eq!(position(&other), 0);
     }
 
+    /// The store of a replica was full and gave up the snapshot that the origin had the content of. What somebody had
+    /// written to the replica was not noticed, and was gone when the origin was taken back to an older snapshot.
+    #[test]
+    fn what_cannot_be_compared_any_more_is_kept() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let fake = Arc::new(Fake::default());
+        fake.state().snapshots.insert(0, 1);
+        let dev = |minor| Dev { major: 254, minor };
+        let table = TableLine {
+            sectors: 8,
+            snapstore: dev(1),
+            origin: dev(2),
+            agent: String::new(),
+            id: None,
+        };
+        let device = (dev(0), String::new(), table);
+        fake.state().dm.insert("v".into(), device);
+        let volumes = one::replica(fake.clone(), &layout);
+        let (hold, gone) = (Uuid::from_u128(0xaa), Uuid::from_u128(0xcc));
+        let held = Held {
+            id: hold,
+            number: 0,
+            taken: 1,
+            length: Sectors(8),
+            data: true,
+        };
+        let standing = Standing {
+            held: vec![held],
+            ..Standing::blank(hold, Role::Replica)
+        };
+        let (files, server) = (Files::of(&layout, "v"), PathBuf::new());
+        let mut end = Receiving::new(volumes, "v", server, files, standing);
+        let kept = || fake.state().snapshots.len();
+        for (origin, expected) in [(hold, 1), (gone, 2)] {
+            end.with(|v| v.settle(origin)).expect("settled");
+            end.unsettle().expect("unsettled");
+            assert_eq!(kept(), expected);
+        }
+        // Interrupted, it is taken back again, and what there was to keep is kept.
+        end.unsettle().expect("unsettled");
+        assert_eq!(kept(), 2);
+    }
+
     /// A replica's store was full, and both sides said "could not flush /dev/mapper/copy: Input/output error".
     #[test]
     fn a_failed_write_says_what_is_wrong_with_the_store() {
         let root = tempfile::tempdir().expect("a directory");
         let layout = Layout::below(root.path());
-        let document = include_str!("../config/golden/v2-replica.yaml");
-        std::fs::create_dir_all(layout.volume("v")).expect("made");
-        std::fs::write(layout.config("v"), document).expect("written");
         let fake = Arc::new(Fake::default());
-        let volume = volume::load(fake.clone(), &layout, "v").expect("loaded");
-        let volumes = Arc::new(One(Mutex::new(volume)));
+        let volumes = one::replica(fake.clone(), &layout);
         let files = Files::of(&layout, "v");
         let standing = Standing::blank(Uuid::from_u128(1), Role::Replica);
         let mut end = Receiving::new(volumes, "v", PathBuf::new(), files, standing);

@@ -3,6 +3,7 @@
 //! an old master asks before it becomes a replica.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -13,12 +14,16 @@ use super::ssh;
 use super::upstream::with;
 use crate::jobs::{Ended, Ending, Job, Running};
 use crate::layout::Layout;
-use crate::replication::link::{Incoming, Line, Timing};
+use crate::replication::link::{Incoming, Line, LinkError, Timing};
 use crate::replication::message::{FEATURES, Hello, Message, Wishes};
 use crate::replication::send::WINDOW_BYTES;
 use crate::replication::standing::{Epoch, Standing};
 use crate::replication::volume::{Downstream, Watch};
 use crate::volume::{DefineSource, Peer, Volumes};
+
+/// How long the other machine may take to say who it is, while it says that it is still there: it may first have to look
+/// for what was written to a large replica.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The job.
 pub struct Failover {
@@ -120,7 +125,7 @@ pub fn greet(
     let there = request.name.as_deref().unwrap_or(volume);
     let (link, remote) = ssh::connect(&command, host, &["send", there, node])?;
     let mut line = Line::open(link, Timing::default(), WINDOW_BYTES)?;
-    let heard = ask(&mut line, &own);
+    let heard = ask(&mut line, &own, PATIENCE);
     line.close();
     let complaint = remote.finish();
     let peer = heard.with_context(|| match complaint.as_str() {
@@ -131,7 +136,7 @@ pub fn greet(
 }
 
 /// Both greet as ever. A master is sent nothing: the other side refuses, and that ends it.
-fn ask(line: &mut Line, own: &Standing) -> Result<Standing> {
+fn ask(line: &mut Line, own: &Standing, patience: Duration) -> Result<Standing> {
     let hello = Hello {
         nonce: *uuid::Uuid::new_v4().as_bytes(),
         features: FEATURES,
@@ -140,13 +145,18 @@ fn ask(line: &mut Line, own: &Standing) -> Result<Standing> {
     };
     line.say(&Message::Hello(Box::new(hello)))?;
     let mut peer = None;
+    let end = Instant::now() + patience;
     loop {
-        match line.hear(&|| false) {
+        match line.hear(&|| Instant::now() > end) {
             Ok(Incoming::Said(Message::Hello(hello))) => peer = Some(hello.standing),
             Ok(Incoming::Said(Message::Alive)) => {}
             Ok(Incoming::Said(Message::Fail { sentence })) if peer.is_none() => bail!("{sentence}"),
             // Its greeting says it all; how it goes on does not matter.
             Ok(_) => break,
+            Err(LinkError::Cancelled) if peer.is_none() => bail!(
+                "it is there, but did not say who it is within {} s",
+                patience.as_secs()
+            ),
             Err(error) if peer.is_none() => return Err(error.into()),
             Err(_) => break,
         }
@@ -167,4 +177,38 @@ fn judge(own: &Standing, peer: &Standing, host: &str) -> Result<Epoch> {
         );
     }
     Ok(peer.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::replication::link::Link;
+    use crate::replication::standing::Role;
+
+    /// A machine that said it was still there and nothing else held up `failback`, which nobody can cancel, for ever.
+    #[test]
+    fn who_never_says_who_it_is_is_not_waited_for() {
+        let (here, there) = UnixStream::pair().expect("a pair");
+        let clone = || here.try_clone().expect("cloned");
+        let cut = clone();
+        let link = Link {
+            reader: Box::new(clone()),
+            writer: Box::new(clone()),
+            cut: Arc::new(move || {
+                // It may be cut already.
+                let _ = cut.shutdown(std::net::Shutdown::Both);
+            }),
+        };
+        let mut line = Line::open(link, Timing::default(), WINDOW_BYTES).expect("open");
+        let own = Standing::blank(uuid::Uuid::from_u128(1), Role::Replica);
+        let error = ask(&mut line, &own, Duration::ZERO).expect_err("nobody speaks");
+        assert_eq!(
+            error.to_string(),
+            "it is there, but did not say who it is within 0 s"
+        );
+        drop(there);
+        line.close();
+    }
 }

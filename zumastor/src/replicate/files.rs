@@ -138,25 +138,36 @@ impl Files {
     /// # Errors
     /// It cannot be read. What is damaged is gone: the next comparison finds it again.
     pub fn again(&self, host: &str) -> Result<Option<Again>> {
-        let bytes = self.read(&format!("again-{host}"))?;
+        let bytes = self.read(&again_name(host))?;
         Ok(bytes.and_then(|bytes| Again::decode(&bytes).ok()))
     }
 
-    /// Notes it, durably; none: nothing any more.
+    /// Notes it, durably. With the volume locked, or the end of a copy might forget it.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn save_again(&self, host: &str, again: Option<&Again>) -> Result<()> {
-        let name = format!("again-{host}");
-        match again {
-            Some(again) => self.write(&name, &again.encode()),
-            None => match fs::remove_file(self.dir.join(&name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("could not remove {name}"))
-                }
-                _ => Ok(()),
-            },
+    pub fn save_again(&self, host: &str, again: &Again) -> Result<()> {
+        self.write(&again_name(host), &again.encode())
+    }
+
+    /// Forgets what was noted as `sent`; something else stays. With the volume locked.
+    ///
+    /// # Errors
+    /// It cannot be read or removed.
+    pub fn forget_again(&self, host: &str, sent: Option<&Again>) -> Result<()> {
+        match self.again(host)? {
+            Some(now) if Some(&now) != sent => Ok(()),
+            _ => self.drop(&again_name(host)),
         }
+    }
+
+    /// Forgets all that is noted of a target.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget_target(&self, host: &str) -> Result<()> {
+        self.drop(&again_name(host))?;
+        self.drop(&sending_name(host))
     }
 
     /// Removes the sums of snapshots that are not in `known` any more.
@@ -178,6 +189,17 @@ impl Files {
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// The name of the file with what a target is to get again.
+fn again_name(host: &str) -> String {
+    format!("again-{host}")
+}
+
+/// The name of the file with the position of what is sent to a target.
+#[must_use]
+pub fn sending_name(host: &str) -> String {
+    format!("to-{host}")
 }
 
 /// How far a copy is, in chunks, by what is noted of it; at its beginning if that is of another one.

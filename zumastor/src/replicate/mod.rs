@@ -22,3 +22,32 @@ pub mod ssh;
 pub mod upstream;
 pub mod verify;
 mod written;
+
+/// One volume, for tests, as the daemon has many.
+#[cfg(test)]
+mod one {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use anyhow::Result;
+
+    use crate::host::fake::Fake;
+    use crate::layout::Layout;
+    use crate::volume::{self, Volume, Volumes};
+
+    pub(super) struct One(Mutex<Volume>);
+
+    impl Volumes for One {
+        fn with(&self, _: &str, change: &mut dyn FnMut(&mut Volume) -> Result<()>) -> Result<()> {
+            change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    /// The volume 'v' of the golden replica's document, below `layout`.
+    pub(super) fn replica(fake: Arc<Fake>, layout: &Layout) -> Arc<One> {
+        let document = include_str!("../config/golden/v2-replica.yaml");
+        std::fs::create_dir_all(layout.volume("v")).expect("made");
+        std::fs::write(layout.config("v"), document).expect("written");
+        let volume = volume::load(fake, layout, "v").expect("loaded");
+        Arc::new(One(Mutex::new(volume)))
+    }
+}

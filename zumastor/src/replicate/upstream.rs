@@ -9,9 +9,9 @@ use ddsnap::units::{ChunkRun, ChunkShift};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::again::Union;
+use super::again::{Again, Union};
 use super::device::{Changes, Device};
-use super::files::Files;
+use super::files::{Files, sending_name};
 use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
 use crate::replication::standing::{Epoch, Held, Standing};
@@ -34,8 +34,8 @@ pub struct Sending {
     changes: Option<Changes>,
     /// What is sent again with the changes.
     union: Option<Union>,
-    /// The copy that has all of that.
-    from_start: Option<Uuid>,
+    /// The copy that has all of that from its beginning on, and what was noted when it began.
+    from_start: Option<(Uuid, Option<Again>)>,
 }
 
 impl Sending {
@@ -101,7 +101,18 @@ impl Sending {
     }
 
     fn noted(&self) -> String {
-        format!("to-{}", self.host)
+        sending_name(&self.host)
+    }
+
+    /// Forgets what was to be sent again, if the copy of `snapshot` had all of it. What a comparison noted since the
+    /// copy began is not in it.
+    fn sent_again(&self, snapshot: Uuid) -> Result<()> {
+        match &self.from_start {
+            Some((copied, noted)) if *copied == snapshot => {
+                self.with(|_| self.files.forget_again(&self.host, noted.as_ref()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -130,12 +141,13 @@ impl Upstream for Sending {
         let base = begin.base.map(|base| self.device(base)).transpose()?;
         let from = base.as_ref().map(|(_, number)| *number);
         self.changes = Some(Changes::list(&self.server, from, to)?);
-        let again = self.files.again(&self.host)?;
+        let noted = self.files.again(&self.host)?;
+        let again = noted.clone();
         let again = again.filter(|again| begin.plain && again.chunk == self.chunk);
         let end = begin.snapshot.length.to_chunks(self.chunk);
         self.union = again.map(|again| Union::new(again.runs, end));
         let whole = begin.position == 0 && (self.union.is_some() || begin.base.is_none());
-        self.from_start = whole.then_some(begin.snapshot.id);
+        self.from_start = whole.then_some((begin.snapshot.id, noted));
         self.snapshot = snapshot;
         self.base = base.and_then(|(device, _)| device);
         Ok(self.base.is_some())
@@ -190,14 +202,60 @@ impl Upstream for Sending {
             v.move_hold(&self.host, snapshot, proven)?;
             Ok(v.snapshot_uuids())
         })?;
-        if self.from_start == Some(snapshot) {
-            self.files.save_again(&self.host, None)?;
-        }
+        self.sent_again(snapshot)?;
         self.files.tidy(&known);
         Ok(())
     }
 
     fn superseded(&mut self, epoch: Epoch) -> Result<()> {
         self.with(|v| v.superseded(epoch, Some(&self.host)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ddsnap::units::Chunk;
+
+    use super::super::one;
+    use super::*;
+    use crate::host::fake::Fake;
+    use crate::layout::Layout;
+    use crate::replication::standing::Role;
+
+    /// What `verify --repair` found while a copy ran was forgotten at its end, unsent: the other side stayed different.
+    #[test]
+    fn what_is_noted_while_a_copy_runs_is_sent_with_the_next() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let volumes = one::replica(Arc::new(Fake::default()), &layout);
+        let files = Files::of(&layout, "v");
+        let standing = Standing::blank(Uuid::from_u128(1), Role::Master);
+        let server = PathBuf::new();
+        let mut end = Sending::new(volumes, "v", "beta", server, files.clone(), &standing);
+        let note = |first| Again {
+            chunk: ChunkShift::MIN,
+            runs: vec![ChunkRun {
+                first: Chunk(first),
+                chunks: 1,
+            }],
+        };
+        let (copied, other) = (Uuid::from_u128(2), Uuid::from_u128(3));
+        let noted = || files.again("beta").expect("read");
+        for (at_the_beginning, at_the_end, left) in [
+            (Some(note(1)), Some(note(1)), None),
+            (Some(note(1)), Some(note(2)), Some(note(2))),
+            (None, Some(note(2)), Some(note(2))),
+            (Some(note(1)), None, None),
+        ] {
+            files.forget_target("beta").expect("forgotten");
+            if let Some(note) = &at_the_end {
+                files.save_again("beta", note).expect("noted");
+            }
+            end.from_start = Some((copied, at_the_beginning));
+            end.sent_again(other).expect("nothing to do");
+            assert_eq!(noted(), at_the_end, "of another copy");
+            end.sent_again(copied).expect("looked at");
+            assert_eq!(noted(), left);
+        }
     }
 }

@@ -193,7 +193,9 @@ impl Verify {
                 let noted = match self.way.peer() {
                     Peer::Target(host) if send_again => {
                         let again = Again { chunk, runs };
-                        files.save_again(&host, Some(&again))?;
+                        with(self.volumes.as_ref(), &self.volume, |_| {
+                            files.save_again(&host, &again)
+                        })?;
                         "; the next cycle sends them again"
                     }
                     _ => "",

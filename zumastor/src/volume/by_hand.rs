@@ -209,13 +209,17 @@ impl Volume {
             );
             return Err(refused(WRONG_STATE, text));
         }
-        self.config.snapshots.next = tag;
+        let next = std::mem::replace(&mut self.config.snapshots.next, tag);
         let arrived = Arrived {
             uuid: Uuid::new_v4(),
             taken: self.host.now().timestamp().as_second(),
             base: None,
         };
-        let id = self.finish(&arrived, None)?;
+        let id = self.finish(&arrived, None).inspect_err(|_| {
+            // No number is given twice.
+            let now = &mut self.config.snapshots.next;
+            *now = next.max(*now);
+        })?;
         self.release_old_hold()?;
         Ok(id)
     }

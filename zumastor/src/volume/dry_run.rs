@@ -17,12 +17,11 @@ impl Volume {
     pub fn would_define_source(&self, request: &DefineSource, out: Out) -> Result<()> {
         check_host(&request.host)?;
         let (name, host) = (&self.name, &request.host);
-        let was_master = self.config.master.is_some();
-        let keep = was_master && !self.snapshots().is_empty();
+        let keep = self.has_content_of_its_own();
         if keep {
             self.check_up()?;
         }
-        if was_master && self.level == Level::Mounted {
+        if self.config.master.is_some() && self.level == Level::Mounted {
             self.would_go_down(Level::Devices, out)?;
         }
         let mut say = |text: String| out(Note::Line(text));

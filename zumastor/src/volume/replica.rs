@@ -25,8 +25,8 @@ pub const REPLICA: &str = "replica";
 /// What is said of a twin that another one was to take the place of.
 const STILL_USED: &str = "is still in use";
 
-/// Of the snapshot that a master leaves behind when it becomes a replica.
-pub(super) const WHY_KEPT: &str = "keeps what was written while the volume was a master";
+/// Of the snapshot that a volume leaves behind when it becomes a replica.
+pub(super) const WHY_KEPT: &str = "keeps what the volume held before it became a replica";
 
 /// `define source`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,13 +93,14 @@ pub enum Peer {
 }
 
 impl Volume {
-    /// Makes the volume a replica. A master role goes: nobody but replication writes to the origin then.
+    /// Makes the volume a replica. A master role goes: nobody but replication writes to the origin then. What it holds
+    /// stays as a snapshot, unless nobody ever used it.
     ///
     /// # Errors
-    /// The origin is in use, or the document cannot be written.
+    /// The origin is in use, that snapshot cannot be taken, or the document cannot be written.
     pub fn define_source(&mut self, request: &DefineSource, out: Out) -> Result<()> {
         let before = self.level;
-        let keep = self.config.master.is_some() && !self.snapshots().is_empty();
+        let keep = self.has_content_of_its_own();
         if keep {
             self.check_up()?;
         }
@@ -113,10 +114,17 @@ impl Volume {
         self.up(level, out).map(|_| ())
     }
 
+    /// Whether a replica made of it could have something written over that is nowhere else: its users wrote to it,
+    /// or may have since it was a replica.
+    pub(super) fn has_content_of_its_own(&self) -> bool {
+        let config = &self.config;
+        config.master.is_some() || config.source.is_none() && !config.snapshots.list.is_empty()
+    }
+
     fn follow(&mut self, request: &DefineSource, keep: bool) -> Result<()> {
         let mut origin = None;
         if keep {
-            // What its users wrote stays, as with `failback`.
+            // As with `failback`.
             let kept = self.safety_snapshot(WHY_KEPT)?;
             origin = self.config.snapshots.find(kept).map(|s| s.uuid);
         }
@@ -361,8 +369,9 @@ impl Volume {
         let config = &self.config;
         let source = config.source.as_ref().filter(|_| *peer == Peer::Source);
         let uuid = |held: Option<Snapref>| held.map(|held| held.uuid);
-        // What never received or took anything has no lineage yet.
-        let blank = config.source.is_some()
+        // What never received or took anything has no lineage yet, and may be overwritten. An origin that has a
+        // snapshot's content has something, even if that snapshot was deleted since.
+        let blank = config.source.as_ref().is_some_and(|s| s.origin.is_none())
             && config.lineage.uuid == config.uuid
             && config.snapshots.list.is_empty();
         let hold = match peer {

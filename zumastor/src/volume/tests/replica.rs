@@ -72,7 +72,7 @@ pub(super) const EPOCH: Epoch = Epoch {
 
 impl Bench {
     pub(super) fn replica(&self, mount: bool) -> Volume {
-        let mut volume = self.master();
+        let mut volume = self.try_define(&Bench::request()).expect("defined");
         let made = volume.define_source(&source(mount), &mut |_| ());
         made.expect("a replica");
         volume
@@ -616,6 +616,50 @@ fn a_replicas_hold_is_not_given_up_for_what_arrives() {
     assert!(!bench.fake.give_up(second));
     volume.forget_source(&mut |_| ()).expect("forgotten");
     assert!(bench.fake.give_up(second), "as any other");
+}
+
+/// A master that had taken no snapshot yet passed for empty once `define source` had made it a replica: the next cycle
+/// overwrote all that its users had, and nobody had asked for that.
+#[test]
+fn a_master_without_snapshots_is_not_overwritten_unasked() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    assert!(volume.config.snapshots.list.is_empty());
+    let made = volume.define_source(&source(false), &mut |_| ());
+    made.expect("a replica");
+    assert_eq!(bench.stored(), [0], "what its users wrote is kept");
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert!(!standing.is_blank());
+    assert_eq!(
+        standing.lineage,
+        Some(volume.config.uuid),
+        "not to be written over"
+    );
+    // Without that snapshot it still has what it has.
+    volume.config.snapshots.list.clear();
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert!(standing.held.is_empty() && !standing.is_blank());
+}
+
+/// A volume that had been a replica, was written to, and became one again was taken back to the last snapshot.
+#[test]
+fn what_was_written_between_two_sources_is_kept() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let first = arrive(&mut volume, &begin(1, None));
+    volume.forget_source(&mut |_| ()).expect("forgotten");
+    let made = volume.define_source(&source(false), &mut |_| ());
+    made.expect("a replica again");
+    let kept = volume.config.snapshots.list.last().expect("one").clone();
+    assert!(kept.id > first);
+    let standing = volume.standing(&Peer::Source, &|_| 0).expect("stands");
+    assert_eq!(standing.origin, Some(kept.uuid));
+    assert_eq!(standing.lineage, Some(Uuid::from_u128(70)));
+    // Told again what it knows, it keeps nothing more.
+    let before = bench.stored();
+    let made = volume.define_source(&source(true), &mut |_| ());
+    made.expect("changed");
+    assert_eq!(bench.stored(), before);
 }
 
 /// The snapshot that said what the origin has was deleted, and nothing could ever be received again.
