@@ -393,14 +393,15 @@ impl Store {
     /// place by the next call, which had better come later.
     pub fn background_step(&mut self, budget: usize) -> Result<bool, StoreError> {
         self.check_latch()?;
-        if self.checkpoint_wanted() {
-            self.checkpoint_step()?;
-        } else if self.need == Some(Need::Search) {
+        if self.need == Some(Need::Search) {
+            // First: it has an end, and a request waits for it and for nothing that a checkpoint gives.
             if self.state.space.free() == 0
                 || self.state.space.seek_free(&mut self.media, self.budget)?
             {
                 self.need = None;
             }
+        } else if self.checkpoint_wanted() {
+            self.checkpoint_step()?;
         } else if self.sweep.pending() {
             self.sweep_step(budget.max(1))?;
         } else {
