@@ -77,6 +77,8 @@ pub struct Volume {
     waiting: Waiting,
     /// Snapshots that hold nothing to mount. That does not change.
     plain: BTreeMap<u32, String>,
+    /// Snapshots that were taken for a target and are not offered to it yet. The next daemon takes others.
+    unpinned: BTreeMap<String, u32>,
     /// The server is giving the origin the content of this snapshot.
     pub reverting: Option<u32>,
     /// An origin that was written without its server is accepted by what is being done now.
@@ -138,6 +140,7 @@ impl Volume {
             layout: layout.clone(),
             waiting: Waiting::Nothing,
             plain: BTreeMap::new(),
+            unpinned: BTreeMap::new(),
             reverting: None,
             accept_origin: false,
             chunksize: None,

@@ -227,6 +227,10 @@ impl Daemon {
             if !open || now < due.next {
                 continue;
             }
+            // One that somebody else has begun: what is due is being done.
+            if self.cycle_of(&key).is_some() {
+                continue;
+            }
             match self.begin_due(&key, asked) {
                 Ok(running) => {
                     due.error = None;
@@ -276,11 +280,19 @@ impl Daemon {
         self.begin(volume, way, asked, true)
     }
 
-    /// Compares everything, as `define target --test fullvolume` asks for; what it finds is in the status.
+    /// Compares everything, as `define target --test fullvolume` asks for; what it finds is in the status. In a thread
+    /// of its own: whoever has the volume may have it for long, and the other volumes' cycles come all the same.
     fn begin_test(self: &Arc<Self>, (volume, target): &Key) {
         let way = target.clone().map_or(Way::Pull, Way::Push);
-        if let Err(error) = self.begin_verify(volume, way, false, &Arc::default()) {
-            complain(format_args!("{volume}: cannot compare: {error:#}"));
+        let (this, name) = (self.clone(), volume.clone());
+        let begin = move || {
+            if let Err(error) = this.begin_verify(&name, way, false, &Arc::default()) {
+                complain(format_args!("{name}: cannot compare: {error:#}"));
+            }
+        };
+        let spawned = thread::Builder::new().name("test".into()).spawn(begin);
+        if let Err(error) = spawned {
+            complain(format_args!("{volume}: cannot compare: no thread: {error}"));
         }
     }
 

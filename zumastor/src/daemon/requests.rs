@@ -122,7 +122,9 @@ impl Daemon {
         let spawned = operation.spawn(move || {
             let _permit = permit;
             // Nobody may listen any more: an operation goes on all the same.
-            let result = this.execute(&request, &mut |event| sender.send(event).is_ok());
+            // One that nobody was to listen to is not taken for one whose client has gone.
+            let mut told = |event| sender.send(event).is_ok() || detached;
+            let result = this.execute(&request, &mut told);
             if let (Err(error), Some(name)) = (&result, request.volume()) {
                 complain(format_args!("{name}: {error:#}"));
             }

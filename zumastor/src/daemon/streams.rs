@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ddsnap::stdio::complain;
 use nix::unistd::{Group, chown};
 
@@ -147,28 +147,15 @@ impl Daemon {
     /// Whether a replication may be now. A master greets a stream that comes to it, only to say no: so an older
     /// one hears that it was superseded.
     fn admit(&self, volume: &str, peer: &Peer, greets: bool) -> Result<()> {
-        self.with(volume, |v| match peer {
-            Peer::Target(host) => {
-                if v.target(host)?.stopped {
-                    bail!(
-                        "the target {host} is stopped: run `zumastor start target {volume} {host}`"
-                    );
-                }
-                Ok(())
+        self.with(volume, |v| {
+            if *peer == Peer::Source && greets && v.config.master.is_some() {
+                return Ok(());
             }
-            Peer::Source => {
-                if greets && v.config.master.is_some() {
-                    return Ok(());
-                }
-                if v.source()?.stopped {
-                    bail!("the source is stopped: run `zumastor start source {volume}`");
-                }
-                Ok(())
-            }
+            v.check_replicates(peer)
         })
     }
 
-    /// Starts a cycle; `asked`: for somebody who asked for it, `is_again`: once more.
+    /// Starts a cycle; `asked`: for somebody who asked for it, `is_again`: by itself, which waits for nobody here.
     pub(super) fn begin(
         self: &Arc<Self>,
         volume: &str,
@@ -177,7 +164,9 @@ impl Daemon {
         is_again: bool,
     ) -> Result<Arc<Running>> {
         let greets = matches!(way, Way::ServeReceive(_));
-        self.admit(volume, &way.peer(), greets)?;
+        if !is_again {
+            self.admit(volume, &way.peer(), greets)?;
+        }
         let job = Box::new(Cycle {
             volumes: self.clone(),
             layout: self.layout.clone(),
@@ -185,6 +174,7 @@ impl Daemon {
             way,
             asked,
             is_again,
+            was_on_its_way: false,
             node: node_name(&self.layout)?,
         });
         self.jobs.start(volume, job)

@@ -57,6 +57,8 @@ pub struct State {
     pub old_mount: bool,
     /// Snapshots that lost their data.
     pub squashed: BTreeSet<u32>,
+    /// Snapshots of an origin that was written without the server.
+    pub doubtful: BTreeSet<u32>,
     /// Bookmarks.
     pub bookmarks: BTreeSet<u32>,
     /// Snapshots that become bookmarks when they are given up.
@@ -459,7 +461,7 @@ impl Host for Fake {
             } else {
                 SnapshotState::Live
             },
-            doubtful: false,
+            doubtful: state.doubtful.contains(&tag),
             to_bookmark: state.to_bookmark.contains(&tag),
             persistent_usecount: 0,
             devices: 0,

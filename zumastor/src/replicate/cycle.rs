@@ -12,6 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
+use super::device::Claim;
 use super::downstream::{INCOMING, Receiving};
 use super::files::{Files, position_of};
 use super::socket::Stream;
@@ -22,6 +23,8 @@ use crate::config::Asked;
 use crate::jobs::{Declined, Ended, Ending, Job, Running};
 use crate::layout::Layout;
 use crate::names;
+use crate::note::Note;
+use crate::replication::decide::{SUPERSEDED, TARGET_IS_MASTER};
 use crate::replication::link::{Link, Timing};
 use crate::replication::message::{FEATURES, Hello, WHOLE, Wishes};
 use crate::replication::receive::receive;
@@ -73,6 +76,8 @@ pub struct Cycle {
     pub is_again: bool,
     /// What this machine is called.
     pub node: String,
+    /// A snapshot of before is sent first.
+    pub was_on_its_way: bool,
 }
 
 struct Eye<'a> {
@@ -102,6 +107,12 @@ impl Job for Cycle {
 
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {
         let peer = self.way.peer();
+        if self.is_again {
+            // Whoever has stopped it since need not have been waited for to begin it.
+            with(self.volumes.as_ref(), &self.volume, |v| {
+                v.check_replicates(&peer)
+            })?;
+        }
         if self.asked.is_some() {
             with(self.volumes.as_ref(), &self.volume, |v| {
                 v.note_asked(&peer, self.asked)
@@ -133,12 +144,13 @@ impl Cycle {
     }
 
     fn run_to_the_end(&mut self, running: &Running) -> Result<String> {
-        let (outcome, complaint) = self.cycle(running).inspect_err(|error| {
-            if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
-                // Nothing was answered yet, or the stream is of no use any more.
-                let _ = super::socket::answer(&stream.socket, Some(format!("{error:#}")));
-            }
-        })?;
+        let (mut outcome, mut complaint) = self.try_cycle(running)?;
+        if self.sends_more(&outcome) {
+            running.note(Note::Line(
+                "what was on its way has arrived; what was written since follows".into(),
+            ));
+            (outcome, complaint) = self.try_cycle(running)?;
+        }
         if let Some(ending) = running.ending() {
             if matches!(outcome, Outcome::Failed(_)) {
                 return Err(Ended(ending).into());
@@ -163,8 +175,9 @@ impl Cycle {
             }
             Outcome::Current(_) => Ok("the newest snapshot is on both sides already".into()),
             Outcome::Refused { code, sentence } => {
+                let of_epochs = [SUPERSEDED, TARGET_IS_MASTER].contains(&code);
                 let line = with(self.volumes.as_ref(), &self.volume, |v| {
-                    Ok(superseded_line(&self.volume, &v.config.lineage))
+                    Ok(superseded_line(&self.volume, &v.config.lineage).filter(|_| of_epochs))
                 })?;
                 let name = &self.volume;
                 let line = line.map(|line| format!("volume '{name}': {line}"));
@@ -178,12 +191,28 @@ impl Cycle {
 }
 
 impl Cycle {
+    /// Whether somebody wants there what is here now, and what had been on its way before is there first.
+    fn sends_more(&self, outcome: &Outcome) -> bool {
+        let came = matches!(outcome, Outcome::Done { .. } | Outcome::Current(_));
+        let wanted = self.asked.is_some_and(|asked| asked.snapshot.is_none());
+        self.was_on_its_way && came && wanted && matches!(self.way, Way::Push(_))
+    }
+
+    fn try_cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
+        self.cycle(running).inspect_err(|error| {
+            if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
+                // Nothing was answered yet, or the stream is of no use any more.
+                let _ = super::socket::answer(&stream.socket, Some(format!("{error:#}")));
+            }
+        })
+    }
+
     fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
         let peer = self.way.peer();
         let files = Files::of(&self.layout, &self.volume);
         let snapshot = self.asked.and_then(|asked| asked.snapshot);
         if let (Peer::Target(host), None) = (&peer, snapshot) {
-            with(self.volumes.as_ref(), &self.volume, |v| {
+            self.was_on_its_way = with(self.volumes.as_ref(), &self.volume, |v| {
                 v.snapshot_to_send(host)
             })?;
         }
@@ -265,7 +294,17 @@ impl Cycle {
             layout: &self.layout,
             volume: &self.volume,
         };
+        let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
+        // Before it is looked whether somebody wrote to it, and until what arrives is a snapshot.
+        let claim = Claim::new(&node)?;
         origin.look(&mut standing)?;
+        if claim.is_none() && !standing.written {
+            bail!(
+                "{} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by \
+                 what",
+                node.display()
+            );
+        }
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();
         let mut end = Receiving::new(volumes, &self.volume, server, files, standing.clone());

@@ -209,13 +209,13 @@ impl Downstream for Receiving {
         self.files.save(INCOMING, progress)
     }
 
-    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32> {
+    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>, proven: bool) -> Result<u32> {
         // Devices are given back before they are looked at anew.
         (self.base, self.origin) = (None, None);
         if let Some(sums) = sums {
             self.files.save_sums(begin.snapshot.id, sums)?;
         }
-        let proven = sums.map(|_| Timestamp::now().as_second());
+        let proven = proven.then(|| Timestamp::now().as_second());
         self.with(|v| v.finish_incoming(begin, proven))
     }
 }

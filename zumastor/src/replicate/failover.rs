@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
+use super::device::Claim;
 use super::downstream::Receiving;
 use super::files::Files;
 use super::ssh;
@@ -85,6 +86,9 @@ impl Failover {
             if !standing.has_data(hold) {
                 bail!("the last complete snapshot lost its data to a full store");
             }
+            let node = with(volumes.as_ref(), name, |v| v.node(None))?;
+            let claim = Claim::new(&node)?;
+            let _claim = claim.with_context(|| format!("{} is in use", node.display()))?;
             let server = self.layout.server_socket(name);
             let files = Files::of(&self.layout, name);
             let mut end = Receiving::new(volumes.clone(), name, server, files, standing);

@@ -199,16 +199,29 @@ pub fn connect(command: &str, host: &str, words: &[&str]) -> Result<(Link, Remot
 impl Remote {
     /// Waits for the command's end; gives what it complained of.
     pub fn finish(mut self) -> String {
+        self.end()
+    }
+
+    fn end(&mut self) -> String {
         let mut process = lock(&self.process);
-        // The line was closed, which cuts what still runs.
-        process.kill();
-        let _ = process.child.wait();
-        process.reaped = true;
+        if !process.reaped {
+            // The line was closed, which cuts what still runs.
+            process.kill();
+            let _ = process.child.wait();
+            process.reaped = true;
+        }
         drop(process);
         // What was said is there.
         tell(&self.quiet);
         let said = self.complaints.take().map(JoinHandle::join);
         said.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // However the line was left, no process and no thread stays.
+        self.end();
     }
 }
 

@@ -192,8 +192,10 @@ impl Upstream for Sending {
         self.with(|v| v.pin(&self.host, snapshot))
     }
 
-    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()> {
-        let proven = sums.map(|_| Timestamp::now().as_second());
+    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>, proven: bool) -> Result<()> {
+        // The old hold goes, and cannot while its device is open here.
+        (self.base, self.snapshot, self.changes) = (None, None, None);
+        let proven = proven.then(|| Timestamp::now().as_second());
         match sums {
             Some(sums) => self.files.save_sums(snapshot, sums)?,
             None => self.recover_sums(snapshot)?,

@@ -79,6 +79,8 @@ impl Watch for Eye<'_> {
 struct Reading {
     volumes: Arc<dyn Volumes>,
     volume: String,
+    peer: Peer,
+    files: Files,
     device: Option<Device>,
 }
 
@@ -96,6 +98,16 @@ impl Readable for Reading {
     fn read(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
         let device = self.device.as_ref().context("nothing is open")?;
         device.read(run, into)
+    }
+
+    fn note_again(&mut self, chunk: ChunkShift, runs: &[ChunkRun]) -> Result<()> {
+        let Peer::Target(host) = &self.peer else {
+            return Ok(());
+        };
+        let runs = runs.to_vec();
+        with(self.volumes.as_ref(), &self.volume, |_| {
+            self.files.save_again(host, &Again { chunk, runs })
+        })
     }
 }
 
@@ -142,6 +154,8 @@ impl Verify {
         let mut reading = Reading {
             volumes: volumes.clone(),
             volume: self.volume.clone(),
+            peer: peer.clone(),
+            files: Files::of(&self.layout, &self.volume),
             device: None,
         };
         let (layout, name) = (&self.layout, &self.volume);
@@ -167,7 +181,7 @@ impl Verify {
             Verdict::Equal { snapshot, sums } => {
                 let now = Timestamp::now().as_second();
                 let known = with(self.volumes.as_ref(), &self.volume, |v| {
-                    v.set_proven(&self.way.peer(), now)?;
+                    v.set_proven(&self.way.peer(), Some(now))?;
                     Ok(v.snapshot_uuids().contains(&snapshot.id))
                 })?;
                 if known {
@@ -187,17 +201,16 @@ impl Verify {
                 chunk,
                 send_again,
             } => {
+                // Nothing that is made from it is proven by its sums, until a comparison finds both sides equal.
+                with(self.volumes.as_ref(), &self.volume, |v| {
+                    v.set_proven(&self.way.peer(), None)
+                })?;
+                files.drop(&snapshot.id.to_string())?;
                 for line in ranges(&runs, chunks, chunk, snapshot.length.to_bytes()) {
                     running.note(Note::Line(line));
                 }
                 let noted = match self.way.peer() {
-                    Peer::Target(host) if send_again => {
-                        let again = Again { chunk, runs };
-                        with(self.volumes.as_ref(), &self.volume, |_| {
-                            files.save_again(&host, &again)
-                        })?;
-                        "; the next cycle sends them again"
-                    }
+                    Peer::Target(_) if send_again => "; the next cycle sends them again",
                     _ => "",
                 };
                 self.found.set(true);

@@ -13,6 +13,11 @@ use uuid::Uuid;
 use super::message::{Begin, COMPARES, Hello, WHOLE};
 use super::standing::{Epoch, Held, Role, Standing};
 
+/// The number of [`Refusal::Superseded`].
+pub const SUPERSEDED: u16 = 2;
+/// The number of [`Refusal::TargetIsMaster`].
+pub const TARGET_IS_MASTER: u16 = 3;
+
 /// What a cycle is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plan {
@@ -114,8 +119,8 @@ impl Refusal {
     pub fn code(&self) -> u16 {
         match self {
             Refusal::NothingToSend => 1,
-            Refusal::Superseded { .. } => 2,
-            Refusal::TargetIsMaster { .. } => 3,
+            Refusal::Superseded { .. } => SUPERSEDED,
+            Refusal::TargetIsMaster { .. } => TARGET_IS_MASTER,
             Refusal::Foreign { .. } => 4,
             Refusal::NeedsFull { .. } => 5,
             Refusal::WrongBase { .. } => 6,

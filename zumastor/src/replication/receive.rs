@@ -38,6 +38,7 @@ pub fn receive(
         upto: 0,
         copy: None,
         number: 0,
+        proven: false,
         wire: 0,
     };
     let outcome = end.run(Receiver::new(own));
@@ -61,6 +62,8 @@ struct End<'a> {
     copy: Option<Copy>,
     /// Of the snapshot that was made.
     number: u32,
+    /// Both sides had a root, and they were equal.
+    proven: bool,
     wire: u64,
 }
 
@@ -177,13 +180,16 @@ impl End<'_> {
             Action::SavePartial { position } => self.save(position)?,
             Action::CompareRoot(theirs) => {
                 let ours = self.copy()?.sums.as_ref().map(Sums::root);
-                if matches!((ours, theirs), (Some(a), Some(b)) if a != b) {
-                    return Ok(Some(Step::Instead(Event::RootDiffers)));
+                if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                    if ours != theirs {
+                        return Ok(Some(Step::Instead(Event::RootDiffers)));
+                    }
+                    self.proven = true;
                 }
             }
             Action::Finish { begin } => {
                 let sums = self.copy.as_ref().and_then(|copy| copy.sums.as_ref());
-                self.number = self.volume.finish(&begin, sums)?;
+                self.number = self.volume.finish(&begin, sums, self.proven)?;
             }
             Action::SendComplete => {
                 let root = self.copy()?.sums.as_ref().map(Sums::root);
@@ -191,11 +197,10 @@ impl End<'_> {
                 self.line.say(&Message::Complete { root, number })?;
             }
             Action::Stop(outcome) => {
-                let known = self.copy.as_ref().is_some_and(|copy| copy.sums.is_some());
                 return Ok(Some(Step::Stop(match outcome {
-                    Outcome::Done { snapshot, proven } => Outcome::Done {
+                    Outcome::Done { snapshot, .. } => Outcome::Done {
                         snapshot,
-                        proven: proven && known,
+                        proven: self.proven,
                     },
                     other => other,
                 })));

@@ -68,7 +68,9 @@ pub fn send(
         chunk: own.standing.chunk,
         copy: None,
         root: None,
+        proven: false,
         wire: 0,
+        before: 0,
         began: Instant::now(),
         events: VecDeque::new(),
         broken: None,
@@ -90,7 +92,11 @@ struct End<'a> {
     copy: Option<Copy>,
     /// What the end said.
     root: Option<Root>,
+    /// Both sides had a root, and they were equal.
+    proven: bool,
     wire: u64,
+    /// What of it was said before the copy began. While the other side gets ready no bytes are saved up.
+    before: u64,
     began: Instant,
     events: VecDeque<Event>,
     /// How the line broke, once what was said before is dealt with.
@@ -241,8 +247,11 @@ impl End<'_> {
             Action::SaveProgress { position } => self.acknowledged(position)?,
             Action::CompareRoot(root) => {
                 // The receiver has compared already.
-                if matches!((root, self.root), (Some(a), Some(b)) if a != b) {
-                    bail!("the receiving side completed a snapshot with other sums than ours");
+                if let (Some(theirs), Some(ours)) = (root, self.root) {
+                    if theirs != ours {
+                        bail!("the receiving side completed a snapshot with other sums than ours");
+                    }
+                    self.proven = true;
                 }
             }
             Action::Pin(snapshot) => self.volume.pin(snapshot)?,
@@ -250,13 +259,13 @@ impl End<'_> {
             Action::MoveHold(snapshot) => {
                 // Of an earlier cycle's snapshot they are noted, if they are known.
                 let sums = self.copy.as_ref().and_then(|copy| copy.sums.as_ref());
-                self.volume.move_hold(snapshot, sums)?;
+                self.volume.move_hold(snapshot, sums, self.proven)?;
             }
             Action::Stop(outcome) => {
                 return Ok(Some(Step::Stop(match outcome {
-                    Outcome::Done { snapshot, proven } => Outcome::Done {
+                    Outcome::Done { snapshot, .. } => Outcome::Done {
                         snapshot,
-                        proven: proven && self.root.is_some(),
+                        proven: self.proven,
                     },
                     other => other,
                 })));
@@ -277,6 +286,7 @@ impl End<'_> {
     }
 
     fn open(&mut self, begin: Begin) -> Result<()> {
+        (self.before, self.began) = (self.wire, Instant::now());
         let based = self.volume.open(&begin)?;
         let known = |sums: &Sums| sums.chunk() == self.chunk;
         let mut sums = match begin.base {
@@ -502,6 +512,7 @@ impl End<'_> {
         self.wire = self.line.send(Kind::Extent, &[&head])?;
         batch.zeros.clear();
         batch.zero_bytes = 0;
+        self.brake();
         Ok(())
     }
 
@@ -510,7 +521,8 @@ impl End<'_> {
         let Some(rate) = self.options.rate.filter(|rate| *rate > 0) else {
             return;
         };
-        let due = Duration::from_secs_f64(self.wire as f64 / rate as f64);
+        let sent = self.wire.saturating_sub(self.before);
+        let due = Duration::from_secs_f64(sent as f64 / rate as f64);
         while let Some(left) = due.checked_sub(self.began.elapsed()) {
             if left.is_zero() || self.watch.cancelled() || self.broken.is_some() {
                 return;

@@ -224,6 +224,8 @@ fn a_base_that_differs_is_not_built_upon() {
         let done = matches!(outcome, Outcome::Done { proven: false, .. });
         assert!(done, "{outcome:?}");
     }
+    // The sender had sums and the receiver none: the status called that proven ever after.
+    assert_eq!((up.proven(), down.proven()), (1, 1));
     assert!(down.origin_is(up.newest()));
     // A stranger is refused by both, and nothing of the replica changes.
     up = Node::stranger(3, 20, random);

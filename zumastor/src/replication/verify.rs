@@ -41,6 +41,11 @@ pub trait Readable {
     /// # Errors
     /// It cannot be read.
     fn read(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()>;
+    /// Notes durably that these runs of chunks are to be sent again. Nobody was told yet.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn note_again(&mut self, chunk: ChunkShift, runs: &[ChunkRun]) -> Result<()>;
 }
 
 /// What came of it.
@@ -467,11 +472,14 @@ impl End<'_> {
         }
         let runs = found.runs.iter().take(MAX_SHOWN).copied().collect();
         let chunks = found.chunks;
+        let send_again = (self.own.features | peer.features) & SEND_AGAIN != 0;
+        if chunks > 0 && send_again {
+            self.volume.note_again(chunk, &found.runs)?;
+        }
         self.say(&Message::Verdict { chunks, runs })?;
         if chunks == 0 {
             return Ok(Verdict::Equal { snapshot, sums });
         }
-        let send_again = (self.own.features | peer.features) & SEND_AGAIN != 0;
         Ok(Verdict::Differs {
             snapshot,
             chunks,

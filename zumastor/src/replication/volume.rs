@@ -54,11 +54,11 @@ pub trait Upstream {
     /// It is gone.
     fn pin(&mut self, snapshot: Uuid) -> Result<()>;
     /// Makes `snapshot` the hold with its sums, durably, then lets go of the hold before, and of the pin if
-    /// it is on `snapshot`.
+    /// it is on `snapshot`. `proven`: both sides had sums, and they were equal.
     ///
     /// # Errors
     /// The snapshot is gone; then the old hold stays.
-    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()>;
+    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>, proven: bool) -> Result<()>;
     /// Durably knows that this epoch has superseded the volume's.
     ///
     /// # Errors
@@ -147,11 +147,12 @@ pub trait Downstream {
     /// It cannot be written.
     fn save_progress(&mut self, progress: &Progress) -> Result<()>;
     /// Makes the snapshot and its twin, then, in one durable step, the snapshot the hold, the base the
-    /// old hold, and the copy over. A snapshot that is here already is not made again. Gives its number.
+    /// old hold, and the copy over. A snapshot that is here already is not made again. `proven`: both sides had
+    /// sums, and they were equal. Gives its number.
     ///
     /// # Errors
     /// It cannot be done; the copy is still under way, complete.
-    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32>;
+    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>, proven: bool) -> Result<u32>;
 }
 
 /// Bytes of changed data that a copy will have dealt with at its end, if what is to come is as dense as what lies between

@@ -184,6 +184,7 @@ impl Volume {
             config.targets.remove(host);
             Ok(())
         })?;
+        self.unpinned.remove(host);
         self.log(&format!("target {host} forgotten"));
         for held in [target.hold, target.sending].into_iter().flatten() {
             self.let_go(held.id, out);
@@ -272,6 +273,23 @@ impl Volume {
         })
     }
 
+    /// Fails if there is no such replication, or it is stopped.
+    ///
+    /// # Errors
+    /// So it is.
+    pub fn check_replicates(&self, peer: &Peer) -> Result<()> {
+        let name = &self.name;
+        match peer {
+            Peer::Target(host) if self.target(host)?.stopped => {
+                bail!("the target {host} is stopped: run `zumastor start target {name} {host}`")
+            }
+            Peer::Source if self.source()?.stopped => {
+                bail!("the source is stopped: run `zumastor start source {name}`")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Starts or stops a replication's cycles.
     ///
     /// # Errors
@@ -352,11 +370,14 @@ impl Volume {
         let geometry = self.host.geometry(&socket)?;
         let held = self.snapshots().iter().filter_map(|snapshot| {
             let found = stored.iter().find(|s| s.tag.0 == snapshot.id)?;
+            // A doubtful one does not know all that was written since: what starts from it would lack that.
+            if found.doubtful {
+                return None;
+            }
             let data = match found.state {
                 SnapshotState::Live => true,
-                // A doubtful one may have missed what was written: nothing starts from it.
-                SnapshotState::Bookmark if !found.doubtful => false,
-                SnapshotState::Bookmark | SnapshotState::Squashed => return None,
+                SnapshotState::Bookmark => false,
+                SnapshotState::Squashed => return None,
             };
             Some(Held {
                 id: snapshot.uuid,
@@ -452,23 +473,24 @@ impl Volume {
         Ok(Snapref { uuid, id })
     }
 
-    /// Takes a snapshot to send, unless the last one has not arrived yet.
+    /// Takes a snapshot to send, unless the last one has not arrived yet: says whether that one comes first.
     ///
     /// # Errors
     /// It cannot be taken.
-    pub fn snapshot_to_send(&mut self, host: &str) -> Result<()> {
+    pub fn snapshot_to_send(&mut self, host: &str) -> Result<bool> {
         let sending = self.target(host)?.sending;
         if self.config.master.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let stored = self.settle_snapshots()?;
         // One that was given up meanwhile has nothing to send.
         let live = |s: &Stored| s.state == SnapshotState::Live;
         let is_there = |id| stored.iter().any(|s| s.tag.0 == id && live(s));
         if sending.is_some_and(|s| self.number_of(s.uuid).is_ok() && is_there(s.id)) {
-            return Ok(());
+            return Ok(true);
         }
         // Taken before, for a machine that could not be reached: nobody has begun to receive it.
+        self.unpinned.remove(host);
         self.let_all_go();
         let stored = self.settle_snapshots()?;
         let snapshot = self.begin_snapshot(&[REPLICA.to_owned()], &stored)?;
@@ -479,9 +501,10 @@ impl Volume {
                 Err(undo) => Err(error.context(format!("and it could not be undone: {undo:#}"))),
             };
         }
+        self.unpinned.insert(host.to_owned(), id);
         self.log(&format!("snapshot {id} created for {host}"));
         self.show(id, &mut |_| ());
-        Ok(())
+        Ok(false)
     }
 
     /// Keeps a snapshot for a target, whatever is tidied up.
@@ -499,6 +522,7 @@ impl Volume {
                 Ok(())
             })?;
         }
+        self.unpinned.remove(host);
         // Before anything is offered, or a full store could still give it up as any other.
         self.hold_when_full(pinned.id)?;
         if let Some(before) = before.filter(|before| *before != pinned) {
@@ -530,11 +554,11 @@ impl Volume {
         Ok(())
     }
 
-    /// Both sides of a replication were compared, and were equal.
+    /// Both sides of a replication were compared, and were equal at this time; none: they were not.
     ///
     /// # Errors
     /// There is no such replication, or the document cannot be written.
-    pub fn set_proven(&mut self, peer: &Peer, now: i64) -> Result<()> {
+    pub fn set_proven(&mut self, peer: &Peer, at: Option<i64>) -> Result<()> {
         match peer {
             Peer::Target(host) => self.target(host).map(|_| ())?,
             Peer::Source => self.source().map(|_| ())?,
@@ -545,7 +569,7 @@ impl Volume {
                 Peer::Source => config.source.as_mut().map(|s| &mut s.proven),
             };
             if let Some(proven) = proven {
-                *proven = Some(now);
+                *proven = at;
             }
             Ok(())
         })
@@ -560,14 +584,15 @@ impl Volume {
         }
     }
 
-    /// Deletes a snapshot that only replication had a use for.
     /// Whether a snapshot is there for replication alone, and for none but that to this target.
     pub(super) fn is_let_go(&self, id: u32, host: Option<&str>) -> bool {
         let snapshot = self.config.snapshots.find(id);
         snapshot.is_some_and(|s| s.kinds == [REPLICA] && !s.protected)
             && self.held_but_by(id, host).is_none()
+            && !self.unpinned.values().any(|unpinned| *unpinned == id)
     }
 
+    /// Deletes a snapshot that only replication had a use for.
     fn let_go(&mut self, id: u32, out: Out) {
         if !self.is_let_go(id, None) {
             return;
@@ -683,7 +708,14 @@ impl Volume {
         self.source()?;
         let uuid = arrived.uuid;
         let stored = self.settle_snapshots()?;
-        let known = self.number_of(uuid).ok();
+        let live = |s: &Stored| s.state == SnapshotState::Live;
+        let is_live = |id: &u32| stored.iter().any(|s| s.tag.0 == *id && live(s));
+        let listed = self.number_of(uuid).ok();
+        let known = listed.filter(is_live);
+        if let (Some(old), None) = (listed, known) {
+            // It was received before, and has lost its data to a full store.
+            self.unlist(old)?;
+        }
         let made = match known {
             Some(_) => None,
             None => Some(self.make_received(arrived, &stored)?),

@@ -34,6 +34,13 @@ impl Volume {
         if self.level < Level::Devices {
             bail!("volume '{name}' is stopped: run `zumastor start volume {name}`");
         }
+        let source = self.config.source.as_ref();
+        if source.is_some_and(|s| s.incoming.is_some() || s.by_hand.is_some()) {
+            bail!(
+                "the origin has a part of a copy, which would go on over what it is given back: `zumastor replicate \
+                 {name}` completes the copy, or `zumastor receive done {name}` one that scripts send"
+            );
+        }
         let origin = self.host.dm_find(name)?;
         let origin = origin.with_context(|| format!("device /dev/mapper/{name} does not exist"))?;
         if let Some(dir) = self.mounts_on(origin.dev)?.first() {

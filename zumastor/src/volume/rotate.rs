@@ -152,6 +152,7 @@ impl Volume {
         }
         let mut due = Vec::new();
         let mut rebased = false;
+        let before = self.config.clone();
         for rotation in &mut self.config.schedule {
             match schedule::verdict(rotation, now) {
                 Verdict::Wait => {}
@@ -168,7 +169,9 @@ impl Volume {
             }
         }
         if is_replica && !due.is_empty() {
-            self.await_arrival(&due)?;
+            // Not served, if that cannot be written down.
+            self.await_arrival(&due)
+                .inspect_err(|_| self.config = before)?;
             return Ok(None);
         }
         if rebased {

@@ -47,6 +47,13 @@ impl Volume {
     /// What it costs does not grow with the number of snapshots, but for the links: the others are not looked at.
     pub(super) fn take(&mut self, kinds: &[String], out: Out) -> Result<u32> {
         self.check_not_reverting()?;
+        if let Some(source) = &self.config.source {
+            bail!(
+                "volume '{}' is a replica of what {} has: its snapshots come from there",
+                self.name,
+                source.host
+            );
+        }
         if self.config.master.is_none() {
             bail!(
                 "volume '{0}' has no master: run `zumastor define master {0}`",
@@ -290,7 +297,11 @@ impl Volume {
         for line in lines.iter().chain(&warnings) {
             self.log(line);
         }
-        self.warnings.extend(warnings);
+        for warning in warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
         Ok(stored)
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Node {
     next_number: u32,
     resumed: u64,
     restored: u64,
+    /// Snapshots that were noted as proven equal.
+    proven: u32,
 }
 
 /// A machine that a cycle's thread and the history share.
@@ -85,6 +87,7 @@ impl Node {
             next_number: 0,
             resumed: 0,
             restored: 0,
+            proven: 0,
         })))
     }
 
@@ -172,6 +175,11 @@ impl Node {
 }
 
 impl Shared {
+    /// How many snapshots this side has noted as proven equal.
+    pub(super) fn proven(&self) -> u32 {
+        self.node().proven
+    }
+
     fn node(&self) -> MutexGuard<'_, Node> {
         self.0.lock().unwrap()
     }
@@ -421,8 +429,9 @@ impl Upstream for Shared {
         Ok(())
     }
 
-    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()> {
+    fn move_hold(&mut self, snapshot: Uuid, sums: Option<&Sums>, proven: bool) -> Result<()> {
         let node = &mut *self.node();
+        node.proven += u32::from(proven);
         if node.standing.find(snapshot).is_none() {
             bail!("the snapshot was given up");
         }
@@ -546,8 +555,9 @@ impl Downstream for Shared {
         Ok(())
     }
 
-    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>) -> Result<u32> {
+    fn finish(&mut self, begin: &Begin, sums: Option<&Sums>, proven: bool) -> Result<u32> {
         let node = &mut *self.node();
+        node.proven += u32::from(proven);
         let id = begin.snapshot.id;
         let number = match node.standing.find(id) {
             Some(held) => held.number,

@@ -37,6 +37,8 @@ struct Memory {
     length: Sectors,
     chunks: BTreeMap<u64, u8>,
     broken: Option<u64>,
+    /// Nothing can be noted beside it.
+    full: bool,
 }
 
 impl Memory {
@@ -83,6 +85,14 @@ impl Readable for Memory {
             into[at..next].fill(*byte);
         }
         Ok(())
+    }
+
+    fn note_again(&mut self, _: ChunkShift, runs: &[ChunkRun]) -> Result<()> {
+        assert!(!runs.is_empty());
+        match self.full {
+            true => Err(anyhow!("could not write the note")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -174,6 +184,21 @@ fn what_differs_is_named_chunk_by_chunk() {
         assert_eq!(*chunk, ChunkShift::MAX);
         let expected = [run_of(8, 3), run_of(63, 1), run_of(65, 1)];
         assert_eq!(runs.as_slice(), expected);
+    }
+}
+
+/// The other side was told that all would be sent again before that was written down, and then it was not.
+#[test]
+fn what_cannot_be_noted_is_not_promised() {
+    let up = Memory {
+        full: true,
+        ..Memory::of(&[(3, 1)])
+    };
+    for verdict in compare(&up, &Memory::of(&[(3, 2)]), [Fault::None; 2], 5) {
+        let Verdict::Failed(sentence) = &verdict else {
+            panic!("{verdict:?}")
+        };
+        assert!(sentence.contains("could not write the note"), "{sentence}");
     }
 }
 

@@ -472,6 +472,105 @@ fn to_beta() -> Peer {
     Peer::Target("beta".into())
 }
 
+/// The origin was written without the server, which was accepted. The next increment lacked what was written, and both
+/// sides called it proven equal.
+#[test]
+fn nothing_starts_from_a_doubtful_snapshot() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    let first = cycle(&mut volume);
+    volume.snapshot_to_send("beta").expect("taken");
+    bench.fake.state().doubtful.insert(first);
+    let standing = volume.standing(&to_beta(), &|_| 0).expect("stands");
+    let held: Vec<_> = standing.held.iter().map(|h| (h.number, h.data)).collect();
+    assert_eq!(held, [(2, true)]);
+}
+
+/// With two targets due at once the second one's cycle deleted what the first one's had taken and not yet offered.
+#[test]
+fn cycles_to_two_targets_leave_each_other_their_snapshots() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    for host in ["beta", "gamma"] {
+        volume.define_target(&target(host)).expect("defined");
+    }
+    volume.snapshot_to_send("beta").expect("taken");
+    let first = uuid_of(&volume, 0);
+    volume.snapshot_to_send("gamma").expect("taken");
+    let second = uuid_of(&volume, 2);
+    volume.pin("beta", first).expect("still there");
+    volume.pin("gamma", second).expect("still there");
+    assert_eq!(bench.stored(), [0, 2]);
+    // What nobody was offered goes with its target.
+    volume.move_hold("beta", first, None).expect("moved");
+    volume.snapshot_to_send("beta").expect("taken");
+    assert_eq!(bench.stored(), [0, 2, 4]);
+    volume
+        .forget_target("beta", &mut |_| ())
+        .expect("forgotten");
+    volume.move_hold("gamma", second, None).expect("moved");
+    volume.snapshot_to_send("gamma").expect("taken");
+    assert_eq!(bench.stored(), [2, 6]);
+}
+
+/// `stop master`, `replicate`, `failover` left out what was written since a cycle that had been cut: that one's snapshot
+/// was sent, and all was said to be there.
+#[test]
+fn what_is_on_its_way_is_told_from_what_is_new() {
+    let bench = Bench::new();
+    let mut volume = bench.master();
+    volume.define_target(&target("beta")).expect("defined");
+    assert!(!volume.snapshot_to_send("beta").expect("taken"));
+    let first = uuid_of(&volume, 0);
+    volume.pin("beta", first).expect("pinned");
+    assert!(volume.snapshot_to_send("beta").expect("on its way"));
+    volume.move_hold("beta", first, None).expect("moved");
+    assert!(!volume.snapshot_to_send("beta").expect("taken"));
+}
+
+/// A replica was reverted with part of a copy in it. The copy went on over that, and was proven equal.
+#[test]
+fn a_replica_with_part_of_a_copy_is_not_reverted() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let first = arrive(&mut volume, &begin(1, None));
+    volume.check_revert(first).expect("possible");
+    let lineage = volume.config.lineage.uuid;
+    let part = incoming(&begin(2, Some(1)));
+    volume.start_incoming(part, lineage, EPOCH).expect("begun");
+    let refused = volume.check_revert(first).expect_err("refused");
+    assert!(
+        refused.to_string().contains("has a part of a copy"),
+        "{refused}"
+    );
+}
+
+/// What a full store had taken the data of was received again, and the squashed one taken for it: a hold without data.
+#[test]
+fn what_is_received_again_has_its_data() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let first = arrive(&mut volume, &begin(1, None));
+    let twin = volume.config.snapshots.find(first).expect("listed").twin;
+    bench.fake.state().squashed.insert(first);
+    let again = arrive(&mut volume, &begin(1, None));
+    assert_ne!(again, first);
+    assert_eq!(volume.snapshot_uuids(), [Uuid::from_u128(1)]);
+    let stored = bench.stored();
+    assert!(stored.contains(&again) && stored.contains(&(again + 1)));
+    let doomed: Vec<u32> = volume
+        .config
+        .snapshots
+        .deleting
+        .iter()
+        .map(|d| d.id)
+        .collect();
+    for id in [Some(first), twin].into_iter().flatten() {
+        assert!(!stored.contains(&id) || doomed.contains(&id), "{id} stays");
+    }
+}
+
 /// A full store took the snapshot that the next increment was to start from: everything was sent again.
 #[test]
 fn a_hold_given_up_is_a_bookmark_that_the_next_cycle_starts_from() {
