@@ -21,6 +21,8 @@ use nix::unistd::Pid;
 
 const CHUNK: u64 = 8192;
 const CHUNKS: u64 = 512;
+/// The last chunk is a short one.
+const ORIGIN_BYTES: u64 = CHUNKS * CHUNK - 3 * 512;
 const STORE_BYTES: u64 = 8 << 20;
 
 /// A volume on plain files, and what its snapshots contain.
@@ -66,7 +68,7 @@ impl Files {
     fn new(meta: bool, closed: bool) -> Files {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, len| File::create(dir.path().join(name)).unwrap().set_len(len);
-        make("origin", CHUNKS * CHUNK).unwrap();
+        make("origin", ORIGIN_BYTES).unwrap();
         make("store", STORE_BYTES).unwrap();
         if meta {
             make("meta", 2 << 20).unwrap();
@@ -88,10 +90,14 @@ impl Files {
             .write(true)
             .open(files.path("origin"))
             .unwrap();
-        let put = |chunk: u64, stamp| origin.write_all_at(&content(stamp), chunk * CHUNK).unwrap();
+        let put = |chunk: u64, stamp| {
+            let at = chunk * CHUNK;
+            let bytes = (ORIGIN_BYTES - at).min(CHUNK) as usize;
+            origin.write_all_at(&content(stamp)[..bytes], at).unwrap();
+        };
         (0..40).for_each(|chunk| put(chunk, 1 + chunk as u8));
         let mut store = files.open();
-        for (tag, chunks, stamp) in [(2, [3, 10, 500], 100), (4, [3, 11, 501], 200)] {
+        for (tag, chunks, stamp) in [(2, [3, 10, 511], 100), (4, [3, 11, 501], 200)] {
             store.create(SnapTag(tag), 1_795_311_880).unwrap().unwrap();
             let whole = fs::read(files.path("origin")).unwrap();
             files.snapshots.push((tag, whole));
@@ -718,8 +724,8 @@ fn a_dump_shows_the_store_to_people_and_programs() {
         for words in [
             "store 30313233-3435-3637-3839-616263646566, format version 2, created Sun Nov 22 01:44:39 2026",
             ended,
-            "chunk size 8192; origin 8192 sectors; ",
-            "snapshot 2: sequence 1, live, priority 0, use count 0, 8192 sectors, created Sun Nov 22 01:44:40 2026",
+            "chunk size 8192; origin 8189 sectors; ",
+            "snapshot 2: sequence 1, live, priority 0, use count 0, 8189 sectors, created Sun Nov 22 01:44:40 2026",
             &saved,
             "snapshot 2 (sequence 1), chunk 20: store chunk ",
         ] {
@@ -739,16 +745,16 @@ fn a_dump_shows_the_store_to_people_and_programs() {
         assert_eq!(json["store"]["chunk_bytes"], CHUNK);
         assert_eq!(json["store"]["metadata_device"], meta);
         assert_eq!(json["store"]["origin_chunks"], 512);
-        assert_eq!(json["store"]["origin_sectors"], 8192);
+        assert_eq!(json["store"]["origin_sectors"], 8189);
         assert_eq!(json["snapshots"][1]["tag"], 4);
-        assert_eq!(json["snapshots"][1]["origin_sectors"], 8192);
+        assert_eq!(json["snapshots"][1]["origin_sectors"], 8189);
         let keys: Vec<_> = json["exceptions"]
             .as_array()
             .unwrap()
             .iter()
             .map(|e| (e[0].as_u64(), e[1].as_u64()))
             .collect();
-        let wanted = [(3, 1), (3, 2), (10, 1), (11, 2), (500, 1), (501, 2)];
+        let wanted = [(3, 1), (3, 2), (10, 1), (11, 2), (501, 2), (511, 1)];
         assert_eq!(keys, wanted.map(|(chunk, seq)| (Some(chunk), Some(seq))));
         let content = crc32c::crc32c(&files.snapshots[0].1[3 * CHUNK as usize..][..CHUNK as usize]);
         assert_eq!(

@@ -54,7 +54,7 @@ fn a_metadata_device() {
         Shape {
             chunk_bytes: 4096,
             origin_chunks: 64,
-            lacking_sectors: 0,
+            lacking_sectors: 7,
             data_bytes: 1 << 20,
             meta_bytes: 600 << 10,
             snapshots: 10,

@@ -75,6 +75,9 @@ pub struct Vmtest {
     /// scenarios that name none.
     #[arg(long, value_name = "NAME", default_value = "qemu")]
     pub kernel: String,
+    /// Debian's own kernel with the module that DKMS builds, for scenarios that name neither image nor kernel.
+    #[arg(long, conflicts_with = "kernel")]
+    pub stock: bool,
 }
 
 /// Options of `test`.

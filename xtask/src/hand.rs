@@ -16,12 +16,17 @@ use crate::flags::{Exec, ImageName, Link, LinkState, Pull, Push, Ssh, Up, Vm};
 use crate::image::booted::{self, Booted, Place};
 use crate::image::identity::Identities;
 use crate::ui::run_logged;
-use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine, guest_env};
+use crate::vm::machine::{BOOT_DEADLINE, Lifetime, Machine, guest_env, poll_until};
 use crate::vm::network::{Network, Seat};
-use crate::{guest, packages, paths};
+use crate::{guest, lock, packages, paths};
 
 /// Time for the small commands that prepare something in the guest.
 const SOON: Duration = Duration::from_secs(120);
+
+/// How long to wait for another command's turn: it may move a large file.
+const LONGEST_TURN: Duration = Duration::from_secs(3600);
+/// After so long it is said that there is one.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Runs one `vm` command; the exit code is the command's.
 pub fn run(vm: Vm) -> Result<u8> {
@@ -53,10 +58,24 @@ fn dir_of(name: &str) -> Result<PathBuf> {
 }
 
 fn attach(name: &str) -> Result<Machine> {
-    let mut machine = Machine::attach(&dir_of(name)?)
-        .with_context(|| format!("no guest {name}; start one: cargo xtask vm up {name}"))?;
+    Machine::attach(&dir_of(name)?)
+        .with_context(|| format!("no guest {name}; start one: cargo xtask vm up {name}"))
+}
+
+/// Does something with the agent of guest `name`, which has one connection: so whoever wants it too has his turn after
+/// that.
+fn in_turn<T>(
+    name: &str,
+    machine: &mut Machine,
+    act: impl FnOnce(&mut Machine) -> Result<T>,
+) -> Result<T> {
+    let tell = || eprintln!("waiting for another command that has guest {name}");
+    let path = dir_of(name)?.join("agent.lock");
+    let _turn = lock::take_within(&path, LONGEST_TURN, (QUIET, &tell))?;
     machine.wait_for_agent(SOON)?;
-    Ok(machine)
+    let done = act(machine);
+    machine.agent().disconnect();
+    done
 }
 
 fn image_of(up: &Up) -> guest::Wanted {
@@ -84,7 +103,7 @@ fn start(up: &Up) -> Result<()> {
         }
     }
     let image = guest::image(&image_of(up))?;
-    let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB)?;
+    let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB, false)?;
     dirs.iter().try_for_each(|dir| paths::fresh_dir(dir))?;
     let network = match (up.network, dirs.first()) {
         (true, Some(dir)) => {
@@ -178,8 +197,12 @@ fn execute(exec: &Exec) -> Result<u8> {
     // The agent wants a full path; env finds the program as a shell would.
     let mut argv = vec!["/usr/bin/env".to_string(), "--".into()];
     argv.extend(exec.command.iter().cloned());
-    let pid = machine.agent().start(&argv, &guest_env(), &input)?;
-    let out = machine.finish(pid, Duration::from_secs(exec.timeout))?;
+    let start = |machine: &mut Machine| machine.agent().start(&argv, &guest_env(), &input);
+    let pid = in_turn(&exec.name, &mut machine, start)?;
+    // While it runs others have their turns.
+    let out = poll_until(Duration::from_secs(exec.timeout), || {
+        in_turn(&exec.name, &mut machine, |machine| machine.poll(pid))
+    })?;
     std::io::stdout()
         .write_all(&out.stdout)
         .context("cannot write standard output")?;
@@ -193,7 +216,6 @@ fn copy_in(push: &Push) -> Result<()> {
     let mut file =
         File::open(&push.from).with_context(|| format!("cannot open {}", push.from.display()))?;
     let mut machine = attach(&push.name)?;
-    machine.agent().push(&mut file, &push.to)?;
     // The agent creates files without the execute bits of the original.
     let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata()?.permissions()) & 0o7777;
     let argv = [
@@ -202,16 +224,20 @@ fn copy_in(push: &Push) -> Result<()> {
         "--".into(),
         push.to.clone(),
     ];
-    let pid = machine.agent().start(&argv, &guest_env(), b"")?;
-    machine.finish(pid, SOON)?;
-    Ok(())
+    in_turn(&push.name, &mut machine, |machine| {
+        machine.agent().push(&mut file, &push.to)?;
+        let pid = machine.agent().start(&argv, &guest_env(), b"")?;
+        machine.finish(pid, SOON).map(|_| ())
+    })
 }
 
 fn copy_out(pull: &Pull) -> Result<()> {
     let mut machine = attach(&pull.name)?;
     let mut file =
         File::create(&pull.to).with_context(|| format!("cannot create {}", pull.to.display()))?;
-    machine.agent().pull(&pull.from, &mut file)
+    in_turn(&pull.name, &mut machine, |machine| {
+        machine.agent().pull(&pull.from, &mut file)
+    })
 }
 
 /// The guest's network card and ssh server are idle until now.
@@ -236,7 +262,9 @@ fn log_in(ssh: &Ssh) -> Result<u8> {
          ip link set lo up; ip link set eth0 up; ip addr replace 10.0.2.15/24 dev eth0; \
          systemctl start ssh.service"
     );
-    let out = machine.shell(&script, BOOT_DEADLINE)?;
+    let out = in_turn(&ssh.name, &mut machine, |machine| {
+        machine.shell(&script, BOOT_DEADLINE)
+    })?;
     if out.code != 0 {
         bail!(
             "the guest's ssh did not start: {}",

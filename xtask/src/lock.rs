@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! One builder at a time for each cached result.
+//! One builder at a time for each cached result, and one command at a time for each guest.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -8,14 +8,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-/// A held lock file; dropping it lets the next builder in.
+/// A held lock file; dropping it lets the next one in.
 pub struct Lock {
     _flock: Flock<File>,
 }
 
 /// Takes the lock at `path`, waiting for another builder up to an hour.
 pub fn take(path: &Path) -> Result<Lock> {
-    let deadline = Instant::now() + Duration::from_secs(3600);
+    let tell = || eprintln!("waiting for another process that holds {}", path.display());
+    take_within(path, Duration::from_secs(3600), (Duration::ZERO, &tell))
+}
+
+/// Takes the lock at `path`, waiting for who has it as long as that. After `quiet` of it `tell` is called once.
+pub fn take_within(
+    path: &Path,
+    patience: Duration,
+    (quiet, tell): (Duration, &dyn Fn()),
+) -> Result<Lock> {
+    let began = Instant::now();
     let mut told = false;
     loop {
         let file = OpenOptions::new()
@@ -31,13 +41,53 @@ pub fn take(path: &Path) -> Result<Lock> {
                 return Err(e).with_context(|| format!("cannot lock {}", path.display()));
             }
         }
-        if Instant::now() > deadline {
-            bail!("another process has held {} for an hour", path.display());
+        let waited = began.elapsed();
+        if waited > patience {
+            bail!(
+                "another process has held {} for {} s",
+                path.display(),
+                patience.as_secs()
+            );
         }
-        if !told {
-            eprintln!("waiting for another process that holds {}", path.display());
+        if !told && waited >= quiet {
+            tell();
             told = true;
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// A second command for a guest waited without a word.
+    #[test]
+    fn who_waits_says_so_once_and_gets_its_turn() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let told = AtomicU32::new(0);
+        let tell = || {
+            told.fetch_add(1, Ordering::SeqCst);
+        };
+        let first = take(&path).expect("free");
+        let short = Duration::from_millis(120);
+        let refused = take_within(&path, short, (Duration::ZERO, &tell)).map(|_| ());
+        assert!(refused.is_err() && told.load(Ordering::SeqCst) == 1);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let patience = Duration::from_secs(60);
+                take_within(&path, patience, (Duration::ZERO, &tell)).map(|_| ())
+            });
+            while told.load(Ordering::SeqCst) < 2 {
+                thread::yield_now();
+            }
+            drop(first);
+            waiting.join().expect("no panic").expect("its turn");
+        });
+        assert_eq!(told.load(Ordering::SeqCst), 2);
     }
 }

@@ -87,6 +87,7 @@ fn one_scenario() -> Result<()> {
         keep: false,
         distro: Distro::default(),
         kernel: "qemu".into(),
+        stock: false,
         all: false,
         seed: None,
     };

@@ -49,7 +49,10 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
             Some(image) => image.clone(),
             None => guest::image(&wanted)?,
         };
-        prepared.push((s, booted::booted(&image, &s.disks, s.memory_mib)?));
+        // Scenarios that name that image install the packages themselves.
+        let install = on_stock(s, flags);
+        let booted = booted::booted(&image, &s.disks, s.memory_mib, install)?;
+        prepared.push((s, booted));
         images.insert(key, image);
     }
     let seed = flags.seed.unwrap_or_else(|| {
@@ -85,11 +88,16 @@ fn wanted(s: &Scenario, flags: &Vmtest) -> guest::Wanted {
     guest::Wanted {
         distro: flags.distro,
         image: match s.image {
-            ImageName::Ddsnap => guest::Image::Ddsnap,
-            ImageName::Stock => guest::Image::Stock,
+            ImageName::Ddsnap if !on_stock(s, flags) => guest::Image::Ddsnap,
+            ImageName::Ddsnap | ImageName::Stock => guest::Image::Stock,
         },
         kernel: s.kernel.clone().unwrap_or_else(|| flags.kernel.clone()),
     }
+}
+
+/// Whether an ordinary scenario shall run on Debian's own kernel.
+fn on_stock(s: &Scenario, flags: &Vmtest) -> bool {
+    flags.stock && s.image == ImageName::Ddsnap && s.kernel.is_none()
 }
 
 fn run_one(s: &Scenario, booted: &Booted, keep: bool, seed: u64) -> Outcome {

@@ -12,7 +12,6 @@ use super::numbers::bytes;
 use super::offline;
 use crate::device::BlockDevice;
 use crate::device::identity::distinct;
-use crate::device::lock::share_store;
 use crate::device::uring::Access;
 use crate::probe::contents::{self, Contents, Usage};
 use crate::probe::stack::{self, Base, SYSFS};
@@ -80,7 +79,7 @@ impl Initialize {
         let held_meta = meta.map(offline::hold).transpose()?;
         let data = offline::hold(&self.snapstore)?;
         // A store, or the origin of another server, is given in its place by mistake.
-        let _origin = share_store(&self.origin)
+        let _origin = offline::share_one(&self.origin)
             .with_context(|| format!("cannot use {} as origin", self.origin.display()))?;
         let written: Vec<&Path> = [&*self.snapstore].into_iter().chain(meta).collect();
         let mut claims = claim_all(&written)?;

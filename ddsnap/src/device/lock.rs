@@ -112,10 +112,31 @@ fn whole(mode: Mode) -> libc::flock {
 /// # Errors
 /// [`LockError`].
 pub fn share_store(path: &Path) -> Result<StoreLock, LockError> {
+    share(path, |file| lock(file, Mode::Shared))
+}
+
+/// As [`share_store`], but waits as [`lock_within`] does.
+///
+/// # Errors
+/// [`LockError`].
+pub fn share_store_within(
+    path: &Path,
+    patience: Duration,
+    quiet: Duration,
+    on_wait: impl FnOnce(Option<u32>),
+) -> Result<StoreLock, LockError> {
+    share(path, |file| {
+        lock_within(file, Mode::Shared, patience, quiet, on_wait)
+    })
+}
+
+fn share(
+    path: &Path,
+    lock: impl FnOnce(&File) -> Result<FileLock, LockError>,
+) -> Result<StoreLock, LockError> {
     let file = File::open(path)?;
-    let lock = lock(&file, Mode::Shared)?;
     Ok(StoreLock {
-        _lock: lock,
+        _lock: lock(&file)?,
         _file: file,
     })
 }

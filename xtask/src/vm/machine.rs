@@ -208,11 +208,14 @@ impl Machine {
     /// Waits for a command to end. Reading its state is what finds the deadline
     /// passed, the kernel in trouble or QEMU gone.
     pub fn finish(&mut self, pid: Pid, deadline: Duration) -> Result<Output> {
-        poll_until(deadline, || {
-            let polled = self.agent.poll(pid);
-            self.check()?;
-            polled
-        })
+        poll_until(deadline, || self.poll(pid))
+    }
+
+    /// A command's output once it has ended; none while it runs.
+    pub fn poll(&mut self, pid: Pid) -> Result<Option<Output>> {
+        let polled = self.agent.poll(pid);
+        self.check()?;
+        polled
     }
 
     /// Runs a shell command line to its end.
