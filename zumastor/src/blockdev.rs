@@ -124,20 +124,30 @@ fn hardware_name(dev: Dev) -> Option<PathBuf> {
     names.into_iter().next()
 }
 
-/// Fails, naming the user, if the device is mounted, written to or held by another part of the system.
-pub fn check_unused(path: &Path) -> Result<()> {
-    let dev = number(path)?;
-    // Claimed, but not for writing: the end of that would be an event of the device, and who waits for it to be free would
-    // look again at once, for ever.
+/// Claims the device for as long as the file is open; none if somebody else has.
+///
+/// Not for writing: the end of that would be an event of the device, and who waits for it to be free would look again at
+/// once, for ever.
+pub fn claim(path: &Path) -> Result<Option<File>> {
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_EXCL)
-        .open(path)
-        .map(drop);
-    let busy = |users: Users| Err(users.busy(path.display().to_string()).into());
+        .open(path);
     match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("could not open '{}'", path.display())),
+    }
+}
+
+/// Fails, naming the user, if the device is mounted, written to or held by another part of the system.
+pub fn check_unused(path: &Path) -> Result<()> {
+    let dev = number(path)?;
+    let claimed = claim(path)?.is_some();
+    let busy = |users: Users| Err(users.busy(path.display().to_string()).into());
+    match claimed {
         // What claims nothing uses the device too: a loop device, a program that writes to it.
-        Ok(()) => {
+        true => {
             let users = Users {
                 lasting: holders(dev),
                 processes: process::writers(|link| opens(link, dev)),
@@ -148,13 +158,12 @@ pub fn check_unused(path: &Path) -> Result<()> {
                 busy(users)
             }
         }
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+        false => {
             let mut all = users(dev);
             all.lasting
                 .extend(mounted(&stack::above(sysfs(), base(dev))));
             busy(all)
         }
-        Err(e) => Err(e).with_context(|| format!("could not open '{}'", path.display())),
     }
 }
 

@@ -5,6 +5,7 @@
 //! and fails where it is told to. Plain files below a
 //! [`crate::layout::Layout`] are not part of it: tests give the layout a temporary root.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -176,6 +177,10 @@ pub trait Host: Send + Sync {
     fn dm_remove(&self, name: &str) -> Result<()>;
     /// The node to mount device-mapper device `name`, number `dev`, by.
     fn dm_node(&self, name: &str, dev: Dev) -> PathBuf;
+
+    /// Keeps a device from being mounted, and from every other use that wants it alone, for as long as the file is open;
+    /// none if somebody else has it.
+    fn claim(&self, node: &Path) -> Result<Option<File>>;
 
     /// The mount table.
     fn mounts(&self) -> Result<Vec<Mount>>;

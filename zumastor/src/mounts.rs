@@ -29,7 +29,9 @@ pub fn mount(node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Resul
         return Ok(());
     }
     let text = output.complaint();
-    if text.contains("already mounted or mount point busy") || text.contains("resource busy") {
+    // mount(8) has another text for it in each version; the kernel tells.
+    let held = matches!(blockdev::claim(node), Ok(None));
+    if held || text.contains("mount point busy") {
         let users = blockdev::number(node).map(blockdev::all_users);
         let device = node.display().to_string();
         return Err(users.unwrap_or_default().busy(device).into());

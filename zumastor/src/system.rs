@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The real machine: [`Host`] handed on to the module of each subject.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -165,6 +166,9 @@ impl Host for System {
     }
     fn mounts(&self) -> Result<Vec<Mount>> {
         mount_table::table()
+    }
+    fn claim(&self, node: &Path) -> Result<Option<File>> {
+        blockdev::claim(node)
     }
     fn mount(&self, node: &Path, dir: &Path, fstype: &str, options: &[String]) -> Result<()> {
         mounts::mount(node, dir, fstype, options)

@@ -180,7 +180,10 @@ const ORDERS: &[Order] = &[
                 "vmtest",
                 &["flags", "guest", "image", "packages", "scenario", "vm"],
             ),
-            ("hand", &["flags", "guest", "image", "packages", "vm"]),
+            (
+                "hand",
+                &["flags", "guest", "image", "lock", "packages", "vm"],
+            ),
             ("bench", &["flags", "packages"]),
             ("crashtest", &["flags"]),
             ("mutants", &["flags"]),

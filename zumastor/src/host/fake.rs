@@ -614,6 +614,13 @@ impl Host for Fake {
         Path::new("/dev/mapper").join(name)
     }
 
+    fn claim(&self, node: &Path) -> Result<Option<File>> {
+        match self.state().held.contains(node) {
+            true => Ok(None),
+            false => Ok(Some(File::open("/dev/null")?)),
+        }
+    }
+
     fn mounts(&self) -> Result<Vec<Mount>> {
         self.lookup();
         Ok(self.state().mounts.clone())

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
-use super::device::Claim;
 use super::downstream::{INCOMING, Receiving};
 use super::files::{Files, position_of};
 use super::socket::Stream;
@@ -294,9 +293,8 @@ impl Cycle {
             layout: &self.layout,
             volume: &self.volume,
         };
-        let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
         // Before it is looked whether somebody wrote to it, and until what arrives is a snapshot.
-        let claim = Claim::new(&node)?;
+        let (node, claim) = with(self.volumes.as_ref(), &self.volume, |v| v.claim_origin())?;
         origin.look(&mut standing)?;
         if claim.is_none() && !standing.written {
             bail!(

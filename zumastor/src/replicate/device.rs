@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,8 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use ddsnap::client::Client;
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Pages of a list that wait before a further one is taken without haste.
 const PAGES: usize = 16;
@@ -90,28 +89,6 @@ impl Device {
     pub fn flush(&self) -> Result<()> {
         let flushed = self.file.sync_data();
         flushed.with_context(|| format!("could not flush {}", self.path.display()))
-    }
-}
-
-/// Keeps a device from being mounted, and from every other use that wants it alone, for as long as this is there.
-#[derive(Debug)]
-pub struct Claim {
-    _file: File,
-}
-
-impl Claim {
-    /// Claims `path`; none if somebody else has.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub fn new(path: &Path) -> Result<Option<Claim>> {
-        let mut options = File::options();
-        let alone = options.read(true).custom_flags(OFlag::O_EXCL.bits());
-        match alone.open(path) {
-            Ok(file) => Ok(Some(Claim { _file: file })),
-            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("could not open {}", path.display())),
-        }
     }
 }
 

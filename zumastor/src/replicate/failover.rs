@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
-use super::device::Claim;
 use super::downstream::Receiving;
 use super::files::Files;
 use super::ssh;
@@ -22,8 +21,7 @@ use crate::replication::standing::{Epoch, Standing};
 use crate::replication::volume::{Downstream, Watch};
 use crate::volume::{DefineSource, Peer, Volumes};
 
-/// How long the other machine may take to say who it is, while it says that it is still there: it may first have to look
-/// for what was written to a large replica.
+/// How long the other machine may take to say who it is, as long as it is heard of at all.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The job.
@@ -86,8 +84,7 @@ impl Failover {
             if !standing.has_data(hold) {
                 bail!("the last complete snapshot lost its data to a full store");
             }
-            let node = with(volumes.as_ref(), name, |v| v.node(None))?;
-            let claim = Claim::new(&node)?;
+            let (node, claim) = with(volumes.as_ref(), name, |v| v.claim_origin())?;
             let _claim = claim.with_context(|| format!("{} is in use", node.display()))?;
             let server = self.layout.server_socket(name);
             let files = Files::of(&self.layout, name);

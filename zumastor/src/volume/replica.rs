@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What replication changes of a volume: roles, holds, what has arrived. Each is one durable step.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -449,6 +450,16 @@ impl Volume {
         let device = self.host.dm_find(&name)?;
         let device = device.with_context(|| format!("device /dev/mapper/{name} does not exist"))?;
         Ok(self.host.dm_node(&name, device.dev))
+    }
+
+    /// The node of the origin, and what keeps everybody else from mounting it and the like; none if somebody does that.
+    ///
+    /// # Errors
+    /// There is no such device, or it cannot be opened.
+    pub fn claim_origin(&self) -> Result<(PathBuf, Option<File>)> {
+        let node = self.node(None)?;
+        let claim = self.host.claim(&node)?;
+        Ok((node, claim))
     }
 
     /// The number of the snapshot with this UUID.
