@@ -209,7 +209,7 @@ impl Upstream for Files {
         Ok(())
     }
 
-    fn move_hold(&mut self, _: Uuid, _: Option<&Sums>) -> Result<()> {
+    fn move_hold(&mut self, _: Uuid, _: Option<&Sums>, _: bool) -> Result<()> {
         Ok(())
     }
 
@@ -229,6 +229,10 @@ impl Readable for Files {
 
     fn read(&mut self, run: ChunkRun, into: &mut Vec<u8>) -> Result<()> {
         self.read_at(&self.base, run, into)
+    }
+
+    fn note_again(&mut self, _: ChunkShift, _: &[ChunkRun]) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -297,7 +301,7 @@ impl Downstream for Files {
         Ok(file.sync_data()?)
     }
 
-    fn finish(&mut self, _: &Begin, _: Option<&Sums>) -> Result<u32> {
+    fn finish(&mut self, _: &Begin, _: Option<&Sums>, _: bool) -> Result<u32> {
         Ok(2)
     }
 }
