@@ -62,6 +62,13 @@ pub struct Machine {
     child: RefCell<Option<Child>>,
 }
 
+/// QEMU has ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("QEMU ended unexpectedly; it said:\n{said}")]
+pub struct QemuEnded {
+    said: String,
+}
+
 impl Machine {
     /// Starts QEMU for `spec`; logs and the record go to `dir`.
     pub fn start(spec: &Spec, dir: &Path, lifetime: Lifetime) -> Result<Self> {
@@ -180,7 +187,7 @@ impl Machine {
         }
         if !self.alive() {
             let said = ui::tail(&self.dir.join("qemu.log"), 20);
-            bail!("QEMU ended unexpectedly; it said:\n{said}");
+            return Err(QemuEnded { said }.into());
         }
         Ok(())
     }
