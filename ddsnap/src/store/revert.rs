@@ -7,7 +7,7 @@
 //!
 //! It goes in two phases. The first only reads: is all of the snapshot's data sound, and is there room
 //! for what has to be saved? So a revert that cannot succeed is refused while the origin is untouched.
-//! The second begins with a durable record and works through the chunks in ascending order, in bounded
+//! The second makes durable what was written to the snapshot, begins with a durable record, and works through the chunks in ascending order, in bounded
 //! steps: save, read, write to the origin. Now and then the origin is flushed and the place reached
 //! becomes durable. After a crash it goes on from there: doing a chunk twice is doing it once, for
 //! what was saved is not saved again, and the snapshot still has what is written.
@@ -108,6 +108,13 @@ impl Store {
             Ok(_) => return Ok(Err(RevertError::NoSuchSnapshot(check.tag))),
             Err(refused) => return Ok(Err(refused)),
         };
+        if kept!(
+            "reverted-from-durable",
+            "the origin would keep what was written to the snapshot and a power cut took from it: the two would differ"
+        ) {
+            let flushed = self.media.flush_data();
+            self.latch(flushed)?;
+        }
         self.record(&[Entry::RevertBegin(snapshot.seq)])?;
         self.revert = Revert::default();
         Ok(Ok(()))
