@@ -26,6 +26,7 @@ use crate::names;
 use crate::plan::{self, Action, Device, Level, Observed, Report, Scope, Table, Wanted};
 use crate::supervise::Supervisor;
 
+mod arrival;
 mod by_hand;
 mod define;
 mod doubt;

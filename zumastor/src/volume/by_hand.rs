@@ -12,7 +12,7 @@ use ddsnap::delta::listen::Told;
 use ddsnap::delta::stream::Opening;
 use uuid::Uuid;
 
-use super::replica::Arrived;
+use super::arrival::Arrived;
 use super::{Level, Volume};
 use crate::config::{ByHand, Snapref};
 use crate::machine::SnapshotState;
