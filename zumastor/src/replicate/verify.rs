@@ -201,11 +201,6 @@ impl Verify {
                 chunk,
                 send_again,
             } => {
-                // Nothing that is made from it is proven by its sums, until a comparison finds both sides equal.
-                with(self.volumes.as_ref(), &self.volume, |v| {
-                    v.set_proven(&self.way.peer(), None)
-                })?;
-                files.drop(&snapshot.id.to_string())?;
                 for line in ranges(&runs, chunks, chunk, snapshot.length.to_bytes()) {
                     running.note(Note::Line(line));
                 }
@@ -214,10 +209,21 @@ impl Verify {
                     _ => "",
                 };
                 self.found.set(true);
-                bail!(
+                let differ = format!(
                     "{chunks} chunks of snapshot {} differ between the two sides{noted}",
                     number(&snapshot)
-                )
+                );
+                // Nothing that is made from it is proven by its sums, until a comparison finds both sides equal.
+                let forgotten = with(self.volumes.as_ref(), &self.volume, |v| {
+                    v.set_proven(&self.way.peer(), None)
+                })
+                .and_then(|()| files.drop(&snapshot.id.to_string()));
+                match forgotten {
+                    Ok(()) => bail!("{differ}"),
+                    Err(error) => {
+                        bail!("{differ}; that nothing is proven could not be noted: {error:#}")
+                    }
+                }
             }
             Verdict::Refused { code, sentence } => Err(Declined { code, sentence }.into()),
             Verdict::Failed(sentence) if complaint.is_empty() => bail!("{sentence}"),
