@@ -460,7 +460,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8192).unwrap();
         let mut device = UringDevice::open(file.path(), Access::ReadWrite).unwrap();
-        device.lock(Mode::Exclusive).unwrap();
+        device
+            .lock_within(Mode::Exclusive, SOON, SOON, |_| {})
+            .unwrap();
         let under_way = device.file().try_clone().unwrap();
         drop(device);
         assert_refused(lock_store_within(file.path(), SOON, SOON, |_| {}));

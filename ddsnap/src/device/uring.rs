@@ -118,22 +118,13 @@ impl UringDevice {
         &self.file
     }
 
-    /// Locks the device if no process holds it, and measures it.
+    /// Locks the device, as [`lock::lock_within`] does, and measures it.
     ///
     /// The lock lasts until this is dropped and the kernel has ended all that was asked of the device, also if
     /// the process is killed before.
     ///
     /// # Errors
     /// [`LockError`]; `Exclusive` needs [`Access::ReadWrite`].
-    pub fn lock(&mut self, mode: Mode) -> Result<(), LockError> {
-        let lock = lock::lock(&self.file, mode)?;
-        self.keep(lock)
-    }
-
-    /// As [`lock`](Self::lock), but waits as [`lock::lock_within`] does.
-    ///
-    /// # Errors
-    /// As of [`lock`](Self::lock).
     pub fn lock_within(
         &mut self,
         mode: Mode,

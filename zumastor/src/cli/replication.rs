@@ -58,7 +58,7 @@ pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
 pub fn source_command() -> Command {
     verb(
         "source",
-        "Make a volume the replica of another machine's; it is no master any more",
+        "Make a volume the replica of another machine's; it is no master any more, and what it holds is kept as a snapshot",
     )
     .arg(volume_operand())
     .arg(host_operand())
