@@ -7,10 +7,11 @@
 //!
 //! It goes in two phases. The first only reads: is all of the snapshot's data sound, and is there room
 //! for what has to be saved? So a revert that cannot succeed is refused while the origin is untouched.
-//! The second makes durable what was written to the snapshot, begins with a durable record, and works through the chunks in ascending order, in bounded
-//! steps: save, read, write to the origin. Now and then the origin is flushed and the place reached
-//! becomes durable. After a crash it goes on from there: doing a chunk twice is doing it once, for
-//! what was saved is not saved again, and the snapshot still has what is written.
+//! The second makes durable what was written to the snapshot, begins with a durable record, and works
+//! through the chunks in ascending order, in bounded steps: save, read, write to the origin. Now and then
+//! the origin is flushed and the place reached becomes durable. After a crash it goes on from there: doing
+//! a chunk twice is doing it once, for what was saved is not saved again, and the snapshot still has what
+//! is written.
 //!
 //! Until the end its snapshot may neither be deleted, given up nor written to, and no snapshot is created:
 //! it would show an origin that is half one thing and half another.
