@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::image::booted::{Booted, Place};
 use crate::image::identity::Identities;
 use crate::vm::console::find_report;
-use crate::vm::lossy::Lossy;
+use crate::vm::lossy::{DiskSet, Lossy};
 use crate::vm::machine::{Lifetime, Machine};
 use crate::vm::network::Seat;
 
@@ -78,8 +78,9 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Cuts the power. What was not flushed survives as `seed` chooses; says how much did.
-    pub fn cut(&mut self, seed: u64) -> Result<String> {
+    /// Cuts the power. What was not flushed survives as `seed` chooses, on some disks in whole blocks; says
+    /// how much did.
+    pub fn cut(&mut self, seed: u64, whole_blocks: DiskSet) -> Result<String> {
         self.check()?;
         let Some(lossy) = &self.lossy else {
             bail!("the disks were not made for a power cut");
@@ -87,7 +88,7 @@ impl<'a> Node<'a> {
         if let Some(mut machine) = self.machine.take() {
             machine.cut_power()?;
         }
-        let losses = lossy.cut(seed)?;
+        let losses = lossy.cut(seed, whole_blocks)?;
         let disks = losses.iter().enumerate().map(|(i, loss)| {
             let disk = char::from(b'a' + i as u8); // at most 20 disks
             format!("vd{disk} {loss}")

@@ -230,7 +230,7 @@ impl<'a> Run<'a> {
     fn cut(&mut self, on: usize, how: CutHow) -> Result<()> {
         let next = self.seeds.next_u64();
         let seed = how.seed.unwrap_or(next >> 32);
-        let lost = self.nodes[on].cut(seed)?;
+        let lost = self.nodes[on].cut(seed, how.whole_blocks)?;
         self.tell(on, &format!("power cut, seed {seed}: {lost}"));
         self.ended(on);
         Ok(())

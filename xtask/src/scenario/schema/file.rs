@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::expect::{Exit, Expect, pattern};
 use super::{Action, CutHow, ImageName, Link, Push, Repeat, Scenario, Step, Wanted};
 use crate::image::booted::{DEFAULT_DISKS, MEMORY_MIB};
+use crate::vm::lossy::DiskSet;
 
 /// Names of machines that are only counted.
 const COUNTED: [&str; 3] = ["a", "b", "c"];
@@ -87,7 +88,10 @@ struct StepFile {
 
 /// A power cut: `true`, or how.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "power_cut is true or {within, resume, seed}")]
+#[serde(
+    untagged,
+    expecting = "power_cut is true or {within, resume, seed, whole_blocks}"
+)]
 enum Cut {
     /// At once; `false` is refused.
     Plain(bool),
@@ -101,6 +105,7 @@ struct CutFile {
     within: u64,
     resume: bool,
     seed: Option<u64>,
+    whole_blocks: DiskSet,
 }
 
 impl Cut {
@@ -108,7 +113,11 @@ impl Cut {
         match self {
             Cut::Plain(false) => Err(format!("{field}: false says nothing; leave the step out")),
             Cut::Plain(true) => Ok(CutHow::default()),
-            Cut::How(CutFile { resume, seed, .. }) => Ok(CutHow { resume, seed }),
+            Cut::How(how) => Ok(CutHow {
+                resume: how.resume,
+                seed: how.seed,
+                whole_blocks: how.whole_blocks,
+            }),
         }
     }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::vm::lossy::DiskSet;
+
 pub use expect::{Exit, Expect};
 pub use file::load;
 
@@ -134,6 +136,8 @@ pub struct CutHow {
     pub resume: bool,
     /// What is lost is chosen by this number, whatever the run's seed is.
     pub seed: Option<u64>,
+    /// Disks that write blocks of 4 KiB whole or not at all, as some file systems need it.
+    pub whole_blocks: DiskSet,
 }
 
 /// The state of a network cable.

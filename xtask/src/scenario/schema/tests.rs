@@ -202,7 +202,12 @@ fn what_makes_no_sense_is_named_by_line_and_field() {
         (
             "- reboot: true",
             "- power_cut: {within: 2, seeds: 3}",
-            "power_cut is true or {within, resume, seed}",
+            "power_cut is true or {within, resume, seed, whole_blocks}",
+        ),
+        (
+            "- reboot: true",
+            "- power_cut: {whole_blocks: [sdb]}",
+            "power_cut is true or {within, resume, seed, whole_blocks}",
         ),
         (
             "- reboot: true",

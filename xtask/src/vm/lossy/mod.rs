@@ -17,8 +17,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use disk::Disk;
+use disk::Whole;
 pub use disk::{Loss, Rng};
 
 /// Time for the threads to notice that QEMU has ended.
@@ -56,6 +58,38 @@ impl Connections {
             bail!("{} connections to the guest's disks do not end", *open);
         }
         Ok(())
+    }
+}
+
+/// Disks of a guest by their names in it, `vda` to `vdz`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub struct DiskSet(u32);
+
+impl DiskSet {
+    fn contains(self, index: usize) -> bool {
+        u32::try_from(index).is_ok_and(|index| self.0.checked_shr(index).unwrap_or(0) & 1 != 0)
+    }
+
+    /// One more than the index of the last.
+    fn end(self) -> usize {
+        (u32::BITS - self.0.leading_zeros()) as usize
+    }
+}
+
+impl TryFrom<Vec<String>> for DiskSet {
+    type Error = String;
+
+    fn try_from(names: Vec<String>) -> Result<Self, String> {
+        let mut set = 0;
+        for name in &names {
+            let letter = match name.strip_prefix("vd").map(str::as_bytes) {
+                Some([letter @ b'a'..=b'z']) => letter - b'a',
+                _ => return Err(format!("{name:?} is no disk; they are vda, vdb and so on")),
+            };
+            set |= 1 << letter;
+        }
+        Ok(DiskSet(set))
     }
 }
 
@@ -103,17 +137,25 @@ impl Lossy {
     }
 
     /// Cuts the power of all disks; QEMU must have ended. What becomes of each follows from the seed and
-    /// from what was written.
-    pub fn cut(&self, seed: u64) -> Result<Vec<Loss>> {
+    /// from what was written. Those of `whole_blocks` write blocks of 4 KiB whole or not at all.
+    pub fn cut(&self, seed: u64, whole_blocks: DiskSet) -> Result<Vec<Loss>> {
+        if whole_blocks.end() > self.disks.len() {
+            bail!("whole_blocks names a disk that there is not");
+        }
         self.connections.wait()?;
         let mut rng = Rng::new(seed);
-        let disks = self.disks.iter();
+        let disks = self.disks.iter().enumerate();
         disks
-            .map(|disk| {
+            .map(|(index, disk)| {
                 let mut disk = disk.lock().unwrap_or_else(PoisonError::into_inner);
                 // A disk's losses must not depend on how much its neighbours had in their caches.
                 let mut rng = Rng::new(rng.next_u64());
-                disk.cut(&mut rng).context("cannot write a disk's file")
+                let whole = match whole_blocks.contains(index) {
+                    true => Whole::Blocks,
+                    false => Whole::Sectors,
+                };
+                disk.cut(&mut rng, whole)
+                    .context("cannot write a disk's file")
             })
             .collect()
     }
@@ -180,6 +222,23 @@ mod tests {
     use std::collections::BTreeSet;
     use std::process::Command;
 
+    #[test]
+    fn a_cut_that_names_a_disk_too_many_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            medium: dir.path().join("disk.raw"),
+            bytes: 1 << 20,
+            base: None,
+        };
+        let lossy = Lossy::serve(&[plan]).unwrap();
+        let set = |names: &[&str]| {
+            DiskSet::try_from(names.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+        };
+        assert!(lossy.cut(1, set(&["vda"]).unwrap()).is_ok());
+        assert!(lossy.cut(1, set(&["vda", "vdb"]).unwrap()).is_err());
+        assert!(set(&["sda"]).is_err() && set(&["vd"]).is_err() && set(&["vdaa"]).is_err());
+    }
+
     /// As QEMU's own client sees it: what was flushed is there after every cut, what was not flushed is
     /// lost with some seed and kept with others. Skipped where there is no qemu-io.
     #[test]
@@ -216,7 +275,7 @@ mod tests {
             io("write -P 1 0 4k\nwrite -P 1 1M 4k\nflush", "quit");
             // `abort` ends it at once.
             io("write -P 2 0 4k", "abort");
-            lossy.cut(seed).unwrap();
+            lossy.cut(seed, DiskSet::default()).unwrap();
             assert!(holds(1, "1M"), "seed {seed}: what was flushed is lost");
             seen.insert(holds(2, "0"));
         }
