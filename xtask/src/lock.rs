@@ -6,11 +6,21 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
 /// A held lock file; dropping it lets the next one in.
 pub struct Lock {
-    _flock: Flock<File>,
+    flock: Flock<File>,
+}
+
+impl Lock {
+    /// Lets the processes that are started from now on keep the lock if this one is killed: it is free when
+    /// the last of them has ended. A `make` outlives a builder that is killed, and goes on writing.
+    pub fn held_by_children(self) -> Result<Self> {
+        fcntl(&*self.flock, FcntlArg::F_SETFD(FdFlag::empty()))
+            .context("cannot let a lock be inherited")?;
+        Ok(self)
+    }
 }
 
 /// Takes the lock at `path`, waiting for another builder up to an hour.
@@ -35,7 +45,7 @@ pub fn take_within(
             .open(path)
             .with_context(|| format!("cannot open lock file {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(flock) => return Ok(Lock { _flock: flock }),
+            Ok(flock) => return Ok(Lock { flock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
             Err((_, e)) => {
                 return Err(e).with_context(|| format!("cannot lock {}", path.display()));
@@ -59,10 +69,32 @@ pub fn take_within(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::thread;
 
     use super::*;
+
+    /// The make of a builder that was killed went on, and the next builder's make wrote in the same tree.
+    #[test]
+    fn what_a_killed_builder_has_started_keeps_the_next_one_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let lock = take(&path).and_then(Lock::held_by_children).expect("free");
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .expect("sleep");
+        // As a kill does it: closed, and nothing unlocked.
+        let descriptor = lock.flock.as_raw_fd();
+        std::mem::forget(lock);
+        nix::unistd::close(descriptor).expect("open");
+        let soon = || take_within(&path, Duration::from_millis(120), (Duration::ZERO, &|| ()));
+        let refused = soon().is_err();
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert!(refused);
+        soon().expect("free again");
+    }
 
     /// A second command for a guest waited without a word.
     #[test]

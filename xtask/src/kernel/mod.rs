@@ -108,7 +108,7 @@ pub fn build(name: &str, driver: Driver) -> Result<Built> {
     if let Some(built) = cached()? {
         return Ok(built);
     }
-    let _lock = lock::take(&dir.join("lock"))?;
+    let _lock = lock::take(&dir.join("lock"))?.held_by_children()?;
     if let Some(built) = cached()? {
         return Ok(built);
     }
