@@ -433,8 +433,8 @@ impl Client {
     /// closed.
     ///
     /// # Errors
-    /// Refused with `ENOENT`, `EINVAL` (`to` is a bookmark) or `EIO` (squashed, a doubtful bookmark, or the store
-    /// is broken); or the connection's errors.
+    /// Refused with `ENOENT`, `EINVAL` (`to` is a bookmark) or `EIO` (squashed, a doubtful `from`, or the store is
+    /// broken); or the connection's errors.
     pub fn changelist(&mut self, from: Option<SnapTag>, to: SnapTag) -> Result<Changelist<'_>> {
         match self.call(Request::Changelist { from, to })? {
             Reply::Changelist { chunk, from, to } => Ok(Changelist {

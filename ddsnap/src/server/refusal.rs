@@ -24,10 +24,7 @@ pub fn reply(refused: &OpError) -> Reply {
             Errno::EINVAL,
             "it is a bookmark, which keeps no data".to_owned(),
         ),
-        OpError::Doubtful(_) => (
-            Errno::EIO,
-            "the bookmark is doubtful: not all that changed since is known".to_owned(),
-        ),
+        OpError::Doubtful(_) => (Errno::EIO, refused.to_string()),
         OpError::OutOfRange(_) => (Errno::EINVAL, refused.to_string()),
     };
     with_errno(errno, reason)

@@ -148,7 +148,9 @@ pub enum OpError {
     #[error("snapshot {0} is a bookmark, which keeps no data")]
     Bookmark(SnapTag),
     /// The origin was written without its server since.
-    #[error("bookmark {0} is doubtful: not all that changed since is known")]
+    #[error(
+        "snapshot {0} is doubtful: not all that changed since is known; compare with another one, or list all of the newer one"
+    )]
     Doubtful(SnapTag),
     /// The chunk lies beyond the end of the origin or of the snapshot.
     #[error("chunk {0} is beyond the end of the device")]

@@ -108,10 +108,14 @@ impl Store {
     /// `from` may be a bookmark. The caller keeps both from being deleted until the list is at its end.
     ///
     /// # Errors
-    /// There is no such snapshot, or it is squashed, or `to` is a bookmark, or `from` a doubtful one.
+    /// There is no such snapshot, or it is squashed, or `to` is a bookmark, or `from` is doubtful.
     pub fn changes(&self, from: Option<SnapTag>, to: SnapTag) -> Result<Changes, OpError> {
         let to = self.of_tag(to, State::Live)?;
         let from = from.map(|tag| self.comparable(tag)).transpose()?;
+        // Who has what a doubtful one showed before would be left without what was written behind its back.
+        if let Some(from) = from.filter(|from| from.doubtful) {
+            return Err(OpError::Doubtful(from.tag));
+        }
         let mut changes = Changes {
             snapshots: vec![(to.tag, to.seq)],
             sources: Vec::new(),
@@ -165,13 +169,10 @@ impl Store {
         Ok(Ok(changes.list(runs, most)))
     }
 
-    /// A live snapshot or a bookmark of which all is known that changed since.
+    /// A live snapshot or a bookmark.
     fn comparable(&self, tag: SnapTag) -> Result<Snapshot, OpError> {
         match self.of_tag(tag, State::Live) {
-            Err(OpError::Bookmark(_)) => match self.of_tag(tag, State::Bookmark)? {
-                bookmark if bookmark.doubtful => Err(OpError::Doubtful(tag)),
-                bookmark => Ok(bookmark),
-            },
+            Err(OpError::Bookmark(_)) => self.of_tag(tag, State::Bookmark),
             live => live,
         }
     }
