@@ -69,6 +69,13 @@ pub struct QemuEnded {
     said: String,
 }
 
+impl QemuEnded {
+    /// Whether it has noticed a mistake of its own.
+    pub fn by_assertion(&self) -> bool {
+        self.said.contains("Assertion `") && self.said.contains("' failed.")
+    }
+}
+
 impl Machine {
     /// Starts QEMU for `spec`; logs and the record go to `dir`.
     pub fn start(spec: &Spec, dir: &Path, lifetime: Lifetime) -> Result<Self> {
@@ -357,4 +364,30 @@ pub fn guest_env() -> Vec<String> {
     ]
     .map(String::from)
     .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// var-volumes failed by an assertion of QEMU's while its guest booted again.
+    #[test]
+    fn an_assertion_is_told_from_other_ends_of_qemu_whatever_was_being_done() {
+        let ended = |said: &str| {
+            let said = said.to_owned();
+            let error = anyhow::Error::from(QemuEnded { said });
+            error.context("reboot").context("scenario.yaml:193")
+        };
+        let by_assertion = |said| {
+            let error = ended(said);
+            error.downcast_ref().is_some_and(QemuEnded::by_assertion)
+        };
+        assert!(by_assertion(
+            "    qemu-system-x86_64: hw/pci/msix.c:228: msix_table_mmio_write: Assertion `addr + size <= end' failed.\n"
+        ));
+        assert!(!by_assertion(
+            "    qemu-system-x86_64: cannot open disk1.qcow2\n"
+        ));
+        assert!(!by_assertion(""));
+    }
 }
