@@ -105,8 +105,8 @@ fn run_one(s: &Scenario, booted: &Booted, keep: bool, seed: u64) -> Outcome {
     let started = Instant::now();
     let step = Step::start(s.name.clone());
     let mut result = run::run(s, booted, keep, seed, &step);
-    // That says nothing of what is tested: seen three times in some hundred boots, in QEMU's own table of
-    // interrupts. A second one is a failure.
+    // That says nothing of what is tested: seen in QEMU's own table of interrupts (hw/pci/msix.c) while a
+    // guest boots, once in some hundred boots. A second one is a failure.
     if let Err(error) = &result
         && error.downcast_ref().is_some_and(QemuEnded::by_assertion)
     {

@@ -191,7 +191,7 @@ impl Booted {
         self.spec(&alone(&self.dir), None)
     }
 
-    /// QEMU may end by an assertion of its own, seen a few times in some hundred boots under emulation. That says
+    /// QEMU may end by an assertion of its own, seen once in some hundred boots under emulation. That says
     /// nothing of what is tested, so it is tried once more.
     fn make(&self, disk_sizes: &[String], install: bool) -> Result<()> {
         match self.try_make(disk_sizes, install) {

@@ -109,10 +109,13 @@ struct CutFile {
 }
 
 impl Cut {
-    fn how(self, field: &str) -> Result<CutHow, String> {
+    fn how(self, field: &str, disks: usize) -> Result<CutHow, String> {
         match self {
             Cut::Plain(false) => Err(format!("{field}: false says nothing; leave the step out")),
             Cut::Plain(true) => Ok(CutHow::default()),
+            Cut::How(how) if how.whole_blocks.end() > disks => Err(format!(
+                "{field}: whole_blocks names a disk that the guest does not have"
+            )),
             Cut::How(how) => Ok(CutHow {
                 resume: how.resume,
                 seed: how.seed,
@@ -225,7 +228,7 @@ impl ScenarioFile {
     fn understood(self, file: &Path, lines: &[usize]) -> Result<Scenario, (Option<usize>, String)> {
         let memory_mib = self.check(file).map_err(|what| (None, what))?;
         let machines = self.machines.names().map_err(|what| (None, what))?;
-        let mut known = Known::new(&machines);
+        let mut known = Known::new(&machines, 1 + self.disks.len());
         let mut steps = Vec::new();
         for (i, step) in self.steps.into_iter().enumerate() {
             let line = lines.get(i).copied().unwrap_or(0);
@@ -319,6 +322,8 @@ impl Machines {
 /// What earlier steps have set up.
 struct Known<'a> {
     machines: &'a [String],
+    /// Disks of each, the root disk counted.
+    disks: usize,
     /// Background commands, with the machine of each.
     running: Vec<(String, usize)>,
     saved: Vec<String>,
@@ -327,9 +332,10 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn new(machines: &'a [String]) -> Self {
+    fn new(machines: &'a [String], disks: usize) -> Self {
         Known {
             machines,
+            disks,
             running: Vec::new(),
             saved: Vec::new(),
             off: vec![false; machines.len()],
@@ -467,10 +473,10 @@ impl StepFile {
             StepFile {
                 power_cut: Some(cut),
                 ..
-            } => Action::PowerCut(cut.how("power_cut")?),
+            } => Action::PowerCut(cut.how("power_cut", known.disks)?),
             StepFile {
                 kill: Some(cut), ..
-            } => match cut.how("kill")? {
+            } => match cut.how("kill", known.disks)? {
                 CutHow { resume: true, .. } => {
                     return Err("kill: the machine stays off; nothing is resumed".into());
                 }

@@ -206,6 +206,11 @@ fn what_makes_no_sense_is_named_by_line_and_field() {
         ),
         (
             "- reboot: true",
+            "- power_cut: {whole_blocks: [vda, vdt]}",
+            "steps[3].power_cut: whole_blocks names a disk that the guest does not have",
+        ),
+        (
+            "- reboot: true",
             "- power_cut: {whole_blocks: [sdb]}",
             "power_cut is true or {within, resume, seed, whole_blocks}",
         ),
