@@ -216,9 +216,10 @@ impl Verify {
                 // Nothing that is made from it is proven by its sums, until a comparison finds both sides equal.
                 let forgotten = with(self.volumes.as_ref(), &self.volume, |v| {
                     v.set_proven(&self.way.peer(), None)
-                })
-                .and_then(|()| files.drop(&snapshot.id.to_string()));
-                match forgotten {
+                });
+                // Each of the two is tried, whatever becomes of the other.
+                let dropped = files.drop(&snapshot.id.to_string());
+                match forgotten.and(dropped) {
                     Ok(()) => bail!("{differ}"),
                     Err(error) => {
                         bail!("{differ}; that nothing is proven could not be noted: {error:#}")
