@@ -27,6 +27,7 @@ mod change;
 mod define_master;
 mod define_schedule;
 mod define_volume;
+mod doctor;
 mod early;
 mod failover;
 mod forget;
@@ -40,7 +41,11 @@ mod verify;
 
 /// The usage of the tool as a whole.
 const USAGE: &str = "usage: zumastor {define|forget|start|stop|snapshot|replicate|verify|failover|failback|authorize|delete|protect|unprotect|\
-     remount|resize|revert|list|cancel|status} [<subarguments>...]";
+     remount|resize|revert|list|cancel|status|doctor} [<subarguments>...]";
+
+/// What to do when there is no daemon.
+const HOW_TO_START: &str =
+    "start it with `systemctl start zumastor` or `/etc/init.d/zumastor start`";
 
 /// Success.
 const OK: u8 = 0;
@@ -188,6 +193,7 @@ pub fn command() -> Command {
         .subcommand(replication::send_command())
         .subcommand(replication::receive_command())
         .subcommand(status::command())
+        .subcommand(doctor::command())
         .subcommand(cancel::command())
         .subcommand(verify::command())
         .subcommand(verb("daemon", "Run the daemon in the foreground").hide(true))
@@ -310,12 +316,14 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
             database.display()
         ));
     }
-    let start = "start it with `systemctl start zumastor` or `/etc/init.d/zumastor start`";
-    if !matches!(verb, "stop" | "status" | "list") && !context.layout.running().exists() {
-        return Err(format!("zumastor is not running: {start}"));
+    if !matches!(verb, "stop" | "status" | "list" | "doctor") && !context.layout.running().exists()
+    {
+        return Err(format!("zumastor is not running: {HOW_TO_START}"));
     }
-    if !matches!(verb, "start" | "stop" | "status" | "list" | "replicate")
-        && context.layout.locking().exists()
+    if !matches!(
+        verb,
+        "start" | "stop" | "status" | "list" | "doctor" | "replicate"
+    ) && context.layout.locking().exists()
     {
         return Err("zumastor is starting or stopping: try again when it is done".to_string());
     }
@@ -327,6 +335,7 @@ fn preconditions(verb: &str, context: &Context) -> Result<(), String> {
         "snapshot",
         "replicate",
         "cancel",
+        "doctor",
         "verify",
         "delete",
         "protect",
@@ -416,6 +425,7 @@ fn parse_and_dispatch(argv: &[OsString], context: &mut Context) -> u8 {
         Some(("send", m)) => replication::send(m, context),
         Some(("receive", m)) => replication::receive(m, context),
         Some(("status", m)) => status::run(m, context),
+        Some(("doctor", _)) => doctor::run(context),
         Some(("cancel", m)) => cancel::run(m, context),
         Some(("verify", m)) => verify::run(m, context),
         Some(("thaw-guard", m)) => thaw_guard::run(m),

@@ -23,7 +23,7 @@ use crate::names::{kernel_device_name, readable_device_name};
 use crate::{blockdev, process};
 
 /// Its module.
-const MODULE: &str = "dm-ddsnap";
+pub const MODULE: &str = "dm-ddsnap";
 /// Longest wait for the kernel and udev to finish with a device.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -83,10 +83,15 @@ pub fn ensure_dm_target() -> Result<()> {
     if matches!(loaded, Ok(ref o) if o.code == Some(0)) && has_target()? {
         return Ok(());
     }
-    let release = nix::sys::utsname::uname()
+    bail!("{}", missing_target(&release()))
+}
+
+/// The release of the kernel that runs.
+#[must_use]
+pub fn release() -> String {
+    nix::sys::utsname::uname()
         .map(|u| u.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    bail!("{}", missing_target(&release))
+        .unwrap_or_default()
 }
 
 /// The sentence for a kernel without the target.

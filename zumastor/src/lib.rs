@@ -6,6 +6,7 @@
 //! they import each other:
 //!
 //! - [`cli`], [`daemon`]: the two ends of [`control`], the protocol between them.
+//! - [`doctor`]: what around the volumes will go wrong one day.
 //! - [`status`]: what `zumastor status` prints.
 //! - [`boot`]: bringing volumes up before the daemon, by its [`boot_record`]s, and [`shutdown`], ending what
 //!   is left after it. [`uevents`]: what udev says.
@@ -39,6 +40,7 @@ pub mod control;
 pub mod daemon;
 pub mod device_number;
 pub mod dm;
+pub mod doctor;
 pub mod exports;
 pub mod freeze;
 pub mod host;

@@ -140,7 +140,7 @@ fn show(matches: &ArgMatches, context: &mut Context) -> Result<()> {
 }
 
 /// All volumes, from the daemon, or from their documents when none runs.
-fn views(context: &mut Context) -> Result<Vec<View>> {
+pub fn views(context: &mut Context) -> Result<Vec<View>> {
     if context.layout.running().exists() {
         let mut views = None;
         let result = control::call(&context.layout.control(), &Request::Status, |event| {

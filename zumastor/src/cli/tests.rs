@@ -125,6 +125,35 @@ fn the_order_of_the_checks() {
     assert!(text.contains("Usage: zumastor snapshot"), "{text}");
 }
 
+/// It is for the night in which nothing runs.
+#[test]
+fn the_doctor_needs_no_daemon_and_fails_when_it_finds_something() {
+    let machine = Machine::new().with_database();
+    let fstab = machine.layout().at("/etc/fstab");
+    let machine = machine.with_file(fstab.clone());
+    let line = "/dev/mapper/v /srv ext4 x-systemd.requires=zumastor.service 0 2\n";
+    fs::write(fstab, line).expect("written");
+    let (code, text) = machine.run(&["doctor"]);
+    assert_eq!(code, 1);
+    assert!(
+        text.starts_with("zumastor is not running: start it"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\n/etc/fstab, line 1: with x-systemd.requires"),
+        "{text}"
+    );
+    let nobody = Machine {
+        is_root: false,
+        ..machine
+    };
+    let (code, text) = nobody.run(&["doctor"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (1, "zumastor: you must be root to run `zumastor doctor`\n")
+    );
+}
+
 #[test]
 fn stop_and_status_need_no_running_daemon_and_start_passes_the_lock() {
     let machine = Machine::new().with_database();

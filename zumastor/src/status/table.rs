@@ -35,13 +35,9 @@ fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(ToString::to_string).collect()
 }
 
-/// All volumes at `now`, in seconds since 1970-01-01 UTC: first what is wrong, then a line for each, then what is
-/// under way.
+/// What is wrong with these volumes, a line each that says what to do.
 #[must_use]
-pub fn volumes(views: &[View], now: i64) -> String {
-    if views.is_empty() {
-        return "No volume is defined: `zumastor define volume VOL ORIGIN SNAPSTORE --initialize`\n".into();
-    }
+pub fn problems(views: &[View]) -> String {
     let mut text = String::new();
     for view in views {
         let failure = view
@@ -60,6 +56,17 @@ pub fn volumes(views: &[View], now: i64) -> String {
         let replications = replications.map(|line| format!("{}: WARNING: {line}\n", view.name));
         text.extend(failure.chain(warnings).chain(replications).chain(jobs));
     }
+    text
+}
+
+/// All volumes at `now`, in seconds since 1970-01-01 UTC: first what is wrong, then a line for each, then what is
+/// under way.
+#[must_use]
+pub fn volumes(views: &[View], now: i64) -> String {
+    if views.is_empty() {
+        return "No volume is defined: `zumastor define volume VOL ORIGIN SNAPSTORE --initialize`\n".into();
+    }
+    let mut text = problems(views);
     if !text.is_empty() {
         text.push('\n');
     }
