@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{ChunkRun, ChunkShift};
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::again::Again;
 use super::cycle::{Way, link};
@@ -168,6 +169,16 @@ impl Verify {
         Ok((verdict, remote.map(Remote::finish).unwrap_or_default()))
     }
 
+    /// Nothing that is made from a snapshot is proven by its sums, until a comparison finds both sides equal.
+    fn take_back(&self, files: &Files, snapshot: Uuid) -> Result<()> {
+        let forgotten = with(self.volumes.as_ref(), &self.volume, |v| {
+            v.set_proven(&self.way.peer(), None)
+        });
+        // Each of the two is tried, whatever becomes of the other.
+        let dropped = files.drop(&snapshot.to_string());
+        forgotten.and(dropped)
+    }
+
     fn conclude(&self, verdict: Verdict, complaint: &str, running: &Running) -> Result<String> {
         let number = |held: &Held| {
             let found = with(self.volumes.as_ref(), &self.volume, |v| {
@@ -213,13 +224,7 @@ impl Verify {
                     "{chunks} chunks of snapshot {} differ between the two sides{noted}",
                     number(&snapshot)
                 );
-                // Nothing that is made from it is proven by its sums, until a comparison finds both sides equal.
-                let forgotten = with(self.volumes.as_ref(), &self.volume, |v| {
-                    v.set_proven(&self.way.peer(), None)
-                });
-                // Each of the two is tried, whatever becomes of the other.
-                let dropped = files.drop(&snapshot.id.to_string());
-                match forgotten.and(dropped) {
+                match self.take_back(&files, snapshot.id) {
                     Ok(()) => bail!("{differ}"),
                     Err(error) => {
                         bail!("{differ}; that nothing is proven could not be noted: {error:#}")
@@ -256,7 +261,36 @@ fn ranges(runs: &[ChunkRun], chunks: u64, chunk: ChunkShift, length: u64) -> Vec
 mod tests {
     use ddsnap::units::Chunk;
 
+    use super::super::one;
     use super::*;
+    use crate::host::fake::Fake;
+    use crate::replication::sums::Sums;
+
+    /// Where the document could not be changed the sums stayed too, and the next cycle proved by them what differs.
+    #[test]
+    fn a_proof_is_taken_back_on_file_though_the_document_cannot_be_changed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let volumes = one::replica(Arc::new(Fake::default()), &layout);
+        let files = Files::of(&layout, "v");
+        let snapshot = Uuid::from_u128(0xaa);
+        let verify = |way| Verify {
+            volumes: volumes.clone(),
+            layout: layout.clone(),
+            volume: "v".into(),
+            way,
+            send_again: false,
+            node: "here".into(),
+            found: Arc::default(),
+        };
+        for (way, noted) in [(Way::Push("elsewhere".into()), false), (Way::Pull, true)] {
+            let sums = Sums::new(ChunkShift::MIN);
+            files.save_sums(snapshot, &sums).expect("noted");
+            let taken_back = verify(way).take_back(&files, snapshot);
+            assert_eq!(taken_back.is_ok(), noted, "{taken_back:?}");
+            assert_eq!(files.sums(snapshot).expect("read"), None);
+        }
+    }
 
     #[test]
     fn ranges_are_bytes_and_not_endless() {
