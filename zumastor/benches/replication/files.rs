@@ -178,7 +178,7 @@ impl Upstream for Files {
         Ok(true)
     }
 
-    fn next_run(&mut self) -> Result<Option<ChunkRun>> {
+    fn next_run(&mut self, _: &dyn Watch) -> Result<Option<ChunkRun>> {
         Ok(self.list.pop().map(|first| ChunkRun {
             first: Chunk(first),
             chunks: 1,

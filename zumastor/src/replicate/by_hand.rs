@@ -106,7 +106,7 @@ impl Listener {
     }
 
     /// Fails if somebody wrote to what an increment is put onto: that would stay there, and be no snapshot's.
-    fn check_unwritten(&self) -> Result<()> {
+    fn check_unwritten(&self, running: &Running) -> Result<()> {
         let (volumes, volume) = (self.volumes.as_ref(), self.volume.as_str());
         let mut standing = with(volumes, volume, |v| v.standing(&Peer::Source, &|_| 0))?;
         let layout = &self.layout;
@@ -115,7 +115,7 @@ impl Listener {
             layout,
             volume,
         };
-        origin.look(&mut standing)?;
+        origin.look(&mut standing, &|| running.ending().is_some())?;
         if standing.written {
             bail!(
                 "somebody wrote to the replica /dev/mapper/{volume} since the last snapshot arrived: `zumastor replicate \
@@ -129,7 +129,7 @@ impl Listener {
     fn serve(&self, stream: &TcpStream, running: &Running) -> Result<()> {
         let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
         let mut wanted = |opening: &Opening| {
-            let admitted = self.check_unwritten().and_then(|()| {
+            let admitted = self.check_unwritten(running).and_then(|()| {
                 let told = self.files.told()?;
                 let forget = || self.files.drop(BY_HAND);
                 with(self.volumes.as_ref(), &self.volume, |v| {

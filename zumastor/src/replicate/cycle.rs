@@ -295,7 +295,7 @@ impl Cycle {
         };
         // Before it is looked whether somebody wrote to it, and until what arrives is a snapshot.
         let (node, claim) = with(self.volumes.as_ref(), &self.volume, |v| v.claim_origin())?;
-        origin.look(&mut standing)?;
+        origin.look(&mut standing, &|| running.ending().is_some())?;
         if claim.is_none() && !standing.written {
             bail!(
                 "{} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by \

@@ -14,6 +14,8 @@ use ddsnap::client::Client;
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors, SnapTag};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use crate::replication::link::LOOK;
+
 /// Pages of a list that wait before a further one is taken without haste.
 const PAGES: usize = 16;
 /// Then one is taken so often: a server leaves who takes nothing for a minute, and a page's data may be under way for
@@ -131,13 +133,18 @@ impl Pages {
         !waited.unwrap_or_else(PoisonError::into_inner).0.left
     }
 
-    fn take(&self) -> Option<Result<Vec<ChunkRun>>> {
+    /// The next one, if there is any; an error soon after it is `cancelled`.
+    fn take(&self, cancelled: &dyn Fn() -> bool) -> Option<Result<Vec<ChunkRun>>> {
         let empty = |state: &mut State| state.pages.is_empty() && !state.ended;
-        let waited = self.changed.wait_while(self.lock(), empty);
-        let page = waited
-            .unwrap_or_else(PoisonError::into_inner)
-            .pages
-            .pop_front();
+        let mut state = self.lock();
+        while empty(&mut state) {
+            if cancelled() {
+                return Some(Err(anyhow!("it was cancelled")));
+            }
+            let waited = self.changed.wait_timeout_while(state, LOOK, empty);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let page = state.pages.pop_front();
         self.changed.notify_all();
         page
     }
@@ -210,8 +217,8 @@ impl Changes {
     /// The next run, ascending; none at the end.
     ///
     /// # Errors
-    /// The list broke off.
-    pub fn next_run(&mut self) -> Result<Option<ChunkRun>> {
+    /// The list broke off, or was `cancelled` while a page was waited for.
+    pub fn next_run(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<ChunkRun>> {
         if self.failed {
             return Err(anyhow!("the list of changes broke off"));
         }
@@ -219,7 +226,7 @@ impl Changes {
             if let Some(run) = self.page.pop() {
                 return Ok(Some(run));
             }
-            match self.pages.take() {
+            match self.pages.take(cancelled) {
                 None => return Ok(None),
                 Some(Ok(mut page)) => {
                     page.reverse();
@@ -250,6 +257,25 @@ mod tests {
     use ddsnap::units::Chunk;
 
     use super::*;
+
+    /// A cycle whose server took long over its list could not be cancelled for two minutes, and the volume not be stopped.
+    #[test]
+    fn a_list_that_does_not_come_is_not_waited_for_when_it_is_cancelled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("server");
+        // It takes the connection and says nothing, until the test is over.
+        let _listener = UnixListener::bind(&path).expect("bound");
+        let mut changes = Changes::list(&path, None, 2).expect("begun");
+        let looks = std::cell::Cell::new(0);
+        let cancelled = || looks.replace(looks.get() + 1) == 1;
+        let error = changes.next_run(&cancelled).expect_err("cancelled");
+        assert_eq!(
+            (error.to_string().as_str(), looks.get()),
+            ("it was cancelled", 2)
+        );
+        let error = changes.next_run(&|| false).expect_err("for good");
+        assert_eq!(error.to_string(), "the list of changes broke off");
+    }
 
     /// The data of a page took longer than a minute on a slow line, and the server left who took no page meanwhile: of
     /// scattered changes no more than some pages were ever sent at a time.
@@ -288,8 +314,11 @@ mod tests {
         let taken = all_taken.recv_timeout(Duration::from_secs(20));
         taken.expect("all pages are taken");
         for number in 0..COUNT * MAX_RUNS as u64 {
-            assert_eq!(changes.next_run().expect("listed"), Some(run(number)));
+            assert_eq!(
+                changes.next_run(&|| false).expect("listed"),
+                Some(run(number))
+            );
         }
-        assert_eq!(changes.next_run().expect("listed"), None);
+        assert_eq!(changes.next_run(&|| false).expect("listed"), None);
     }
 }

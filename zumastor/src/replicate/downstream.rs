@@ -231,7 +231,7 @@ fn restore_changes(
     const MOST: u64 = 64;
     let mut changes = Changes::list(server, Some(base), now)?;
     let (mut data, mut done) = (Vec::new(), 0);
-    while let Some(mut run) = changes.next_run()? {
+    while let Some(mut run) = changes.next_run(&|| watch.cancelled())? {
         while run.chunks > 0 {
             if watch.cancelled() {
                 bail!("it was cancelled");

@@ -16,7 +16,7 @@ use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
 use crate::replication::standing::{Epoch, Held, Standing};
 use crate::replication::sums::Sums;
-use crate::replication::volume::Upstream;
+use crate::replication::volume::{Upstream, Watch};
 use crate::volume::{Volume, Volumes};
 
 /// The sending end of one target.
@@ -153,11 +153,12 @@ impl Upstream for Sending {
         Ok(self.base.is_some())
     }
 
-    fn next_run(&mut self) -> Result<Option<ChunkRun>> {
+    fn next_run(&mut self, watch: &dyn Watch) -> Result<Option<ChunkRun>> {
         let changes = self.changes.as_mut().context("nothing is open")?;
+        let mut next = || changes.next_run(&|| watch.cancelled());
         match &mut self.union {
-            Some(union) => union.next(&mut || changes.next_run()),
-            None => changes.next_run(),
+            Some(union) => union.next(&mut next),
+            None => next(),
         }
     }
 

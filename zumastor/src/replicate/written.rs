@@ -21,16 +21,16 @@ impl Origin<'_> {
     /// Finds out what the origin has: completes `standing`.
     ///
     /// # Errors
-    /// The server cannot be asked, or the origin cannot be read.
-    pub(super) fn look(&self, standing: &mut Standing) -> Result<()> {
+    /// The server cannot be asked, or the origin cannot be read; or it was `cancelled`.
+    pub(super) fn look(&self, standing: &mut Standing, cancelled: &dyn Fn() -> bool) -> Result<()> {
         // Nobody can tell any more what it has, if the snapshot it is known by is gone.
         standing.origin = standing.origin.filter(|id| standing.find(*id).is_some());
-        standing.written = self.was_written(standing)?;
+        standing.written = self.was_written(standing, cancelled)?;
         Ok(())
     }
 
     /// Whether somebody but replication wrote to the origin, or has it mounted and may.
-    fn was_written(&self, standing: &Standing) -> Result<bool> {
+    fn was_written(&self, standing: &Standing, cancelled: &dyn Fn() -> bool) -> Result<bool> {
         let volumes = self.volumes;
         let mounted = with(volumes, self.volume, |v| Ok(!v.origin_mounts()?.is_empty()))?;
         let Some(origin) = standing.origin.filter(|_| !mounted) else {
@@ -42,7 +42,7 @@ impl Origin<'_> {
         let server = self.layout.server_socket(self.volume);
         let changed = Changes::list(&server, Some(number), now).and_then(|mut changes| {
             let end = (base.length, standing.chunk);
-            changed_before(end, changes.next_run()?, |run| {
+            changed_before(end, changes.next_run(cancelled)?, |run| {
                 self.tail_differs(base, run, end)
             })
         });

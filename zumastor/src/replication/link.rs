@@ -23,7 +23,7 @@ use super::wire::WireError;
 /// Messages that may wait to be looked at.
 const MOST_WAITING: usize = 1000;
 /// How often who waits looks whether he still should.
-pub(super) const LOOK: Duration = Duration::from_millis(500);
+pub const LOOK: Duration = Duration::from_millis(500);
 /// How often who watches over the line looks, at least.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes handed over at a time: a pipe takes all that it is given before it says so.

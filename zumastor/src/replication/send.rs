@@ -377,7 +377,7 @@ impl End<'_> {
         let copy = self.copy.as_mut().context("nothing is being sent")?;
         let run = match copy.rest.take() {
             Some(run) => Some(run),
-            None => self.volume.next_run()?,
+            None => self.volume.next_run(self.watch)?,
         };
         let Some(run) = run else { return Ok(None) };
         // At multiples, so that the same chunks go together whatever is before them.

@@ -18,11 +18,11 @@ pub trait Upstream {
     /// The snapshot or the base is gone, or cannot be read.
     fn open(&mut self, begin: &Begin) -> Result<bool>;
     /// The next chunks that changed, ascending; none at the end. Of a full copy: all chunks, or those that
-    /// may be other than zero.
+    /// may be other than zero. Waiting for them ends soon after `watch` is cancelled.
     ///
     /// # Errors
-    /// The list broke off: a snapshot was given up, or the server is gone.
-    fn next_run(&mut self) -> Result<Option<ChunkRun>>;
+    /// The list broke off: a snapshot was given up, or the server is gone; or it was cancelled.
+    fn next_run(&mut self, watch: &dyn Watch) -> Result<Option<ChunkRun>>;
     /// What the base has of `run`.
     ///
     /// # Errors

@@ -397,7 +397,7 @@ impl Upstream for Shared {
         Ok(begin.base.is_some_and(|base| node.standing.has_data(base)))
     }
 
-    fn next_run(&mut self) -> Result<Option<ChunkRun>> {
+    fn next_run(&mut self, _: &dyn Watch) -> Result<Option<ChunkRun>> {
         Ok(self.node().runs.pop())
     }
 
