@@ -18,6 +18,8 @@ pub enum Image {
     Ddsnap,
     /// Debian's kernel; our packages in /srv/debs.
     Stock,
+    /// Debian's kernel and our packages, the module built by DKMS.
+    StockInstalled,
 }
 
 /// A guest asked for.
@@ -49,8 +51,9 @@ pub fn image(wanted: &Wanted) -> Result<image::Image> {
                 .collect();
             Content::Own { kernel, debs }
         }
-        Image::Stock => Content::Stock {
+        Image::Stock | Image::StockInstalled => Content::Stock {
             debs: deb::build()?,
+            installed: wanted.image == Image::StockInstalled,
         },
     };
     image::build(wanted.distro, &content)

@@ -103,7 +103,7 @@ fn start(up: &Up) -> Result<()> {
         }
     }
     let image = guest::image(&image_of(up))?;
-    let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB, false)?;
+    let booted = booted::booted(&image, &up.disks, booted::MEMORY_MIB)?;
     dirs.iter().try_for_each(|dir| paths::fresh_dir(dir))?;
     let network = match (up.network, dirs.first()) {
         (true, Some(dir)) => {

@@ -50,9 +50,7 @@ pub fn vmtest(flags: &Vmtest) -> Result<bool> {
             Some(image) => image.clone(),
             None => guest::image(&wanted)?,
         };
-        // Scenarios that name that image install the packages themselves.
-        let install = on_stock(s, flags);
-        let booted = booted::booted(&image, &s.disks, s.memory_mib, install)?;
+        let booted = booted::booted(&image, &s.disks, s.memory_mib)?;
         prepared.push((s, booted));
         images.insert(key, image);
     }
@@ -89,8 +87,10 @@ fn wanted(s: &Scenario, flags: &Vmtest) -> guest::Wanted {
     guest::Wanted {
         distro: flags.distro,
         image: match s.image {
-            ImageName::Ddsnap if !on_stock(s, flags) => guest::Image::Ddsnap,
-            ImageName::Ddsnap | ImageName::Stock => guest::Image::Stock,
+            ImageName::Ddsnap if on_stock(s, flags) => guest::Image::StockInstalled,
+            ImageName::Ddsnap => guest::Image::Ddsnap,
+            // Its scenarios install the packages themselves.
+            ImageName::Stock => guest::Image::Stock,
         },
         kernel: s.kernel.clone().unwrap_or_else(|| flags.kernel.clone()),
     }

@@ -6,9 +6,8 @@
 //! starts from copies of its disks, which hold the saved memory too.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Image;
@@ -27,9 +26,6 @@ const SAVED: &str = "booted";
 
 /// Guest memory where nothing else is asked for. Enough for a module build beside the page cache.
 pub const MEMORY_MIB: u32 = 1536;
-
-/// For the packages, and the module to be built.
-const INSTALL_DEADLINE: Duration = Duration::from_secs(2400);
 
 /// The blank disks a guest has when nobody asks for others. Those that can do
 /// with these share one saved guest.
@@ -57,14 +53,8 @@ pub struct Booted {
     memory_mib: u32,
 }
 
-/// Boots the image with blank disks of the given sizes and so much memory, and installs the packages that lie in it if
-/// `install`; or finds that in the cache.
-pub fn booted(
-    image: &Image,
-    disk_sizes: &[String],
-    memory_mib: u32,
-    install: bool,
-) -> Result<Booted> {
+/// Boots the image with blank disks of the given sizes and so much memory; or finds that in the cache.
+pub fn booted(image: &Image, disk_sizes: &[String], memory_mib: u32) -> Result<Booted> {
     let accel = accel::choose(&image.vmlinuz)?;
     let version = accel::qemu_version()?;
     let host = match accel {
@@ -85,8 +75,7 @@ pub fn booted(
         .text(include_str!("../vm/args.rs"))
         .text(&host)
         .finish();
-    let state = if install { "installed" } else { "booted" };
-    let dir = image.dir.join(format!("{state}-{key}"));
+    let dir = image.dir.join(format!("booted-{key}"));
     let booted = Booted {
         image: image.clone(),
         accel,
@@ -96,7 +85,7 @@ pub fn booted(
     };
     let _lock = lock::take(&image.dir.join("booted.lock"))?;
     if !booted.dir.is_dir() {
-        booted.make(disk_sizes, install)?;
+        booted.make(disk_sizes)?;
     }
     Ok(booted)
 }
@@ -193,17 +182,17 @@ impl Booted {
 
     /// QEMU may end by an assertion of its own, seen once in some hundred boots under emulation. That says
     /// nothing of what is tested, so it is tried once more.
-    fn make(&self, disk_sizes: &[String], install: bool) -> Result<()> {
-        match self.try_make(disk_sizes, install) {
+    fn make(&self, disk_sizes: &[String]) -> Result<()> {
+        match self.try_make(disk_sizes) {
             Err(error) if error.downcast_ref().is_some_and(QemuEnded::by_assertion) => {
                 eprintln!("{error:#}\nonce more");
-                self.try_make(disk_sizes, install)
+                self.try_make(disk_sizes)
             }
             made => made,
         }
     }
 
-    fn try_make(&self, disk_sizes: &[String], install: bool) -> Result<()> {
+    fn try_make(&self, disk_sizes: &[String]) -> Result<()> {
         let partial = self.dir.with_extension("partial");
         paths::fresh_dir(&partial)?;
         let spec = self.spec(&alone(&partial), None);
@@ -213,12 +202,7 @@ impl Booted {
         }
         let step = Step::start(format!("booting the guest once under {:?}", self.accel));
         let mut machine = Machine::start(&spec, &partial, Lifetime::WithHarness)?;
-        let installed = if install {
-            install_packages(&mut machine)
-        } else {
-            Ok(())
-        };
-        let result = installed.and_then(|()| self.settle_and_save(&mut machine));
+        let result = self.settle_and_save(&mut machine);
         let stopped = machine.stop();
         result.and(stopped)?;
         std::fs::rename(&partial, &self.dir)
@@ -236,20 +220,6 @@ impl Booted {
         machine.agent().disconnect();
         machine.qmp()?.save(SAVED)
     }
-}
-
-/// Has DKMS build the module, too.
-fn install_packages(machine: &mut Machine) -> Result<()> {
-    machine.wait_for_agent(BOOT_DEADLINE)?;
-    let script = "apt-get install -y --no-install-recommends /srv/debs/*.deb 2>&1";
-    let out = machine.shell(script, INSTALL_DEADLINE)?;
-    if out.code != 0 {
-        bail!(
-            "the packages cannot be installed:\n{}",
-            String::from_utf8_lossy(&out.stdout).trim()
-        );
-    }
-    Ok(())
 }
 
 /// A guest in `dir` for the time being, with ordinary disks and no network.

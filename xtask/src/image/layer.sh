@@ -47,6 +47,12 @@ stock)
 	rm -r "$root/srv/debs"
 	;;
 esac
+if [ "$flavour" = dkms ]; then
+	# apt goes on when DKMS cannot build, and so would this.
+	for release in "$root"/lib/modules/*; do
+		in_root modinfo -k "${release##*/}" -F filename dm-ddsnap
+	done
+fi
 
 rm "$root/usr/sbin/policy-rc.d"
 umount "$root/etc/resolv.conf" 2>/dev/null || :

@@ -70,12 +70,14 @@ pub enum Content {
         /// Our packages; may be empty.
         debs: Vec<PathBuf>,
     },
-    /// Debian's own kernel and what DKMS needs. These packages lie in
-    /// `/srv/debs`, with all they depend on in apt's cache: the guest can install
-    /// them without a network.
+    /// Debian's own kernel and what DKMS needs.
     Stock {
-        /// Our packages.
+        /// Our packages. They lie in `/srv/debs`, with all they depend on in apt's cache: the guest can install
+        /// them without a network.
         debs: Vec<PathBuf>,
+        /// Or they are installed, and DKMS has built the module. That is done here and not in the guest, where
+        /// emulation would take a quarter of an hour over it.
+        installed: bool,
     },
 }
 
@@ -102,7 +104,9 @@ pub fn build(distro: Distro, content: &Content) -> Result<Image> {
     let (flavour, debs) = match content {
         Content::Own { kernel, debs } if debs.is_empty() => ("bare", vec![kernel.clone()]),
         Content::Own { kernel, debs } => ("ddsnap", [vec![kernel.clone()], debs.clone()].concat()),
-        Content::Stock { debs } => ("stock", debs.clone()),
+        Content::Stock { debs, installed } => {
+            (if *installed { "dkms" } else { "stock" }, debs.clone())
+        }
     };
     let base = rootfs::base(distro, matches!(content, Content::Stock { .. }))?;
     let mut key = Key::new(include_str!("layer.sh"))
