@@ -221,7 +221,9 @@ fn lvm(layout: &Layout, owned: &[Owned], number: &dyn Fn(&Path) -> Option<Dev>) 
     if volumes.is_empty() {
         return Vec::new();
     }
-    let seen = ask(&["lvm", "pvs", "--all", "--noheadings", "-o", "pv_name"]);
+    // Without the second column it leaves out what it takes for another path to the same.
+    let columns = "pv_name,pv_duplicate";
+    let seen = ask(&["lvm", "pvs", "--all", "--noheadings", "-o", columns]);
     let Some(seen) = seen else {
         return vec![format!(
             "LVM was asked which devices it reads, and failed or did not answer in {} s: see what `pvs --all` says",
@@ -230,7 +232,8 @@ fn lvm(layout: &Layout, owned: &[Owned], number: &dyn Fn(&Path) -> Option<Dev>) 
     };
     let seen: Vec<PathBuf> = seen
         .lines()
-        .map(|line| PathBuf::from(line.trim()))
+        .filter_map(|line| line.split_ascii_whitespace().next())
+        .map(PathBuf::from)
         .collect();
     let wrong = |raw: &Owned| {
         let snapshots = format!("/dev/mapper/{}(", raw.volume);

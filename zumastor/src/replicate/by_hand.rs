@@ -3,6 +3,7 @@
 //!
 //! It is a thread of the daemon and no process, so nothing is left that could write to the origin when the daemon is gone.
 
+use std::fs::File;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -105,8 +106,9 @@ impl Listener {
         })
     }
 
-    /// Fails if somebody wrote to what an increment is put onto: that would stay there, and be no snapshot's.
-    fn check_unwritten(&self, running: &Running) -> Result<()> {
+    /// Fails if somebody has, or wrote to, what an increment is put onto: that would stay there, and be no snapshot's. Nobody
+    /// gets it for as long as the file is open.
+    fn claim_unwritten(&self, running: &Running) -> Result<Option<File>> {
         let (volumes, volume) = (self.volumes.as_ref(), self.volume.as_str());
         let mut standing = with(volumes, volume, |v| v.standing(&Peer::Source, &|_| 0))?;
         let layout = &self.layout;
@@ -115,7 +117,7 @@ impl Listener {
             layout,
             volume,
         };
-        origin.look(&mut standing, &|| running.ending().is_some())?;
+        let claim = origin.claim(&mut standing, &|| running.ending().is_some())?;
         if standing.written {
             bail!(
                 "somebody wrote to the replica /dev/mapper/{volume} since the last snapshot arrived: `zumastor replicate \
@@ -123,13 +125,15 @@ impl Listener {
                  master with it"
             );
         }
-        Ok(())
+        Ok(claim)
     }
 
     fn serve(&self, stream: &TcpStream, running: &Running) -> Result<()> {
         let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
+        let mut claim = None;
         let mut wanted = |opening: &Opening| {
-            let admitted = self.check_unwritten(running).and_then(|()| {
+            let admitted = self.claim_unwritten(running).and_then(|claimed| {
+                claim = claimed;
                 let told = self.files.told()?;
                 let forget = || self.files.drop(BY_HAND);
                 with(self.volumes.as_ref(), &self.volume, |v| {
@@ -146,7 +150,9 @@ impl Listener {
                 complain(format_args!("{}: {error:#}", self.volume));
             }
         };
-        serve(stream, &node, &mut wanted, &mut tell)?;
+        let served = serve(stream, &node, &mut wanted, &mut tell);
+        drop(claim);
+        served?;
         Ok(())
     }
 }

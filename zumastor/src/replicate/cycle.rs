@@ -190,11 +190,20 @@ impl Cycle {
 }
 
 impl Cycle {
-    /// Whether somebody wants there what is here now, and what had been on its way before is there first.
+    /// Whether somebody wants all that the upstream has now to arrive, and what had been on its way before has come first.
     fn sends_more(&self, outcome: &Outcome) -> bool {
         let came = matches!(outcome, Outcome::Done { .. } | Outcome::Current(_));
         let wanted = self.asked.is_some_and(|asked| asked.snapshot.is_none());
-        self.was_on_its_way && came && wanted && matches!(self.way, Way::Push(_))
+        self.was_on_its_way && came && wanted && matches!(self.way, Way::Push(_) | Way::Pull)
+    }
+
+    /// Takes the snapshot to send, unless one is asked for or on its way; says whether one is on its way.
+    fn begin(&self, peer: &Peer, snapshot: Option<u32>) -> Result<bool> {
+        with(self.volumes.as_ref(), &self.volume, |v| match peer {
+            Peer::Target(host) if snapshot.is_none() => v.snapshot_to_send(host),
+            Peer::Target(_) => Ok(false),
+            Peer::Source => Ok(v.source()?.incoming.is_some()),
+        })
     }
 
     fn try_cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
@@ -210,11 +219,7 @@ impl Cycle {
         let peer = self.way.peer();
         let files = Files::of(&self.layout, &self.volume);
         let snapshot = self.asked.and_then(|asked| asked.snapshot);
-        if let (Peer::Target(host), None) = (&peer, snapshot) {
-            self.was_on_its_way = with(self.volumes.as_ref(), &self.volume, |v| {
-                v.snapshot_to_send(host)
-            })?;
-        }
+        self.was_on_its_way = self.begin(&peer, snapshot)?;
         let noted = files.load(INCOMING)?;
         let standing = with(self.volumes.as_ref(), &self.volume, |v| {
             v.standing(&peer, &|incoming| position_of(incoming, noted.as_ref()))
@@ -293,16 +298,8 @@ impl Cycle {
             layout: &self.layout,
             volume: &self.volume,
         };
-        // Before it is looked whether somebody wrote to it, and until what arrives is a snapshot.
-        let (node, claim) = with(self.volumes.as_ref(), &self.volume, |v| v.claim_origin())?;
-        origin.look(&mut standing, &|| running.ending().is_some())?;
-        if claim.is_none() && !standing.written {
-            bail!(
-                "{} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by \
-                 what",
-                node.display()
-            );
-        }
+        // Until what arrives is a snapshot.
+        let _claim = origin.claim(&mut standing, &|| running.ending().is_some())?;
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();
         let mut end = Receiving::new(volumes, &self.volume, server, files, standing.clone());
@@ -416,8 +413,37 @@ fn of_socket(stream: &Stream) -> Result<Link> {
 mod tests {
     use ddsnap::units::Sectors;
 
+    use super::super::one;
     use super::*;
+    use crate::host::fake::Fake;
     use crate::replication::standing::{Held, Role};
+
+    /// `zumastor replicate VOL` on a replica whose last copy had been cut got the rest of that, and nothing of what was
+    /// written since.
+    #[test]
+    fn who_pulls_gets_more_than_what_was_on_its_way() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let volumes = one::replica(Arc::new(Fake::default()), &layout);
+        let mut cycle = Cycle {
+            volumes: volumes.clone(),
+            layout,
+            volume: "v".into(),
+            way: Way::Pull,
+            asked: Some(Asked::default()),
+            is_again: false,
+            node: "here".into(),
+            was_on_its_way: false,
+        };
+        let came = Outcome::Current(Uuid::from_u128(1));
+        assert!(!cycle.sends_more(&came), "nothing was");
+        cycle.was_on_its_way = cycle.begin(&Peer::Source, None).expect("known");
+        assert!(cycle.sends_more(&came));
+        assert!(!cycle.sends_more(&Outcome::Failed("cut again".into())));
+        // By the clock the next cycle comes soon enough.
+        cycle.asked = None;
+        assert!(!cycle.sends_more(&came));
+    }
 
     fn standing(hold: Option<u128>) -> Standing {
         let held = |number: u32| Held {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Whether somebody but replication wrote to a replica's origin.
 
-use anyhow::{Context, Result};
+use std::fs::File;
+
+use anyhow::{Context, Result, bail};
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
 
 use super::device::{Changes, Device};
@@ -18,11 +20,30 @@ pub(super) struct Origin<'a> {
 }
 
 impl Origin<'_> {
-    /// Finds out what the origin has: completes `standing`.
+    /// Keeps everybody else from mounting the origin and the like, for as long as the file is open, and finds out what it has:
+    /// completes `standing`. No file: somebody has it, and has written to it.
     ///
     /// # Errors
-    /// The server cannot be asked, or the origin cannot be read; or it was `cancelled`.
-    pub(super) fn look(&self, standing: &mut Standing, cancelled: &dyn Fn() -> bool) -> Result<()> {
+    /// Somebody has it and has not written yet; the server cannot be asked, or the origin cannot be read; or it was `cancelled`.
+    pub(super) fn claim(
+        &self,
+        standing: &mut Standing,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<File>> {
+        // First, or what is written after the look would not be seen.
+        let (node, claim) = with(self.volumes, self.volume, |v| v.claim_origin())?;
+        self.look(standing, cancelled)?;
+        if claim.is_none() && !standing.written {
+            bail!(
+                "{} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by \
+                 what",
+                node.display()
+            );
+        }
+        Ok(claim)
+    }
+
+    fn look(&self, standing: &mut Standing, cancelled: &dyn Fn() -> bool) -> Result<()> {
         // Nobody can tell any more what it has, if the snapshot it is known by is gone.
         standing.origin = standing.origin.filter(|id| standing.find(*id).is_some());
         standing.written = self.was_written(standing, cancelled)?;
