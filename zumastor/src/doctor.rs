@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::blockdev;
 use crate::config::VolumeConfig;
@@ -30,6 +30,13 @@ const BY_CONTENTS: [&str; 4] = [
 const WAITS_FOR_ITSELF: [&str; 2] = [
     "x-systemd.requires=zumastor.service",
     "x-systemd.after=zumastor.service",
+];
+
+/// What LVM is told by; an initial RAM disk has copies.
+const LVM_CONFIG: [&str; 3] = [
+    "/etc/lvm/lvmlocal.conf",
+    "/etc/lvm/lvm.conf",
+    "/etc/lvm/devices/system.devices",
 ];
 
 /// A device of a volume.
@@ -211,11 +218,12 @@ fn fstab(owned: &[Owned], table: &str, number: &dyn Fn(&Path) -> Option<Dev>) ->
     found
 }
 
-/// Volumes that are physical volumes, where LVM looks at the raw disk or at snapshots too.
+/// Volumes that are physical volumes, where LVM looks at the raw disk or at snapshots too, now or at the next boot.
 fn lvm(layout: &Layout, owned: &[Owned], number: &dyn Fn(&Path) -> Option<Dev>) -> Vec<String> {
     let is_member = |o: &&Owned| {
         let node = PathBuf::from(format!("/dev/mapper/{}", o.volume));
-        o.is_origin && number(&node).is_some_and(|dev| holds_lvm(layout, dev))
+        let of_volume = number(&node).is_some_and(|dev| holds_lvm(layout, dev));
+        o.is_origin && (of_volume || o.dev.is_some_and(|dev| is_taken_by_lvm(layout, dev)))
     };
     let volumes: Vec<&Owned> = owned.iter().filter(is_member).collect();
     if volumes.is_empty() {
@@ -235,7 +243,7 @@ fn lvm(layout: &Layout, owned: &[Owned], number: &dyn Fn(&Path) -> Option<Dev>) 
         .filter_map(|line| line.split_ascii_whitespace().next())
         .map(PathBuf::from)
         .collect();
-    let wrong = |raw: &Owned| {
+    let wrong = |raw: &&Owned| {
         let snapshots = format!("/dev/mapper/{}(", raw.volume);
         let is_raw = |path: &&PathBuf| {
             number(path).is_some_and(|dev| Some(dev) == raw.dev)
@@ -244,14 +252,48 @@ fn lvm(layout: &Layout, owned: &[Owned], number: &dyn Fn(&Path) -> Option<Dev>) 
         let taken = seen.iter().find(is_raw)?;
         Some(format!(
             "there is a physical volume on /dev/mapper/{volume}, and LVM also finds it on {}: it refuses changes, and may use that in place of \
-             the volume; tell it to leave the raw disk and the snapshots alone, in /etc/lvm/lvmlocal.conf: devices {{ global_filter = [ \
-             \"r|^{}$|\", \"r|^/dev/mapper/{volume}[(]|\" ] }}",
+             the volume; tell it to leave the raw disk and the snapshots alone, then run `update-initramfs -u` if there is an initial RAM \
+             disk, and reboot if LVM has the raw disk in use; in /etc/lvm/lvmlocal.conf: devices {{ global_filter = [ \"r|^{}$|\", \
+             \"r|^/dev/mapper/{volume}[(]|\" ] }}",
             taken.display(),
             raw.path.display(),
             volume = raw.volume,
         ))
     };
-    volumes.into_iter().filter_map(wrong).collect()
+    let mut found: Vec<String> = volumes.iter().filter_map(wrong).collect();
+    if found.is_empty() {
+        let release = dm::release();
+        let disk = format!("/boot/initrd.img-{release}");
+        let old = LVM_CONFIG.into_iter().find(|config| {
+            let (of_disk, of_config) = (changed(layout, &disk), changed(layout, config));
+            of_disk
+                .zip(of_config)
+                .is_some_and(|(disk, config)| disk < config)
+        });
+        found.extend(old.map(|config| {
+            let names: Vec<&str> = volumes.iter().map(|o| o.volume.as_str()).collect();
+            format!(
+                "the initial RAM disk {disk} is older than {config}, of which it has a copy: at the next boot LVM may take the raw disk in place \
+                 of the volume ({}): run `update-initramfs -u`",
+                names.join(", ")
+            )
+        }));
+    }
+    found
+}
+
+/// When a file was changed last, if it is there.
+fn changed(layout: &Layout, path: &str) -> Option<SystemTime> {
+    fs::metadata(layout.at(path)).ok()?.modified().ok()
+}
+
+/// Whether a logical volume stands on a device itself.
+fn is_taken_by_lvm(layout: &Layout, dev: Dev) -> bool {
+    let holders = layout.at(&format!("/sys/dev/block/{dev}/holders"));
+    let uuid = |holder: PathBuf| fs::read_to_string(holder.join("dm/uuid")).unwrap_or_default();
+    entries(&holders)
+        .into_iter()
+        .any(|holder| uuid(holder).starts_with("LVM-"))
 }
 
 /// Whether udev has found a physical volume on a device. Its database is asked, and not the device.
@@ -367,6 +409,23 @@ mod tests {
         );
         assert_eq!(kernel(Some("A"), None), None, "it is a part of the kernel");
         assert_eq!(kernel(Some("A"), Some("")), None, "nothing is known");
+    }
+
+    /// LVM activated the raw disk in the initial RAM disk, and the volume, which was down for that, was passed over.
+    #[test]
+    fn a_disk_that_lvm_has_taken_is_known_from_sysfs() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        assert!(!is_taken_by_lvm(&layout, RAW));
+        let holder = |name: &str, uuid: &str| {
+            let dm = layout.at(&format!("/sys/dev/block/254:16/holders/{name}/dm"));
+            fs::create_dir_all(&dm).expect("made");
+            fs::write(dm.join("uuid"), uuid).expect("written");
+        };
+        holder("dm-0", "DDSNAP-1-origin\n");
+        assert!(!is_taken_by_lvm(&layout, RAW));
+        holder("dm-1", "LVM-abc\n");
+        assert!(is_taken_by_lvm(&layout, RAW));
     }
 
     #[test]
