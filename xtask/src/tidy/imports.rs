@@ -62,6 +62,7 @@ const ORDERS: &[Order] = &[
                     "config",
                     "control",
                     "daemon",
+                    "doctor",
                     "process",
                     "replicate",
                     "shutdown",
@@ -92,6 +93,7 @@ const ORDERS: &[Order] = &[
                 ],
             ),
             ("control", &["status", "volume"]),
+            ("doctor", &["blockdev", "config", "dm", "process"]),
             (
                 "status",
                 &[
