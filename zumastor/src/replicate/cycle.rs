@@ -202,7 +202,12 @@ impl Cycle {
         with(self.volumes.as_ref(), &self.volume, |v| match peer {
             Peer::Target(host) if snapshot.is_none() => v.snapshot_to_send(host),
             Peer::Target(_) => Ok(false),
-            Peer::Source => Ok(v.source()?.incoming.is_some()),
+            // What is no replica any more says so in its greeting, with who superseded whom.
+            Peer::Source => Ok(v
+                .config
+                .source
+                .as_ref()
+                .is_some_and(|s| s.incoming.is_some())),
         })
     }
 
@@ -443,6 +448,13 @@ mod tests {
         // By the clock the next cycle comes soon enough.
         cycle.asked = None;
         assert!(!cycle.sends_more(&came));
+        // A master, after a failover, is asked too: it refuses with its epoch, and not because it has no source.
+        with(volumes.as_ref(), "v", |v| {
+            v.config.source = None;
+            Ok(())
+        })
+        .expect("changed");
+        assert!(!cycle.begin(&Peer::Source, None).expect("known"));
     }
 
     fn standing(hold: Option<u128>) -> Standing {
