@@ -11,7 +11,8 @@ use std::io::{Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -96,11 +97,16 @@ pub fn run(argv: &[OsString], deadline: Duration) -> Result<Output> {
         child
             .kill()
             .with_context(|| format!("could not kill '{name}'"))?;
-        child.wait()?;
+        let pid = child.id();
+        let was_killed = reap_within(child, KILL_DEADLINE)?;
         gone?;
+        let deadline = deadline.as_secs();
+        if was_killed {
+            bail!("'{name}' did not finish within {deadline} s and was killed");
+        }
         bail!(
-            "'{name}' did not finish within {} s and was killed",
-            deadline.as_secs()
+            "'{name}' did not finish within {deadline} s, and cannot be killed: process {pid} waits in the kernel, most likely \
+             for a disk"
         );
     }
     let code = child.wait()?.code();
@@ -109,6 +115,19 @@ pub fn run(argv: &[OsString], deadline: Duration) -> Result<Output> {
         stdout: slurp(stdout)?,
         stderr: slurp(stderr)?,
     })
+}
+
+/// Whether a child is gone in time. One in a wait that no signal ends is left to a thread, which waits for as long as that takes.
+fn reap_within(mut child: Child, deadline: Duration) -> Result<bool> {
+    let fd = exit_fd(child.id())?;
+    if is_gone_within(&fd, deadline)? {
+        child.wait()?;
+        return Ok(true);
+    }
+    let reaper = thread::Builder::new().name("reaper".into());
+    // Without one it stays a zombie when it has ended.
+    let _ = reaper.spawn(move || child.wait());
+    Ok(false)
 }
 
 fn slurp(mut file: File) -> Result<String> {
@@ -436,6 +455,18 @@ mod tests {
         let output = output.expect("sh runs");
         assert_eq!((output.code, output.stdout.as_str()), (Some(3), "out\n"));
         assert_eq!(output.complaint(), "bad");
+    }
+
+    /// A command that was killed while it read a disk that hangs was waited for without limit. Here the signal is left out.
+    #[test]
+    fn who_does_not_end_when_killed_is_not_waited_for() {
+        let child = Command::new("sleep").arg("60").spawn().expect("spawned");
+        let pid = child.id();
+        let reaped = reap_within(child, Duration::from_millis(50)).expect("looked");
+        assert!(!reaped);
+        let fd = exit_fd(pid).expect("still there");
+        send_signal(&fd, libc::SIGKILL).expect("ended");
+        assert!(is_gone_within(&fd, KILL_DEADLINE).expect("looked"));
     }
 
     #[test]
