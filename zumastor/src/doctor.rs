@@ -197,7 +197,8 @@ fn fstab(owned: &[Owned], table: &str, number: &dyn Fn(&Path) -> Option<Dev>) ->
         };
         let place = format!("/etc/fstab, line {}", at + 1);
         let path = Path::new(source);
-        let dev = path.is_absolute().then(|| number(path)).flatten();
+        // Elsewhere may be what hangs, a bind mount of NFS for one.
+        let dev = path.starts_with("/dev").then(|| number(path)).flatten();
         let is_same = |o: &&Owned| o.path == path || dev.is_some() && o.dev == dev;
         if let Some(raw) = owned.iter().find(is_same) {
             let instead = if raw.is_origin {

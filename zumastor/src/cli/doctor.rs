@@ -18,10 +18,16 @@ pub fn command() -> Command {
 /// Runs the verb: a line for each finding, and 1 if there is any.
 pub fn run(context: &mut Context) -> u8 {
     let mut found = String::new();
-    if !context.layout.running().exists() {
-        found += &format!("zumastor is not running: {HOW_TO_START}\n");
-    }
-    let views = match status::views(context) {
+    let from_daemon = if context.layout.running().exists() {
+        status::from_daemon(context).map_err(|error| format!("{error:#}"))
+    } else {
+        Err(format!("zumastor is not running: {HOW_TO_START}"))
+    };
+    let views = from_daemon.or_else(|trouble| {
+        found = format!("{trouble}\n");
+        status::from_documents(context)
+    });
+    let views = match views {
         Ok(views) => views,
         Err(error) => return context.outcome(Err(error)),
     };

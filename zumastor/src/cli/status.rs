@@ -140,21 +140,30 @@ fn show(matches: &ArgMatches, context: &mut Context) -> Result<()> {
 }
 
 /// All volumes, from the daemon, or from their documents when none runs.
-pub fn views(context: &mut Context) -> Result<Vec<View>> {
+fn views(context: &mut Context) -> Result<Vec<View>> {
     if context.layout.running().exists() {
-        let mut views = None;
-        let result = control::call(&context.layout.control(), &Request::Status, |event| {
-            if let Event::Status(all) = event {
-                views = Some(all);
-            }
-        });
-        match (result, views) {
-            (Ok(()), Some(views)) => return Ok(views),
-            (Ok(()), None) => bail!("the daemon sent no status"),
-            (Err(_), _) if !context.is_root => bail!("you must be root to see the status"),
-            (Err(error), _) => context.say(&format!("WARNING: {error:#}")),
+        match from_daemon(context) {
+            Ok(views) => return Ok(views),
+            Err(_) if !context.is_root => bail!("you must be root to see the status"),
+            Err(error) => context.say(&format!("WARNING: {error:#}")),
         }
     }
+    from_documents(context)
+}
+
+/// All volumes as the daemon has them.
+pub fn from_daemon(context: &Context) -> Result<Vec<View>> {
+    let mut views = None;
+    control::call(&context.layout.control(), &Request::Status, |event| {
+        if let Event::Status(all) = event {
+            views = Some(all);
+        }
+    })?;
+    views.context("the daemon sent no status")
+}
+
+/// All volumes as their documents have them.
+pub fn from_documents(context: &Context) -> Result<Vec<View>> {
     let names = config::list(&context.layout)?;
     Ok(names
         .iter()

@@ -143,6 +143,11 @@ fn the_doctor_needs_no_daemon_and_fails_when_it_finds_something() {
         text.contains("\n/etc/fstab, line 1: with x-systemd.requires"),
         "{text}"
     );
+    // A daemon that does not answer is a finding: nothing else may be wrong.
+    let running = Machine::new().running();
+    let (code, text) = running.run(&["doctor"]);
+    assert_eq!(code, 1);
+    assert!(text.starts_with("the daemon does not answer at"), "{text}");
     let nobody = Machine {
         is_root: false,
         ..machine
