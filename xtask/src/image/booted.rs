@@ -6,6 +6,7 @@
 //! starts from copies of its disks, which hold the saved memory too.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -104,9 +105,38 @@ impl Booted {
         Ok(machine)
     }
 
-    /// Boots from the disks already there, as after a power cut.
+    /// Boots from the disks already there, as after a power cut; with the initial RAM disk that is there too,
+    /// as a boot loader would.
     pub fn boot_again(&self, place: &Place) -> Result<Machine> {
-        self.start(&self.spec(place, None), place)
+        let mut spec = self.spec(place, None);
+        if spec.initrd.is_some() {
+            let renewed = place.dir.join("initrd");
+            let root = match place.lossy {
+                Some(lossy) => disk::Source::Lossy(lossy, 0),
+                None => disk::Source::File(&spec.root),
+            };
+            disk::copy_from_boot(root, "initrd.img-", &renewed)?;
+            spec.initrd = Some(renewed);
+        }
+        self.start(&spec, place)
+    }
+
+    /// Reboots in an orderly way and waits for the agent of the new boot.
+    pub fn reboot(
+        &self,
+        machine: &mut Option<Machine>,
+        place: &Place,
+        limit: Duration,
+    ) -> Result<()> {
+        let running = machine.as_mut().context("the machine is off")?;
+        if self.image.initrd.is_none() {
+            return running.reboot(limit);
+        }
+        // QEMU keeps what it was started with, and what the guest has made of it since would not count.
+        running.reboot_to_end(limit)?;
+        *machine = None;
+        *machine = Some(self.boot_again(place)?);
+        Ok(())
     }
 
     fn start(&self, spec: &Spec, place: &Place) -> Result<Machine> {

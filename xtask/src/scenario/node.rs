@@ -102,6 +102,18 @@ impl<'a> Node<'a> {
         self.plug()
     }
 
+    /// Reboots in an orderly way and waits until the guest answers again.
+    pub fn reboot(&mut self, limit: Duration) -> Result<()> {
+        let place = Place {
+            dir: &self.dir,
+            lifetime: Lifetime::WithHarness,
+            lossy: self.lossy.as_ref(),
+            seat: self.seat.as_ref(),
+        };
+        self.booted.reboot(&mut self.machine, &place, limit)?;
+        self.plug()
+    }
+
     /// Resumes the saved guest. After a cut its root disk is as it was then, and the others as the cut left
     /// them.
     pub fn resume_after_cut(&mut self, identities: Option<&Identities>) -> Result<()> {

@@ -203,7 +203,7 @@ impl<'a> Run<'a> {
             Action::Reboot => {
                 self.tell(on, "reboot");
                 self.ended(on);
-                self.nodes[on].machine()?.reboot(limit)
+                self.nodes[on].reboot(limit)
             }
             Action::Link(link) => {
                 self.tell(on, &format!("link {link:?}"));

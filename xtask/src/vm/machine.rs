@@ -270,6 +270,33 @@ impl Machine {
         }
     }
 
+    /// Shuts the guest down for a reboot, and ends QEMU where that would begin.
+    pub fn reboot_to_end(&mut self, deadline: Duration) -> Result<()> {
+        self.qmp()?.end_at_reboot()?;
+        let argv = ["/usr/bin/systemctl", "reboot"].map(String::from);
+        self.agent.start(&argv, &guest_env(), b"")?;
+        self.agent.disconnect();
+        let end = Instant::now() + deadline;
+        while self.alive() {
+            if self.console.report().is_some() {
+                self.check()?;
+            }
+            if Instant::now() > end {
+                bail!(
+                    "the guest did not shut down within {}",
+                    ui::seconds(deadline)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let said = ui::tail(&self.dir.join("qemu.log"), 20);
+        let ended = QemuEnded { said };
+        if ended.by_assertion() {
+            return Err(ended.into());
+        }
+        self.forget()
+    }
+
     fn boot_id(&mut self) -> Result<String> {
         let out = self.shell(
             "cat /proc/sys/kernel/random/boot_id",

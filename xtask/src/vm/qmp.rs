@@ -68,6 +68,20 @@ impl Qmp {
         self.monitor("cont")
     }
 
+    /// A reboot of the guest ends QEMU.
+    pub fn end_at_reboot(&mut self) -> Result<()> {
+        let action = qmp::set_action {
+            panic: None,
+            reboot: Some(qmp::RebootAction::shutdown),
+            shutdown: None,
+            watchdog: None,
+        };
+        self.0
+            .execute(&action)
+            .context("QEMU did not accept set-action")?;
+        Ok(())
+    }
+
     /// Ends QEMU in an orderly way: disks are flushed.
     pub fn quit(&mut self) -> Result<()> {
         self.0
