@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::budget::Budget;
 use super::error::StoreError;
+use super::frozen::Frozen;
 use super::index::merge::{Change, Writer, merge};
 use super::index::tree::Cursor;
 use super::media::Media;
@@ -27,8 +28,8 @@ pub(crate) struct Space {
     pub end: u64,
     /// Chunks in use.
     pub used: u64,
-    /// Chunks whose bit on disk may be old, with what the checkpoint under way writes; ascending.
-    frozen: Vec<(u64, bool)>,
+    /// Chunks whose bit on disk may be old, with what the checkpoint under way writes.
+    frozen: Frozen<u64, bool>,
     /// Chunks changed since that checkpoint began.
     recent: BTreeMap<u64, bool>,
     /// The bitmap looked at last, up to date.
@@ -55,7 +56,7 @@ impl Space {
             first,
             end,
             used,
-            frozen: Vec::new(),
+            frozen: Frozen::new(),
             recent: BTreeMap::new(),
             current: None,
             cursor: first,
@@ -128,8 +129,8 @@ impl Space {
     fn bitmap_from(&self, media: &mut Media, from: u64) -> Result<Option<u64>, StoreError> {
         let recent = self.recent.range(from..).next();
         let recent = recent.map(|(chunk, _)| chunk / BITS);
-        let frozen = self.frozen.partition_point(|&(chunk, _)| chunk < from);
-        let frozen = self.frozen.get(frozen).map(|(chunk, _)| chunk / BITS);
+        let frozen = self.frozen.from(from).next();
+        let frozen = frozen.map(|(chunk, _)| chunk / BITS);
         let stored = self.blocks(media, from / BITS, 1)?;
         let stored = stored.first().map(|&(index, _)| index);
         let first = [recent, frozen, stored].into_iter().flatten().min();
@@ -299,10 +300,7 @@ impl Space {
                 .map(|(_, map)| map)
                 .unwrap_or_default();
             let chunks = index * BITS..(index + 1) * BITS;
-            let first = self
-                .frozen
-                .partition_point(|&(chunk, _)| chunk < chunks.start);
-            let frozen = self.frozen[first..].iter().copied();
+            let frozen = self.frozen.from(chunks.start);
             for (chunk, used) in frozen.take_while(|(chunk, _)| chunks.contains(chunk)) {
                 map.set(chunk % BITS, used);
             }
@@ -349,13 +347,13 @@ impl Space {
     /// A checkpoint begins: what changed until now is what it writes.
     pub fn freeze(&mut self) {
         debug_assert!(self.frozen.is_empty(), "one checkpoint at a time");
-        self.frozen = std::mem::take(&mut self.recent).into_iter().collect();
+        self.frozen = Frozen::of(std::mem::take(&mut self.recent));
     }
 
     /// The checkpoint is durable: its bitmaps have what was frozen.
     pub fn thaw(&mut self, root: TreeRoot) {
         self.root = root;
-        self.frozen = Vec::new();
+        self.frozen = Frozen::new();
     }
 
     /// Bits that the checkpoint under way writes.
@@ -376,16 +374,16 @@ impl Space {
     /// Writes the bitmaps of up to `most` runs of frozen changes from the place `from` on, and the
     /// tree `old` with them; gives the new root and the first place that is left.
     pub fn write(
-        &self,
+        &mut self,
         writer: &mut Writer<'_>,
         old: &TreeRoot,
         from: usize,
         most: usize,
     ) -> Result<(TreeRoot, usize), StoreError> {
         let mut changes: Vec<Change> = Vec::new();
-        let mut left = &self.frozen[from..];
+        let mut at = from;
         while changes.len() < most {
-            let Some(&(chunk, _)) = left.first() else {
+            let Some(&(chunk, _)) = self.frozen.slice(at, 1).first() else {
                 break;
             };
             let index = chunk / BITS;
@@ -395,12 +393,11 @@ impl Space {
                 writer.replaced.push(pointer.block);
                 map = old;
             }
-            let (of_bitmap, behind) =
-                left.split_at(left.partition_point(|&(chunk, _)| chunk / BITS == index));
+            let of_bitmap = self.frozen.run(at, |chunk| chunk / BITS == index);
             for &(chunk, used) in of_bitmap {
                 map.set(chunk % BITS, used);
             }
-            left = behind;
+            at += of_bitmap.len();
             if map.count() == 0 {
                 changes.push(((index, 0), None));
             } else {
@@ -415,6 +412,6 @@ impl Space {
             }
         }
         let root = merge(writer, Kind::Space, old, &changes)?;
-        Ok((root, self.frozen.len() - left.len()))
+        Ok((root, at))
     }
 }

@@ -24,14 +24,14 @@ use super::alloc::Space;
 use super::budget::Budget;
 use super::error::StoreError;
 use super::full::Need;
-use super::index::merge::{Writer, merge};
+use super::index::merge::{Change, Writer, merge};
 use super::index::tree::end_of_branch;
 use super::index::{self, Index};
 use super::media::Media;
 use super::metaalloc::MetaAlloc;
 use crate::device::Write;
 use crate::format::Version;
-use crate::format::block::PAYLOAD_LEN;
+use crate::format::block::{Kind, PAYLOAD_LEN};
 use crate::format::superblock::{COPIES, Superblock, TreeRoot};
 use crate::promise::kept;
 use crate::units::MetaBlock;
@@ -365,30 +365,31 @@ impl Store {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Ok(());
         };
-        let (state, media) = (&self.state, &mut self.media);
+        let (state, media) = (&mut self.state, &mut self.media);
         let bitmaps = self.budget.operations();
         match checkpoint.stage {
             Stage::Exceptions(from) | Stage::Overlays(from) => {
                 let exceptions = matches!(checkpoint.stage, Stage::Exceptions(_));
                 let (index, root) = if exceptions {
-                    (&state.exceptions, checkpoint.next.exceptions)
+                    (&mut state.exceptions, checkpoint.next.exceptions)
                 } else {
-                    (&state.overlays, checkpoint.next.overlays)
+                    (&mut state.overlays, checkpoint.next.overlays)
                 };
-                let end = slice_end(media, index, &root, from)?;
-                let slice = &index.frozen()[from..end];
+                let (kind, frozen) = (index.kind, index.frozen_len());
+                let slice = index.frozen_slice(from, MAX_SLICE_CHANGES);
+                let slice = &slice[..slice_len(media, kind, &root, slice)?];
                 if read_ahead && checkpoint.read_ahead < MOST_READING_STEPS {
                     checkpoint.read_ahead += 1;
-                    if index::read_ahead(media, index.kind, &root, slice, self.budget.operations())?
-                    {
+                    if index::read_ahead(media, kind, &root, slice, self.budget.operations())? {
                         return Ok(());
                     }
                 }
                 let root = in_step(media, &mut self.meta, checkpoint, |writer| {
-                    merge(writer, index.kind, &root, slice)
+                    merge(writer, kind, &root, slice)
                 })?;
                 checkpoint.read_ahead = 0;
-                let more = end < index.frozen().len();
+                let end = from + slice.len();
+                let more = end < frozen;
                 (checkpoint.stage, *checkpoint.root(exceptions)) = match (exceptions, more) {
                     (true, true) => (Stage::Exceptions(end), root),
                     (true, false) => (Stage::Overlays(0), root),
@@ -493,7 +494,7 @@ impl Store {
     pub(crate) fn checkpoint_cost(&self, exceptions: usize, overlays: usize) -> u64 {
         let state = &self.state;
         let of_index = |index: &Index, more: usize| {
-            let tree = grown(&index.root, index.frozen().len() as u64);
+            let tree = grown(&index.root, index.frozen_len() as u64);
             merge_cost(&tree, (index.recent_len() + more) as u64)
         };
         let bitmaps = state.space.dirty_bitmaps((exceptions + overlays) as u64);
@@ -556,7 +557,7 @@ impl Checkpoint {
     /// About how many more steps read ahead, rather too many.
     fn reading_steps(&self, exceptions: &Index, overlays: &Index, budget: Budget) -> u64 {
         let left = |index: &Index, from: usize| {
-            let changes = (index.frozen().len() - from) as u64;
+            let changes = (index.frozen_len() - from) as u64;
             changes.min(index.root.nodes) / budget.operations() as u64
         };
         match self.stage {
@@ -574,7 +575,7 @@ impl Checkpoint {
         space: &Space,
         budget: Budget,
     ) -> u64 {
-        let (exceptions, overlays) = (exceptions.frozen().len(), overlays.frozen().len());
+        let (exceptions, overlays) = (exceptions.frozen_len(), overlays.frozen_len());
         let bitmaps = space.frozen_bitmaps().div_ceil(budget.operations() as u64);
         let slices = |changes: usize| changes.div_ceil(SLICE_CHANGES / 2) as u64;
         match self.stage {
@@ -605,27 +606,25 @@ fn in_step<T>(
     }
 }
 
-/// Where the slice of an index's frozen changes that begins at `from` ends.
+/// How many of `changes`, the first of those that are left, are merged as one slice.
 ///
 /// It ends with a branch (a node of level 1 and its leaves), so that the next slice touches other
 /// leaves; and branches with few changes go together.
-fn slice_end(
+fn slice_len(
     media: &mut Media,
-    index: &Index,
+    kind: Kind,
     root: &TreeRoot,
-    from: usize,
+    changes: &[Change],
 ) -> Result<usize, StoreError> {
-    let changes = index.frozen();
-    let most = changes.len().min(from + MAX_SLICE_CHANGES);
-    let mut end = from;
-    while end < most {
-        let behind = match end_of_branch(media, index.kind, root, changes[end].0)? {
-            Some(key) => end + changes[end..most].partition_point(|&(changed, _)| changed < key),
-            None => most,
+    let mut end = 0;
+    while end < changes.len() {
+        let behind = match end_of_branch(media, kind, root, changes[end].0)? {
+            Some(key) => end + changes[end..].partition_point(|&(changed, _)| changed < key),
+            None => changes.len(),
         };
         // A branch covers the key it was looked up by.
         let behind = behind.max(end + 1);
-        if end > from && behind - from > SLICE_CHANGES {
+        if end > 0 && behind > SLICE_CHANGES {
             break;
         }
         end = behind;

@@ -21,6 +21,7 @@ pub mod diff;
 pub mod dump;
 mod error;
 mod foreign;
+mod frozen;
 mod full;
 mod index;
 mod init;

@@ -16,6 +16,7 @@ use std::iter::{self, Peekable};
 use std::ops::Range;
 
 use super::error::StoreError;
+use super::frozen::{self, Frozen};
 use super::media::Media;
 use crate::format::block::Kind;
 use crate::format::node::{Key, Value};
@@ -48,8 +49,8 @@ pub(crate) struct Index {
     pub kind: Kind,
     /// The tree of the newest durable superblock.
     pub root: TreeRoot,
-    /// Changes that the checkpoint under way merges, sorted by key; empty if there is none.
-    frozen: Vec<Change>,
+    /// Changes that the checkpoint under way merges; empty if there is none.
+    frozen: Frozen<Key, Option<Value>>,
     /// Entries set (some) and taken away (none) since then.
     recent: BTreeMap<Key, Option<Value>>,
 }
@@ -59,7 +60,7 @@ impl Index {
         Index {
             kind,
             root,
-            frozen: Vec::new(),
+            frozen: Frozen::new(),
             recent: BTreeMap::new(),
         }
     }
@@ -74,14 +75,16 @@ impl Index {
 
     /// Everything in memory, in order.
     pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
-        layers(self.recent.iter(), &self.frozen)
+        layers(self.recent.iter(), self.frozen.from((0, 0)))
     }
 
     /// What lies in memory over the tree: keys in order, and whether each exists.
     pub fn over_tree(&self, keys: Range<Key>) -> impl Iterator<Item = (Key, bool)> + '_ {
-        let first = self.frozen.partition_point(|&(key, _)| key < keys.start);
-        let end = self.frozen.partition_point(|&(key, _)| key < keys.end);
-        let frozen = &self.frozen[first..end.max(first)];
+        let (from, end) = (keys.start, keys.end);
+        let frozen = self
+            .frozen
+            .from(from)
+            .take_while(move |&(key, _)| key < end);
         layers(self.recent.range(keys), frozen).map(|(key, value)| (key, value.is_some()))
     }
 
@@ -90,21 +93,26 @@ impl Index {
         self.recent.len()
     }
 
-    /// Changes that the checkpoint under way merges, sorted by key.
-    pub fn frozen(&self) -> &[Change] {
-        &self.frozen
+    /// How many changes the checkpoint under way merges.
+    pub fn frozen_len(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// Up to `most` of them from the place `first` on, sorted by key.
+    pub fn frozen_slice(&mut self, first: usize, most: usize) -> &[Change] {
+        self.frozen.slice(first, most)
     }
 
     /// A checkpoint begins: what changed until now is what it merges.
     pub fn freeze(&mut self) {
         debug_assert!(self.frozen.is_empty(), "one checkpoint at a time");
-        self.frozen = std::mem::take(&mut self.recent).into_iter().collect();
+        self.frozen = Frozen::of(std::mem::take(&mut self.recent));
     }
 
     /// The checkpoint is durable: its tree has what was frozen.
     pub fn thaw(&mut self, root: TreeRoot) {
         self.root = root;
-        self.frozen = Vec::new();
+        self.frozen = Frozen::new();
     }
 
     /// What the layers in memory say of `key`: changed to a value, taken away, or nothing.
@@ -112,8 +120,7 @@ impl Index {
         if let Some(&value) = self.recent.get(&key) {
             return Some(value);
         }
-        let place = self.frozen.binary_search_by_key(&key, |&(key, _)| key);
-        place.ok().map(|place| self.frozen[place].1)
+        self.frozen.get(key)
     }
 
     /// Whether `key` was given a value since the last checkpoint.
@@ -143,8 +150,7 @@ impl Index {
         }
         let recent = self.recent.range(from..=last).next();
         let recent = recent.map(|(&key, &value)| (key, value));
-        let place = self.frozen.partition_point(|&(key, _)| key < from);
-        let frozen = self.frozen.get(place).copied();
+        let frozen = self.frozen.from(from).next();
         let frozen = frozen.filter(|&(key, _)| key <= last);
         let stored = tree::first_in(media, self.kind, &self.root, from, last)?;
         let stored = stored.map(|(key, value)| (key, Some(value)));
@@ -208,10 +214,9 @@ impl Index {
     ) -> Result<Entries<'_>, StoreError> {
         let mut tree = tree::Cursor::seek(media, self.kind, &self.root, from)?;
         let stored = tree.next(media)?;
-        let first = self.frozen.partition_point(|&(key, _)| key < from);
         Ok(Entries {
             recent: self.recent.range(from..=last.max(from)).peekable(),
-            frozen: &self.frozen[first..],
+            frozen: self.frozen.from(from).peekable(),
             tree,
             stored,
             last,
@@ -287,10 +292,10 @@ pub(crate) fn read_ahead(
 /// Two sorted layers as one: of equal keys the younger layer's.
 fn layers<'a>(
     young: impl Iterator<Item = (&'a Key, &'a Option<Value>)> + 'a,
-    old: &'a [Change],
+    old: impl Iterator<Item = Change> + 'a,
 ) -> impl Iterator<Item = Change> + 'a {
     let mut young = young.map(|(&key, &value)| (key, value)).peekable();
-    let mut old = old.iter().copied().peekable();
+    let mut old = old.peekable();
     iter::from_fn(move || match (young.peek(), old.peek()) {
         (Some(&(younger, _)), Some(&(older, _))) if older < younger => old.next(),
         (Some(&(younger, _)), Some(&(older, _))) => {
@@ -307,7 +312,7 @@ fn layers<'a>(
 /// A walk over the entries of an [`Index`]: three sorted layers as one.
 pub(crate) struct Entries<'a> {
     recent: Peekable<btree_map::Range<'a, Key, Option<Value>>>,
-    frozen: &'a [Change],
+    frozen: Peekable<frozen::From<'a, Key, Option<Value>>>,
     tree: tree::Cursor,
     /// The tree's entry that is next.
     stored: Option<(Key, Value)>,
@@ -329,7 +334,7 @@ impl Entries<'_> {
     /// The next key, and its value if it was not taken away.
     fn step(&mut self, media: &mut Media) -> Result<Option<Change>, StoreError> {
         let recent = self.recent.peek().map(|&(&key, &value)| (key, value));
-        let frozen = self.frozen.first().copied();
+        let frozen = self.frozen.peek().copied();
         let stored = self.stored.map(|(key, value)| (key, Some(value)));
         let heads = [recent, frozen, stored];
         let key = heads.iter().flatten().map(|&(key, _)| key).min();
@@ -346,7 +351,7 @@ impl Entries<'_> {
             self.recent.next();
         }
         if of_key(&heads[1]) {
-            self.frozen = &self.frozen[1..];
+            self.frozen.next();
         }
         if of_key(&heads[2]) {
             self.stored = self.tree.next(media)?;
