@@ -20,6 +20,9 @@ use crate::format::node::Value;
 use crate::format::superblock::TreeRoot;
 use crate::units::{MetaBlock, StoreChunk};
 
+/// When a step of a checkpoint has looked at so many changed bits, it is the last bitmap's turn.
+const STEP_CHANGES: usize = BITS as usize;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Space {
@@ -361,6 +364,12 @@ impl Space {
         self.frozen.len()
     }
 
+    /// The most calls of [`write`](Self::write) that they take.
+    pub fn write_steps(&self, most: usize) -> u64 {
+        let changes = self.frozen.len().div_ceil(STEP_CHANGES) as u64;
+        self.frozen_bitmaps().div_ceil(most as u64) + changes
+    }
+
     /// The most bitmaps that the checkpoint under way writes.
     pub fn frozen_bitmaps(&self) -> u64 {
         (self.frozen.len() as u64).min(self.bitmaps())
@@ -371,8 +380,8 @@ impl Space {
         (self.recent.len() as u64 + more).min(self.bitmaps())
     }
 
-    /// Writes the bitmaps of up to `most` runs of frozen changes from the place `from` on, and the
-    /// tree `old` with them; gives the new root and the first place that is left.
+    /// Writes the bitmaps of up to `most` runs of frozen changes from the place `from` on, as many as are laid out
+    /// in a few milliseconds, and the tree `old` with them; gives the new root and the first place that is left.
     pub fn write(
         &mut self,
         writer: &mut Writer<'_>,
@@ -382,7 +391,7 @@ impl Space {
     ) -> Result<(TreeRoot, usize), StoreError> {
         let mut changes: Vec<Change> = Vec::new();
         let mut at = from;
-        while changes.len() < most {
+        while changes.len() < most && at - from < STEP_CHANGES {
             let Some(&(chunk, _)) = self.frozen.slice(at, 1).first() else {
                 break;
             };

@@ -576,7 +576,7 @@ impl Checkpoint {
         budget: Budget,
     ) -> u64 {
         let (exceptions, overlays) = (exceptions.frozen_len(), overlays.frozen_len());
-        let bitmaps = space.frozen_bitmaps().div_ceil(budget.operations() as u64);
+        let bitmaps = space.write_steps(budget.operations());
         let slices = |changes: usize| changes.div_ceil(SLICE_CHANGES / 2) as u64;
         match self.stage {
             Stage::Exceptions(from) => slices(exceptions - from) + slices(overlays) + bitmaps + 4,
