@@ -366,8 +366,9 @@ impl Space {
 
     /// The most calls of [`write`](Self::write) that they take.
     pub fn write_steps(&self, most: usize) -> u64 {
-        let changes = self.frozen.len().div_ceil(STEP_CHANGES) as u64;
-        self.frozen_bitmaps().div_ceil(most as u64) + changes
+        // Each ends with `most` bitmaps, or with so many changes, or is the last.
+        let by_changes = self.frozen.len() / STEP_CHANGES;
+        self.frozen_bitmaps().div_ceil(most as u64) + by_changes as u64
     }
 
     /// The most bitmaps that the checkpoint under way writes.
