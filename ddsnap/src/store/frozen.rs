@@ -98,6 +98,21 @@ impl<K: Ord + Copy, V: Copy> Frozen<K, V> {
 mod tests {
     use super::*;
 
+    /// The first group after a crash waited for the whole layer to be laid out, 100 ms with ten million exceptions.
+    #[test]
+    fn a_layer_is_laid_out_as_far_as_it_is_asked_for() {
+        let changes: BTreeMap<u64, u64> = (0..100).map(|key| (key, key)).collect();
+        let mut frozen = Frozen::of(changes);
+        assert_eq!(frozen.head.len(), 0);
+        assert_eq!(frozen.from(40).count(), 60);
+        assert_eq!(frozen.get(99), Some(99));
+        assert_eq!(frozen.head.len(), 0);
+        assert_eq!(frozen.slice(10, 20).len(), 20);
+        assert_eq!(frozen.head.len(), 30);
+        assert_eq!(frozen.run(30, |key| key < 50).len(), 20);
+        assert_eq!(frozen.head.len(), 50);
+    }
+
     /// However far it is laid out, a layer says the same.
     #[test]
     fn a_layer_is_the_same_however_far_it_is_laid_out() {
