@@ -110,7 +110,7 @@ impl Booted {
     pub fn boot_again(&self, place: &Place) -> Result<Machine> {
         let mut spec = self.spec(place, None);
         if spec.initrd.is_some() {
-            let renewed = place.dir.join("initrd");
+            let renewed = place.dir.join("root.initrd");
             let root = match place.lossy {
                 Some(lossy) => disk::Source::Lossy(lossy, 0),
                 None => disk::Source::File(&spec.root),

@@ -207,7 +207,7 @@ fn remove_disks(dir: &Path) -> Result<()> {
         let path = entry?.path();
         if path
             .extension()
-            .is_some_and(|e| e == "qcow2" || e == "raw" || e == "durable")
+            .is_some_and(|e| e == "qcow2" || e == "raw" || e == "durable" || e == "initrd")
         {
             fs::remove_file(path)?;
         }
