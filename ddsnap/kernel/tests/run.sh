@@ -131,6 +131,12 @@ log() { dmesg | sed "1,/run.sh: $name begins/d"; }
 log_has() { log | grep -qF -- "$1"; }
 log_count() { log | grep -cF -- "$1"; }
 
+# told RESULT: also in the kernel's log, where it is when this does not come to its end.
+told() {
+	echo "$1"
+	echo "run.sh: $1" >/dev/kmsg
+}
+
 set_up() {
 	why=
 	echo "run.sh: $name begins" >/dev/kmsg
@@ -1767,9 +1773,9 @@ for name in ${*:-$tests}; do
 	clean_up || result=1
 	[ -z "$why" ] || result=1
 	if [ $result = 0 ]; then
-		echo "ok ${name//_/-}"
+		told "ok ${name//_/-}"
 	else
-		echo "not ok ${name//_/-}: ${why:-status $result}"
+		told "not ok ${name//_/-}: ${why:-status $result}"
 		sed 's/^/# /' "$tmp/server.err"
 		failed=1
 	fi
