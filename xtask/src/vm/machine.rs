@@ -276,19 +276,13 @@ impl Machine {
         let argv = ["/usr/bin/systemctl", "reboot"].map(String::from);
         self.agent.start(&argv, &guest_env(), b"")?;
         self.agent.disconnect();
-        let end = Instant::now() + deadline;
-        while self.alive() {
-            if self.console.report().is_some() {
-                self.check()?;
-            }
-            if Instant::now() > end {
-                bail!(
-                    "the guest did not shut down within {}",
-                    ui::seconds(deadline)
-                );
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        // A guest whose kernel has reported something may stay where it is.
+        let reported = || match self.console.report() {
+            Some(_) => self.check(),
+            None => Ok(()),
+        };
+        self.wait_for_end(deadline, reported)
+            .context("the guest did not shut down")?;
         let said = ui::tail(&self.dir.join("qemu.log"), 20);
         let ended = QemuEnded { said };
         if ended.by_assertion() {
@@ -314,7 +308,7 @@ impl Machine {
                 Err(e) => return Err(e).context("cannot end QEMU"),
             }
         }
-        self.wait_for_end()?;
+        self.wait_for_end(QEMU_DEADLINE, || Ok(()))?;
         self.forget()
     }
 
@@ -322,17 +316,23 @@ impl Machine {
     pub fn stop(mut self) -> Result<()> {
         self.agent.disconnect();
         let asked = self.qmp().and_then(|mut qmp| qmp.quit());
-        if asked.is_err() || self.wait_for_end().is_err() {
+        if asked.is_err() || self.wait_for_end(QEMU_DEADLINE, || Ok(())).is_err() {
             return self.cut_power();
         }
         self.forget()
     }
 
-    fn wait_for_end(&self) -> Result<()> {
-        let end = Instant::now() + QEMU_DEADLINE;
+    /// Waits until QEMU has ended, or `hindered` fails.
+    fn wait_for_end(&self, deadline: Duration, hindered: impl Fn() -> Result<()>) -> Result<()> {
+        let end = Instant::now() + deadline;
         while self.alive() {
+            hindered()?;
             if Instant::now() > end {
-                bail!("QEMU (process {}) does not end", self.record.pid);
+                bail!(
+                    "QEMU (process {}) does not end within {}",
+                    self.record.pid,
+                    ui::seconds(deadline)
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
