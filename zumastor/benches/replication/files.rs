@@ -237,6 +237,10 @@ impl Readable for Files {
 }
 
 impl Downstream for Files {
+    fn take_stock(&mut self, _: &dyn Watch) -> Result<Standing> {
+        Ok(self.hello().standing)
+    }
+
     fn adopt(&mut self, _: Epoch) -> Result<()> {
         Ok(())
     }

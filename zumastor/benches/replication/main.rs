@@ -111,7 +111,7 @@ fn run(what: What) -> Result<()> {
             done(&receive(
                 &mut files,
                 standard_streams()?,
-                own,
+                |_| own,
                 timing,
                 &Wire::default(),
             ))
@@ -141,6 +141,7 @@ fn standard_streams() -> Result<Link> {
         reader: Box::new(input),
         writer: Box::new(output),
         cut: Arc::new(|| {}),
+        greeted: false,
     })
 }
 
@@ -166,6 +167,7 @@ fn socket(stream: &UnixStream) -> Result<Link> {
         cut: Arc::new(move || {
             let _ = whole.shutdown(std::net::Shutdown::Both);
         }),
+        greeted: false,
     })
 }
 
@@ -178,7 +180,7 @@ fn pair(dir: &std::path::Path) -> Result<()> {
     let outcomes = thread::scope(|scope| {
         let receives = scope.spawn(|| {
             let own = down.hello();
-            receive(&mut down, far, own, Timing::default(), &Wire::default())
+            receive(&mut down, far, |_| own, Timing::default(), &Wire::default())
         });
         let own = up.hello();
         let sent = send(&mut up, near, own, &Options::default(), &wire);

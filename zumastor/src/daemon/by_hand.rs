@@ -108,6 +108,14 @@ impl Daemon {
         })?;
         self.end_listener(volume)?;
         self.with(volume, |v| {
+            // The listener kept everybody from it until now.
+            let (node, claim) = v.claim_origin()?;
+            let _claim = claim.with_context(|| {
+                format!(
+                    "{} is in use: what it holds is no snapshot's that arrived",
+                    node.display()
+                )
+            })?;
             let id = v.finish_by_hand(files.told()?)?;
             files.drop(BY_HAND)?;
             let out = &mut noting(on_event);

@@ -390,8 +390,8 @@ mod tests {
         }
     }
 
-    /// A machine that never says a word.
-    const SILENT: &str = "exec cat >/dev/null";
+    /// A machine that never says a word, and stays on the line: what has no way back has hung up.
+    const SILENT: &str = "exec cat 3>&1 >/dev/null";
 
     /// Other machines are reached by this script.
     fn reach_by(bench: &Bench, script: &str) {

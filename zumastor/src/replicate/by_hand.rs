@@ -53,6 +53,8 @@ impl Job for Listener {
 
     fn run(&mut self, running: &Arc<Running>) -> Result<String> {
         self.listener.set_nonblocking(true)?;
+        // What came by one connection is as little to be written to as what comes by it: the next may go on with it.
+        let mut claim = None;
         loop {
             let mut polled = [
                 PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
@@ -64,7 +66,7 @@ impl Job for Listener {
             }
             running.check()?;
             let taken = match self.listener.accept() {
-                Ok((stream, _)) => self.take(&stream, running),
+                Ok((stream, _)) => self.take(&stream, &mut claim, running),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     // Out of descriptors, for example: what ends gives some back.
@@ -82,7 +84,7 @@ impl Job for Listener {
 
 impl Listener {
     /// Takes what one connection brings; ends it when the job is to end.
-    fn take(&self, stream: &TcpStream, running: &Running) -> Result<()> {
+    fn take(&self, stream: &TcpStream, claim: &mut Option<File>, running: &Running) -> Result<()> {
         stream.set_nonblocking(false)?;
         let over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         thread::scope(|scope| {
@@ -99,7 +101,7 @@ impl Listener {
             };
             let watcher = thread::Builder::new().name("by-hand-watch".into());
             watcher.spawn_scoped(scope, watch)?;
-            let taken = self.serve(stream, running);
+            let taken = self.serve(stream, claim, running);
             // Fails only when the counter is full, and then it is readable anyway.
             let _ = over.write(1);
             taken
@@ -128,12 +130,14 @@ impl Listener {
         Ok(claim)
     }
 
-    fn serve(&self, stream: &TcpStream, running: &Running) -> Result<()> {
+    fn serve(&self, stream: &TcpStream, claim: &mut Option<File>, running: &Running) -> Result<()> {
         let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
-        let mut claim = None;
         let mut wanted = |opening: &Opening| {
-            let admitted = self.claim_unwritten(running).and_then(|claimed| {
-                claim = claimed;
+            let claimed = match claim {
+                Some(_) => Ok(()),
+                None => self.claim_unwritten(running).map(|file| *claim = file),
+            };
+            let admitted = claimed.and_then(|()| {
                 let told = self.files.told()?;
                 let forget = || self.files.drop(BY_HAND);
                 with(self.volumes.as_ref(), &self.volume, |v| {
@@ -150,9 +154,7 @@ impl Listener {
                 complain(format_args!("{}: {error:#}", self.volume));
             }
         };
-        let served = serve(stream, &node, &mut wanted, &mut tell);
-        drop(claim);
-        served?;
+        serve(stream, &node, &mut wanted, &mut tell)?;
         Ok(())
     }
 }

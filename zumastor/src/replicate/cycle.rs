@@ -17,7 +17,6 @@ use super::files::{Files, position_of};
 use super::socket::Stream;
 use super::ssh::{self, Remote};
 use super::upstream::{Sending, with};
-use super::written::Origin;
 use crate::config::Asked;
 use crate::jobs::{Declined, Ended, Ending, Job, Running};
 use crate::layout::Layout;
@@ -30,7 +29,7 @@ use crate::replication::receive::receive;
 use crate::replication::send::{Options, send};
 use crate::replication::sender::Outcome;
 use crate::replication::standing::Standing;
-use crate::replication::volume::Watch;
+use crate::replication::volume::{Downstream, Watch};
 use crate::volume::{Peer, Volumes, superseded_line};
 
 /// zstd's level where nobody asked for none.
@@ -295,25 +294,23 @@ impl Cycle {
     fn receive(
         &mut self,
         files: Files,
-        mut standing: Standing,
+        standing: Standing,
         running: &Running,
     ) -> Result<(Outcome, String)> {
-        let origin = Origin {
-            volumes: self.volumes.as_ref(),
-            layout: &self.layout,
-            volume: &self.volume,
+        let eye = Eye {
+            running,
+            subject: "receiving",
         };
-        // Until what arrives is a snapshot.
-        let _claim = origin.claim(&mut standing, &|| running.ending().is_some())?;
-        let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();
-        let mut end = Receiving::new(volumes, &self.volume, server, files, standing.clone());
-        let own = self.hello(0, standing);
+        let mut end = Receiving::new(volumes, &self.layout, &self.volume, files, standing);
+        if matches!(self.way, Way::Pull) {
+            // Nobody waits yet; who is connected to wants a greeting at once.
+            end.take_stock(&eye)?;
+        }
         let volumes = self.volumes.as_ref();
         let (link, remote) = link(volumes, &self.layout, &self.volume, &self.way, &self.node)?;
-        let subject = "receiving";
-        let eye = Eye { running, subject };
-        let outcome = receive(&mut end, link, own, Timing::default(), &eye);
+        let greeting = |standing| self.hello(0, standing);
+        let outcome = receive(&mut end, link, greeting, Timing::default(), &eye);
         Ok((outcome, remote.map(Remote::finish).unwrap_or_default()))
     }
 }
@@ -411,6 +408,7 @@ fn of_socket(stream: &Stream) -> Result<Link> {
         cut: Arc::new(move || {
             let _ = whole.shutdown(Shutdown::Both);
         }),
+        greeted: true,
     })
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A real volume as the receiving end sees it.
 
-use std::path::PathBuf;
+use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result, bail};
@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::device::{Changes, Device};
 use super::files::Files;
 use super::upstream::with;
+use super::written::Origin;
 use crate::config::Incoming;
+use crate::layout::Layout;
 use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
 use crate::replication::standing::{Epoch, Partial, Standing};
@@ -26,30 +28,36 @@ pub const INCOMING: &str = "incoming";
 /// The receiving end.
 pub struct Receiving {
     volumes: Arc<dyn Volumes>,
+    layout: Layout,
     volume: String,
-    server: PathBuf,
     files: Files,
     standing: Standing,
+    /// Stock is taken: `standing` says what the origin has.
+    is_known: bool,
+    /// Keeps the origin from everybody else; none if somebody has it and has written to it.
+    claim: Option<File>,
     base: Option<Device>,
     origin: Option<Device>,
 }
 
 impl Receiving {
-    /// For the volume that stands so.
+    /// For the volume that stands so, but for what its origin has.
     #[must_use]
     pub fn new(
         volumes: Arc<dyn Volumes>,
+        layout: &Layout,
         volume: &str,
-        server: PathBuf,
         files: Files,
         standing: Standing,
     ) -> Receiving {
         Receiving {
             volumes,
+            layout: layout.clone(),
             volume: volume.to_owned(),
-            server,
             files,
             standing,
+            is_known: false,
+            claim: None,
             base: None,
             origin: None,
         }
@@ -95,6 +103,19 @@ impl Receiving {
 }
 
 impl Downstream for Receiving {
+    fn take_stock(&mut self, watch: &dyn Watch) -> Result<Standing> {
+        if !self.is_known {
+            let origin = Origin {
+                volumes: self.volumes.as_ref(),
+                layout: &self.layout,
+                volume: &self.volume,
+            };
+            self.claim = origin.claim(&mut self.standing, &|| watch.cancelled())?;
+            self.is_known = true;
+        }
+        Ok(self.standing.clone())
+    }
+
     fn adopt(&mut self, epoch: Epoch) -> Result<()> {
         self.with(|v| v.adopt_epoch(epoch))
     }
@@ -137,7 +158,12 @@ impl Downstream for Receiving {
         );
         let number = self.with(|v| v.number_of(base))?;
         let now = self.with(Volume::momentary_snapshot)?;
-        let copied = restore_changes(&self.server, (number, now), (&from, &to), watch);
+        let copied = restore_changes(
+            &self.layout.server_socket(&self.volume),
+            (number, now),
+            (&from, &to),
+            watch,
+        );
         let ended = self.with(Volume::end_momentary);
         copied.and(ended)
     }
@@ -290,8 +316,7 @@ mod tests {
             epoch,
             ..Standing::blank(snapshot, Role::Replica)
         };
-        let server = PathBuf::new();
-        let mut end = Receiving::new(volumes, "v", server, files.clone(), standing);
+        let mut end = Receiving::new(volumes, &layout, "v", files.clone(), standing);
         let partial = Partial {
             snapshot,
             base,
@@ -347,8 +372,8 @@ mod tests {
             held: vec![held],
             ..Standing::blank(hold, Role::Replica)
         };
-        let (files, server) = (Files::of(&layout, "v"), PathBuf::new());
-        let mut end = Receiving::new(volumes, "v", server, files, standing);
+        let files = Files::of(&layout, "v");
+        let mut end = Receiving::new(volumes, &layout, "v", files, standing);
         let kept = || fake.state().snapshots.len();
         for (origin, expected) in [(hold, 1), (gone, 2)] {
             end.with(|v| v.settle(origin)).expect("settled");
@@ -369,7 +394,7 @@ mod tests {
         let volumes = one::replica(fake.clone(), &layout);
         let files = Files::of(&layout, "v");
         let standing = Standing::blank(Uuid::from_u128(1), Role::Replica);
-        let mut end = Receiving::new(volumes, "v", PathBuf::new(), files, standing);
+        let mut end = Receiving::new(volumes, &layout, "v", files, standing);
         let full = std::path::Path::new("/dev/full");
         let device = Device::open(full, true, ChunkShift::MIN, Sectors(8));
         end.origin = Some(device.expect("open"));

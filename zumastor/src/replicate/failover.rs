@@ -86,9 +86,8 @@ impl Failover {
             }
             let (node, claim) = with(volumes.as_ref(), name, |v| v.claim_origin())?;
             let _claim = claim.with_context(|| format!("{} is in use", node.display()))?;
-            let server = self.layout.server_socket(name);
             let files = Files::of(&self.layout, name);
-            let mut end = Receiving::new(volumes.clone(), name, server, files, standing);
+            let mut end = Receiving::new(volumes.clone(), &self.layout, name, files, standing);
             end.unsettle()?;
             end.restore(hold, &Eye(running))?;
             with(volumes.as_ref(), name, |v| v.settle(hold))?;
@@ -201,6 +200,7 @@ mod tests {
                 // It may be cut already.
                 let _ = cut.shutdown(std::net::Shutdown::Both);
             }),
+            greeted: false,
         };
         let mut line = Line::open(link, Timing::default(), WINDOW_BYTES).expect("open");
         let own = Standing::blank(uuid::Uuid::from_u128(1), Role::Replica);

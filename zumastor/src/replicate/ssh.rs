@@ -186,6 +186,7 @@ pub fn connect(command: &str, host: &str, words: &[&str]) -> Result<(Link, Remot
             lock(&cut).kill();
             tell(&end);
         }),
+        greeted: false,
     };
     let complaints = Some(complaints);
     let remote = Remote {

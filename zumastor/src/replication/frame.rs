@@ -249,6 +249,8 @@ impl<W: Write> FrameWriter<W> {
 pub struct FrameReader<R> {
     reader: R,
     number: u64,
+    /// The other side has said who it is.
+    greeted: bool,
     bytes: u64,
     hash: blake3::Hasher,
 }
@@ -259,6 +261,7 @@ impl<R: Read> FrameReader<R> {
         FrameReader {
             reader,
             number: 0,
+            greeted: false,
             bytes: 0,
             hash: blake3::Hasher::new(),
         }
@@ -312,7 +315,7 @@ impl<R: Read> FrameReader<R> {
         self.hash.update(payload);
         let mut skip = 0;
         if number == 0 {
-            if kind != Kind::Hello || payload.len() < 10 || payload[..8] != MAGIC {
+            if payload.len() < 10 || payload[..8] != MAGIC {
                 return Err(FrameError::Foreign);
             }
             let found = u16_at(payload, 8);
@@ -320,8 +323,14 @@ impl<R: Read> FrameReader<R> {
                 return Err(FrameError::Version { found });
             }
             skip = 10;
-        } else if kind == Kind::Hello {
-            return Err(damaged("a second greeting"));
+        }
+        match kind {
+            Kind::Hello if self.greeted => return Err(damaged("a second greeting")),
+            Kind::Hello => self.greeted = true,
+            // A look at the origin may take long, and fail.
+            Kind::Alive | Kind::Fail => {}
+            _ if !self.greeted => return Err(damaged("what comes before the greeting")),
+            _ => {}
         }
         if let Some(seal) = seal {
             // Compared in constant time, though nothing here is secret.

@@ -49,6 +49,8 @@ pub struct Link {
     pub writer: Box<dyn Write + Send>,
     /// Ends both at once, whatever is under way in them.
     pub cut: Arc<dyn Fn() + Send + Sync>,
+    /// The other side has greeted. Who has not yet wants to hear a greeting first, and nothing else.
+    pub greeted: bool,
 }
 
 /// How long silence may last.
@@ -255,10 +257,10 @@ impl Line {
         let thread = thread::Builder::new().name("replication-in".into());
         line.threads
             .push(thread.spawn(move || listen(&hears, reader, most, &sender))?);
-        let speaks = shared.clone();
+        let (speaks, greeted) = (shared.clone(), link.greeted);
         let thread = thread::Builder::new().name("replication-alive".into());
         line.threads
-            .push(thread.spawn(move || keep_alive(&speaks, timing))?);
+            .push(thread.spawn(move || keep_alive(&speaks, timing, greeted))?);
         let thread = thread::Builder::new().name("replication-watch".into());
         line.threads
             .push(thread.spawn(move || keep_watch(&shared))?);
@@ -438,7 +440,7 @@ fn pause(shared: &Shared, time: Duration) -> bool {
     *waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-fn keep_alive(shared: &Shared, timing: Timing) {
+fn keep_alive(shared: &Shared, timing: Timing, greeted: bool) {
     let times = &shared.times;
     while !pause(shared, timing.alive) {
         if times.since(&times.said) < timing.alive {
@@ -446,8 +448,9 @@ fn keep_alive(shared: &Shared, timing: Timing) {
         }
         // Who is writing says something anyway.
         if let Ok(mut writer) = shared.writer.try_lock() {
-            // The greeting comes first, however long it takes.
-            if let Some(writer) = writer.as_mut().filter(|writer| writer.bytes() > 0) {
+            // If the other side waits for it, the greeting comes first, however long it takes.
+            let may = |writer: &&mut Writer| greeted || writer.bytes() > 0;
+            if let Some(writer) = writer.as_mut().filter(may) {
                 // If it fails, the others will notice.
                 let _ = writer.send(Kind::Alive, &[]);
             }

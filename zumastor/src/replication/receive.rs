@@ -14,17 +14,19 @@ use super::progress::Progress;
 use super::receiver::{Action, Event, Receiver};
 use super::send::{WINDOW_BYTES, sentence};
 use super::sender::Outcome;
+use super::standing::Standing;
 use super::sums::Sums;
 use super::volume::{Downstream, Watch, expected};
 
-/// Receives one cycle over `link`; `own` is the greeting.
+/// Receives one cycle over `link`; `greeting` is that of who stands so.
 pub fn receive(
     volume: &mut dyn Downstream,
     link: Link,
-    own: Hello,
+    greeting: impl FnOnce(Standing) -> Hello,
     timing: Timing,
     watch: &dyn Watch,
 ) -> Outcome {
+    // First, so that who has greeted hears that somebody is there however long the look takes.
     let line = match Line::open(link, timing, WINDOW_BYTES) {
         Ok(line) => line,
         Err(error) => return Outcome::Failed(format!("no thread can be started: {error}")),
@@ -41,7 +43,10 @@ pub fn receive(
         proven: false,
         wire: 0,
     };
-    let outcome = end.run(Receiver::new(own));
+    let outcome = match end.volume.take_stock(watch) {
+        Ok(standing) => end.run(Receiver::new(greeting(standing))),
+        Err(error) => end.failed(&error),
+    };
     if watch.cancelled() {
         end.line.hurry();
     }

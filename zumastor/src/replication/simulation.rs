@@ -21,11 +21,11 @@ use pipe::{Fault, deaf, pipe, silent};
 
 use super::frame::{FrameReader, Kind};
 use super::link::{Timing, room_of};
-use super::message::Wishes;
+use super::message::{Hello, Wishes};
 use super::receive::receive;
 use super::send::{Options, WINDOW_BYTES, send};
 use super::sender::{IN_FLIGHT, Outcome};
-use super::standing::Role;
+use super::standing::{Role, Standing};
 use super::volume::Watch;
 
 /// Numbers that a seed makes; SplitMix64 of Steele, Lea and Flood (2014).
@@ -72,10 +72,8 @@ fn cycle(
     random: &mut Random,
 ) -> [Outcome; 2] {
     let (near, far) = pipe(faults, random.next());
-    let (own, peer) = (
-        up.hello(wishes, random),
-        down.hello(Wishes::default(), random),
-    );
+    let own = up.hello(wishes, random);
+    let peer = answering(down, random);
     let options = Options {
         level: random.below(4) as u8,
         rate: None,
@@ -87,6 +85,12 @@ fn cycle(
         let receives = scope.spawn(move || receive(&mut target, far, peer, TIMING, &Quiet));
         [sends.join().unwrap(), receives.join().unwrap()]
     })
+}
+
+/// The greeting of a node that receives.
+fn answering(node: &Shared, random: &mut Random) -> impl FnOnce(Standing) -> Hello + use<> {
+    let hello = node.hello(Wishes::default(), random);
+    move |standing| Hello { standing, ..hello }
 }
 
 /// What happened over all seeds, so that a simulation that tests nothing is seen.
@@ -298,7 +302,8 @@ fn an_end_leaves_who_hears_nothing_and_only_says_that_he_is_there() {
         up.hello(Wishes::default(), random),
         down.hello(Wishes::default(), random),
     );
-    let (near, far) = (deaf(peer.clone()), deaf(own.clone()));
+    let (near, far) = (deaf(peer), deaf(own.clone()));
+    let peer = answering(&down, random);
     let (sender, ended) = mpsc::channel();
     let other = sender.clone();
     thread::spawn(move || sender.send(send(&mut up, near, own, &options, &Quiet)));
@@ -307,6 +312,40 @@ fn an_end_leaves_who_hears_nothing_and_only_says_that_he_is_there() {
         let outcome = ended.recv_timeout(TIMING.deadline).expect("it ends");
         assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
     }
+}
+
+/// A replica on a slow disk, with much to look at before it could greet, was given up: no cycle ever came to its end.
+#[test]
+fn who_looks_for_long_before_it_greets_is_waited_for() {
+    let random = &mut Random(8);
+    let (up, down) = (
+        Node::shared(1, Role::Master, 20, random),
+        Node::shared(2, Role::Replica, 20, random),
+    );
+    up.write_some(random);
+    up.snapshot(random);
+    let timing = Timing {
+        alive: Duration::from_millis(100),
+        deadline: Duration::from_secs(1),
+    };
+    down.looks_for(timing.deadline * 2);
+    let (near, mut far) = pipe([Fault::None; 2], 1);
+    // Whoever is sent to has read the sender's greeting when it looks.
+    far.greeted = true;
+    let (own, peer) = (
+        up.hello(Wishes::default(), random),
+        answering(&down, random),
+    );
+    let options = Options {
+        timing,
+        ..Options::default()
+    };
+    let (mut source, mut target) = (up.clone(), down.clone());
+    let receives = thread::spawn(move || receive(&mut target, far, peer, timing, &Quiet));
+    let outcome = send(&mut source, near, own, &options, &Quiet);
+    let done = matches!(outcome, Outcome::Done { proven: true, .. });
+    assert!(done, "{outcome:?}, {:?}", receives.join());
+    assert!(down.origin_is(up.newest()));
 }
 
 /// A replica that is wrong, or a replication that no longer goes on, is found by some history.

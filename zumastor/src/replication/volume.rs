@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::message::Begin;
 use super::progress::Progress;
-use super::standing::{Epoch, Partial};
+use super::standing::{Epoch, Partial, Standing};
 use super::sums::Sums;
 
 /// The volume that is sent from. Reads give what there is: fewer bytes at the end, none behind it.
@@ -68,6 +68,12 @@ pub trait Upstream {
 
 /// The volume that is received into.
 pub trait Downstream {
+    /// Finds out, for the greeting, who this is and what he holds, and keeps everybody else from the origin for as long as
+    /// this lives. Takes minutes where a slow disk has much of it to look at.
+    ///
+    /// # Errors
+    /// Somebody has the origin, or it cannot be found out.
+    fn take_stock(&mut self, watch: &dyn Watch) -> Result<Standing>;
     /// Durably knows of this epoch.
     ///
     /// # Errors

@@ -140,10 +140,36 @@ fn a_newer_version_and_noise_are_told_apart() {
     assert!(matches!(error, FrameError::Version { found: 2 }), "{error}");
     let (_, error) = read(b"Last login: Fri Nov 27 from somewhere else\n");
     assert!(matches!(error, FrameError::Foreign), "{error}");
-    let (_, error) = read(&stream(&[(Kind::Begin, b"")]));
-    assert!(matches!(error, FrameError::Foreign), "{error}");
     let (_, error) = read(&stream(&[(Kind::Hello, b""), (Kind::Hello, b"")]));
     assert!(error.to_string().contains("second greeting"), "{error}");
+}
+
+/// Whatever looks at its origin for minutes before it knows how to greet was silent until then, and given up.
+#[test]
+fn who_has_not_greeted_yet_may_say_that_he_is_there_or_failed_and_nothing_else() {
+    let waits = [(Kind::Alive, b"".as_slice()), (Kind::Alive, b"")];
+    let bytes = stream(&waits);
+    // The first frame says what this is a stream of, whatever its kind.
+    assert_eq!(bytes[HEADER_BYTES..HEADER_BYTES + 10], *b"zumaRepl\x01\x00");
+    assert_eq!(bytes.len(), 2 * HEADER_BYTES + 10);
+    for then in [(Kind::Hello, b"who".as_slice()), (Kind::Fail, b"why")] {
+        let all = [waits[0], waits[1], then];
+        let (frames, end) = read(&stream(&all));
+        let read: Vec<_> = frames.iter().map(|(k, p)| (*k, p.as_slice())).collect();
+        assert_eq!(read, all);
+        assert!(matches!(end, FrameError::Ended), "{end}");
+    }
+    for kind in Kind::ALL {
+        if matches!(kind, Kind::Hello | Kind::Alive | Kind::Fail) {
+            continue;
+        }
+        for before in 0..2 {
+            let mut all = waits[..before].to_vec();
+            all.push((kind, b""));
+            let (_, error) = read(&stream(&all));
+            assert!(error.to_string().contains("before the greeting"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -122,6 +122,7 @@ fn link(pieces: Vec<Vec<u8>>, pause: Duration, takes: bool) -> Link {
             *lock(&cuts.cut) = true;
             cuts.changed.notify_all();
         }),
+        greeted: true,
     }
 }
 

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{Chunk, ChunkRun, ChunkShift, Sectors};
@@ -39,6 +41,8 @@ pub(super) struct Node {
     restored: u64,
     /// Snapshots that were noted as proven equal.
     proven: u32,
+    /// How long it looks at its origin before it greets.
+    look: Duration,
 }
 
 /// A machine that a cycle's thread and the history share.
@@ -88,6 +92,7 @@ impl Node {
             resumed: 0,
             restored: 0,
             proven: 0,
+            look: Duration::ZERO,
         })))
     }
 
@@ -270,6 +275,11 @@ impl Shared {
         self.write_some(random);
     }
 
+    /// From now on its disk is a slow one.
+    pub(super) fn looks_for(&self, time: Duration) {
+        self.node().look = time;
+    }
+
     /// The sums noted of the hold are not those of its data: a bug, or a file from elsewhere.
     pub(super) fn spoil_sums(&self) {
         let node = &mut *self.node();
@@ -450,6 +460,12 @@ impl Upstream for Shared {
 }
 
 impl Downstream for Shared {
+    fn take_stock(&mut self, _: &dyn Watch) -> Result<Standing> {
+        let look = self.node().look;
+        thread::sleep(look);
+        Ok(self.node().standing.clone())
+    }
+
     fn adopt(&mut self, epoch: Epoch) -> Result<()> {
         self.node().standing.epoch = epoch;
         Ok(())

@@ -128,6 +128,7 @@ pub fn pipe([there, back]: [Fault; 2], seed: u64) -> (Link, Link) {
                     way.changed.notify_all();
                 }
             }),
+            greeted: false,
         }
     };
     (
@@ -157,6 +158,7 @@ pub(super) fn deaf(hello: Hello) -> Link {
             cut.state.lock().unwrap().cut = true;
             cut.changed.notify_all();
         }),
+        greeted: true,
     }
 }
 
@@ -188,6 +190,7 @@ pub(super) fn silent(hello: Hello, nonce: [u8; 16]) -> (Link, Arc<Mutex<Vec<u8>>
             cut.state.lock().unwrap().cut = true;
             cut.changed.notify_all();
         }),
+        greeted: true,
     };
     (link, kept)
 }
