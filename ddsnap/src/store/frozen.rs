@@ -18,7 +18,7 @@ pub(crate) struct Frozen<K, V> {
 }
 
 /// Changes of a layer, ascending.
-pub(crate) type From<'a, K, V> = Chain<Copied<slice::Iter<'a, (K, V)>>, Rest<'a, K, V>>;
+pub(crate) type Ascending<'a, K, V> = Chain<Copied<slice::Iter<'a, (K, V)>>, Rest<'a, K, V>>;
 type Rest<'a, K, V> = Map<btree_map::Range<'a, K, V>, fn((&'a K, &'a V)) -> (K, V)>;
 
 impl<K: Ord + Copy, V: Copy> Frozen<K, V> {
@@ -58,7 +58,7 @@ impl<K: Ord + Copy, V: Copy> Frozen<K, V> {
     }
 
     /// The changes of keys from `key` on.
-    pub fn from(&self, key: K) -> From<'_, K, V> {
+    pub fn from(&self, key: K) -> Ascending<'_, K, V> {
         let first = self.head.partition_point(|&(changed, _)| changed < key);
         let copied: fn((&_, &_)) -> _ = |(&key, &value)| (key, value);
         let rest = self.rest.range(key..).map(copied);

@@ -312,7 +312,7 @@ fn layers<'a>(
 /// A walk over the entries of an [`Index`]: three sorted layers as one.
 pub(crate) struct Entries<'a> {
     recent: Peekable<btree_map::Range<'a, Key, Option<Value>>>,
-    frozen: Peekable<frozen::From<'a, Key, Option<Value>>>,
+    frozen: Peekable<frozen::Ascending<'a, Key, Option<Value>>>,
     tree: tree::Cursor,
     /// The tree's entry that is next.
     stored: Option<(Key, Value)>,
