@@ -7,7 +7,7 @@
 #   replica.sh downstream HOST [OPTIONS] makes copy, a replica of HOST's data
 #   replica.sh write ROUND               overwrites a file, removes one, and syncs
 #   replica.sh slow RATE                 what this machine sends is so slow from now on
-#   replica.sh sum data|copy             checksum of the newest snapshot that both have, a line for each MiB
+#   replica.sh sum data|copy             checksum of the newest snapshot that both have, a line for each 16 MiB
 #   replica.sh kill ROUND                kills a process of replication or of the volume, another one each round
 #   replica.sh killed LEAST              says how many of each kind were killed; fails if fewer than LEAST of one
 # A command that fails in the middle of a pipe or of $() has failed: else the checksums of what could not be
@@ -17,7 +17,7 @@ shopt -s inherit_errexit
 
 last() { ddsnap status --last "/var/run/zumastor/servers/$1"; }
 
-# A checksum of each MiB, so that a difference says where it is; the sum of sums comes last.
+# A checksum of each 16 MiB, so that a difference says where it is.
 sums() {
 	local at mib
 	mib=$(($(blockdev --getsize64 "$1") / 1048576))
@@ -58,9 +58,10 @@ sum)
 	sums "/dev/mapper/$2($number)"
 	;;
 kill)
-	# What pumps the stream is the other machine's ssh here, and zumastor where it comes in.
+	# What pumps the stream is the other machine's ssh here, and zumastor where it comes in. OpenSSH 9.8 and later
+	# have a program of its own for each session.
 	kinds=(daemon server pump agent)
-	patterns=('^(/usr/s?bin/)?zumastor daemon' 'ddsnap server' '^ssh |zumastor (receive|send)|sshd: root@notty' 'ddsnap agent')
+	patterns=('^(/usr/s?bin/)?zumastor daemon' 'ddsnap server' '^ssh |zumastor (receive|send)|sshd(-session)?: root@notty' 'ddsnap agent')
 	at=$(($2 % 4))
 	# There may be none of it just now.
 	if pkill -KILL -f "${patterns[at]}"; then
