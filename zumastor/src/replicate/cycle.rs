@@ -276,7 +276,7 @@ impl Cycle {
         let options = Options {
             level: if plain { 0 } else { LEVEL },
             rate,
-            timing: Timing::default(),
+            ..Options::default()
         };
         let server = self.layout.server_socket(&self.volume);
         let volumes = self.volumes.clone();

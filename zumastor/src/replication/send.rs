@@ -23,6 +23,9 @@ use super::volume::{Upstream, Watch, expected};
 pub const BATCH_BYTES: usize = 8 << 20;
 /// Bytes of data after which a batch ends, however well they compress.
 pub const BATCH_DATA: u64 = 64 << 20;
+/// How long a batch is being sent before it ends, however little it has: what no batch has sealed shows as no progress,
+/// and is lost with the line.
+pub const BATCH_TIME: Duration = Duration::from_secs(5);
 /// The most bytes of extents under way: the receiver's bound.
 pub const WINDOW_BYTES: usize =
     IN_FLIGHT as usize * (BATCH_BYTES + super::frame::MAX_EXTENT_PAYLOAD);
@@ -34,6 +37,8 @@ pub struct Options {
     pub level: u8,
     /// The most bytes a second on the wire.
     pub rate: Option<u64>,
+    /// After so long a batch ends with the extent that is being sent.
+    pub batch_time: Duration,
     /// Keep-alives and deadlines.
     pub timing: Timing,
 }
@@ -43,6 +48,7 @@ impl Default for Options {
         Options {
             level: 3,
             rate: None,
+            batch_time: BATCH_TIME,
             timing: Timing::default(),
         }
     }
@@ -402,7 +408,8 @@ impl End<'_> {
         let mut change = Sums::new(self.chunk);
         let mut last = false;
         let mut position = self.copy()?.position;
-        while batch.room() < BATCH_BYTES && batch.data < BATCH_DATA {
+        let began = Instant::now();
+        loop {
             self.check_cancel()?;
             let Some(piece) = self.next_piece(most)? else {
                 last = true;
@@ -410,6 +417,10 @@ impl End<'_> {
             };
             position = piece.first.0 + piece.chunks;
             self.take_in(piece, &mut batch, &mut change)?;
+            let full = batch.room() >= BATCH_BYTES || batch.data >= BATCH_DATA;
+            if full || began.elapsed() >= self.options.batch_time {
+                break;
+            }
         }
         self.flush_group(&mut batch)?;
         self.flush_zeros(&mut batch)?;

@@ -23,7 +23,7 @@ use super::frame::{FrameReader, Kind};
 use super::link::{Timing, room_of};
 use super::message::{Hello, Wishes};
 use super::receive::receive;
-use super::send::{Options, WINDOW_BYTES, send};
+use super::send::{BATCH_TIME, Options, WINDOW_BYTES, send};
 use super::sender::{IN_FLIGHT, Outcome};
 use super::standing::{Role, Standing};
 use super::volume::Watch;
@@ -76,8 +76,13 @@ fn cycle(
     let peer = answering(down, random);
     let options = Options {
         level: random.below(4) as u8,
-        rate: None,
+        // As if each piece took long, which makes the most batches of what there is.
+        batch_time: match random.below(2) {
+            0 => Duration::ZERO,
+            _ => BATCH_TIME,
+        },
         timing: TIMING,
+        ..Options::default()
     };
     let (mut source, mut target) = (up.clone(), down.clone());
     thread::scope(|scope| {
@@ -280,6 +285,37 @@ fn no_more_is_sent_than_the_receiver_has_room_for() {
     }
     assert_eq!(batches, IN_FLIGHT);
     assert!(room <= WINDOW_BYTES, "{room} of {WINDOW_BYTES}");
+}
+
+/// Three megabytes by a line of 60 kB a second were one batch: for its minute nothing told how far it was, and a line
+/// that was cut within it had brought nothing.
+#[test]
+fn a_slow_line_has_batches_too() {
+    let random = &mut Random(9);
+    let up = Node::shared(1, Role::Master, 8192, random);
+    up.fill(random, |_| 512);
+    up.snapshot(random);
+    let down = Node::shared(2, Role::Replica, 8192, random);
+    let own = up.hello(Wishes::default(), random);
+    let (link, sent) = silent(down.hello(Wishes::default(), random), own.nonce);
+    let options = Options {
+        level: 0,
+        rate: Some(20 << 20),
+        batch_time: Duration::from_millis(40),
+        timing: Timing {
+            alive: TIMING.deadline,
+            deadline: Duration::from_secs(2),
+        },
+    };
+    send(&mut up.clone(), link, own, &options, &Quiet);
+    let sent = sent.lock().unwrap();
+    let (mut reader, mut payload) = (FrameReader::new(&sent[..]), Vec::new());
+    let mut kinds = Vec::new();
+    while let Ok(kind) = reader.next(&mut payload) {
+        kinds.push(kind);
+    }
+    let batches = kinds.iter().filter(|kind| **kind == Kind::Batch).count();
+    assert_eq!(batches as u64, IN_FLIGHT, "{kinds:?}");
 }
 
 /// Neither end left an other side that could not be written to and only said, again and again, that it was there.
