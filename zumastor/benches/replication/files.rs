@@ -205,6 +205,10 @@ impl Upstream for Files {
         Ok(fs::write(self.dir.join("sender"), progress.encode())?)
     }
 
+    fn note_end(&mut self, _: Uuid, _: Option<&Sums>) -> Result<()> {
+        Ok(())
+    }
+
     fn pin(&mut self, _: Uuid) -> Result<()> {
         Ok(())
     }

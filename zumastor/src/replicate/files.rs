@@ -123,14 +123,31 @@ impl Files {
     /// # Errors
     /// They cannot be written.
     pub fn save_sums(&self, snapshot: Uuid, sums: &Sums) -> Result<()> {
-        let progress = Progress {
-            snapshot,
-            base: None,
-            position: u64::MAX,
-            plain: false,
-            sums: Some(sums.clone()),
-        };
-        self.save(&snapshot.to_string(), &progress)
+        self.save(&snapshot.to_string(), &complete(snapshot, sums))
+    }
+
+    /// Notes the sums of a snapshot of which `host` has been sent all, durably, if they are known.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn note_end(&self, host: &str, snapshot: Uuid, sums: Option<&Sums>) -> Result<()> {
+        match sums {
+            Some(sums) => self.save(&end_name(host), &complete(snapshot, sums)),
+            None => self.drop(&end_name(host)),
+        }
+    }
+
+    /// `host` has completed `snapshot`: what was noted at its end are its sums.
+    ///
+    /// # Errors
+    /// They cannot be read or written.
+    pub fn keep_end(&self, host: &str, snapshot: Uuid) -> Result<()> {
+        let noted = self.load(&end_name(host))?;
+        let noted = noted.filter(|noted| noted.snapshot == snapshot);
+        match noted.and_then(|noted| noted.sums) {
+            Some(sums) => self.save_sums(snapshot, &sums),
+            None => Ok(()),
+        }
     }
 
     /// What `host` is to get again with the next increment.
@@ -166,8 +183,10 @@ impl Files {
     /// # Errors
     /// It cannot be removed.
     pub fn forget_target(&self, host: &str) -> Result<()> {
-        self.drop(&again_name(host))?;
-        self.drop(&sending_name(host))
+        for name in [again_name(host), end_name(host), sending_name(host)] {
+            self.drop(&name)?;
+        }
+        Ok(())
     }
 
     /// Removes the sums of snapshots that are not in `known` any more.
@@ -189,6 +208,22 @@ impl Files {
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// What is noted of a snapshot that is complete.
+fn complete(snapshot: Uuid, sums: &Sums) -> Progress {
+    Progress {
+        snapshot,
+        base: None,
+        position: u64::MAX,
+        plain: false,
+        sums: Some(sums.clone()),
+    }
+}
+
+/// The name of the file with the sums of what a target has been sent all of.
+fn end_name(host: &str) -> String {
+    format!("end-{host}")
 }
 
 /// The name of the file with what a target is to get again.

@@ -88,18 +88,6 @@ impl Sending {
         Ok((Some(device), number))
     }
 
-    /// Of a cycle that ended between the other side's part and ours, the sums are with the position.
-    fn recover_sums(&self, snapshot: Uuid) -> Result<()> {
-        let held = self.held(snapshot);
-        let chunks = held.map_or(u64::MAX, |held| held.length.to_chunks(self.chunk));
-        let noted = self.files.load(&self.noted())?;
-        let noted = noted.filter(|noted| noted.snapshot == snapshot && noted.position >= chunks);
-        match noted.and_then(|noted| noted.sums) {
-            Some(sums) => self.files.save_sums(snapshot, &sums),
-            None => Ok(()),
-        }
-    }
-
     fn noted(&self) -> String {
         sending_name(&self.host)
     }
@@ -189,6 +177,10 @@ impl Upstream for Sending {
         self.files.save(&self.noted(), progress)
     }
 
+    fn note_end(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()> {
+        self.files.note_end(&self.host, snapshot, sums)
+    }
+
     fn pin(&mut self, snapshot: Uuid) -> Result<()> {
         self.with(|v| v.pin(&self.host, snapshot))
     }
@@ -199,7 +191,8 @@ impl Upstream for Sending {
         let proven = proven.then(|| Timestamp::now().as_second());
         match sums {
             Some(sums) => self.files.save_sums(snapshot, sums)?,
-            None => self.recover_sums(snapshot)?,
+            // That cycle ended between the other side's part and ours.
+            None => self.files.keep_end(&self.host, snapshot)?,
         }
         let known = self.with(|v| {
             v.move_hold(&self.host, snapshot, proven)?;
@@ -224,6 +217,32 @@ mod tests {
     use crate::host::fake::Fake;
     use crate::layout::Layout;
     use crate::replication::standing::Role;
+
+    /// A line that broke when all was sent and not yet acknowledged left the sender without sums, and no later cycle was
+    /// proven until somebody compared everything.
+    #[test]
+    fn what_the_other_side_completed_unheard_has_its_sums() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = Files::of(&Layout::below(root.path()), "v");
+        let (sent, other) = (Uuid::from_u128(2), Uuid::from_u128(3));
+        let mut sums = Sums::new(ChunkShift::MIN);
+        sums.replace(5, &[], &[1; 512]);
+        files.note_end("beta", sent, Some(&sums)).expect("noted");
+        files.keep_end("beta", other).expect("nothing to keep");
+        files.keep_end("gamma", sent).expect("nothing to keep");
+        assert_eq!(files.sums(sent).expect("read"), None);
+        files.keep_end("beta", sent).expect("kept");
+        assert_eq!(files.sums(sent).expect("read"), Some(sums.clone()));
+        // Of the same snapshot, sent again when they were not known.
+        files.note_end("beta", other, Some(&sums)).expect("noted");
+        files.note_end("beta", other, None).expect("forgotten");
+        files.keep_end("beta", other).expect("nothing to keep");
+        assert_eq!(files.sums(other).expect("read"), None);
+        files.note_end("beta", other, Some(&sums)).expect("noted");
+        files.forget_target("beta").expect("forgotten");
+        files.keep_end("beta", other).expect("nothing to keep");
+        assert_eq!(files.sums(other).expect("read"), None);
+    }
 
     /// What `verify --repair` found while a copy ran was forgotten at its end, unsent: the other side stayed different.
     #[test]

@@ -247,7 +247,9 @@ impl End<'_> {
                     copy.changes.iter().for_each(|change| sums.merge(change));
                 }
                 let root = sums.as_ref().map(Sums::root);
+                let snapshot = copy.begin.snapshot.id;
                 self.root = root;
+                self.volume.note_end(snapshot, sums.as_ref())?;
                 self.wire = self.line.say(&Message::End { root })?;
             }
             Action::SaveProgress { position } => self.acknowledged(position)?,
@@ -263,7 +265,7 @@ impl End<'_> {
             Action::Pin(snapshot) => self.volume.pin(snapshot)?,
             Action::Superseded(epoch) => self.volume.superseded(epoch)?,
             Action::MoveHold(snapshot) => {
-                // Of an earlier cycle's snapshot they are noted, if they are known.
+                // Of an earlier cycle's snapshot they were noted at its end, if they are known.
                 let sums = self.copy.as_ref().and_then(|copy| copy.sums.as_ref());
                 self.volume.move_hold(snapshot, sums, self.proven)?;
             }

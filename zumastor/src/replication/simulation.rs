@@ -287,6 +287,41 @@ fn no_more_is_sent_than_the_receiver_has_room_for() {
     assert!(room <= WINDOW_BYTES, "{room} of {WINDOW_BYTES}");
 }
 
+/// A line that was cut when all had been sent, and before the sender had heard so, ended all proofs until somebody compared
+/// everything: the sender had no sums of what had arrived.
+#[test]
+fn wherever_a_line_is_cut_the_next_snapshot_is_proven() {
+    let mut completed = 0;
+    for at in 0..700 {
+        let random = &mut Random(at);
+        let (up, down) = (
+            Node::shared(1, Role::Master, 20, random),
+            Node::shared(2, Role::Replica, 20, random),
+        );
+        let next = |random: &mut Random| {
+            up.write_some(random);
+            up.snapshot(random);
+        };
+        next(random);
+        quiet_cycle(&up, &down, random);
+        next(random);
+        // The way back is cut: what says that it has arrived.
+        let faults = [Fault::None, Fault::Cut(at)];
+        let [sent, received] = cycle(&up, &down, faults, Wishes::default(), random);
+        let is_done = |outcome: &Outcome| matches!(outcome, Outcome::Done { .. });
+        completed += u32::from(is_done(&received) && !is_done(&sent));
+        next(random);
+        for outcome in quiet_cycle(&up, &down, random) {
+            let done = matches!(outcome, Outcome::Done { proven: true, .. });
+            assert!(
+                done,
+                "cut at {at}: {sent:?}, {received:?}, then {outcome:?}"
+            );
+        }
+    }
+    assert!(completed > 0, "no cut was where it matters");
+}
+
 /// Three megabytes by a line of 60 kB a second were one batch: for its minute nothing told how far it was, and a line
 /// that was cut within it had brought nothing.
 #[test]

@@ -48,12 +48,18 @@ pub trait Upstream {
     /// # Errors
     /// It cannot be written.
     fn save_progress(&mut self, progress: &Progress) -> Result<()>;
+    /// Notes, durably, the sums of a snapshot of which all is sent, if they are known: whether the other side
+    /// completes it this side may not get to hear.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    fn note_end(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()>;
     /// Keeps `snapshot` from being given up other than to a bookmark, durably.
     ///
     /// # Errors
     /// It is gone.
     fn pin(&mut self, snapshot: Uuid) -> Result<()>;
-    /// Makes `snapshot` the hold with its sums, durably, then lets go of the hold before, and of the pin if
+    /// Makes `snapshot` the hold with its sums, or with those noted at its end, durably, then lets go of the hold before, and of the pin if
     /// it is on `snapshot`. `proven`: both sides had sums, and they were equal.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ pub(super) struct Node {
     restored: u64,
     /// Snapshots that were noted as proven equal.
     proven: u32,
+    /// The sums of the snapshot of which all was sent last.
+    end: Option<(Uuid, Sums)>,
     /// How long it looks at its origin before it greets.
     look: Duration,
 }
@@ -92,6 +94,7 @@ impl Node {
             resumed: 0,
             restored: 0,
             proven: 0,
+            end: None,
             look: Duration::ZERO,
         })))
     }
@@ -434,6 +437,11 @@ impl Upstream for Shared {
         Ok(())
     }
 
+    fn note_end(&mut self, snapshot: Uuid, sums: Option<&Sums>) -> Result<()> {
+        self.node().end = sums.map(|sums| (snapshot, sums.clone()));
+        Ok(())
+    }
+
     fn pin(&mut self, snapshot: Uuid) -> Result<()> {
         self.node().pinned = Some(snapshot);
         Ok(())
@@ -445,8 +453,9 @@ impl Upstream for Shared {
         if node.standing.find(snapshot).is_none() {
             bail!("the snapshot was given up");
         }
-        if let Some(sums) = sums {
-            node.sums.insert(snapshot, sums.clone());
+        let noted = node.end.as_ref().filter(|(sent, _)| *sent == snapshot);
+        if let Some(sums) = sums.or(noted.map(|(_, sums)| sums)).cloned() {
+            node.sums.insert(snapshot, sums);
         }
         node.standing.old_hold = None;
         node.standing.hold = Some(snapshot);
