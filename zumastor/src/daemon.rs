@@ -36,6 +36,7 @@ use crate::jobs::{Ending, Jobs};
 use crate::layout::Layout;
 use crate::machine::{DM_UUID_PREFIX, DmDevice};
 use crate::names;
+use crate::replicate::by_hand::NAME as RECEIVE_BY_HAND;
 use crate::shutdown;
 use crate::status::View;
 use crate::status::replication::NextCycle;
@@ -148,11 +149,16 @@ impl Daemon {
         self.jobs.end_and_wait(volume, None, why, JOB_PATIENCE)
     }
 
-    /// Ends the cycle of a replication, if one runs, and waits for it: what it does to the volume ends with it.
+    /// Ends the cycle of a replication, if one runs, and waits for it: what it does to the volume ends with it. What
+    /// scripts send comes from the source too.
     fn end_cycle(&self, volume: &str, target: Option<&str>, why: Ending) -> Result<()> {
-        let name = names::cycle_job(target);
-        let jobs = &self.jobs;
-        jobs.end_and_wait(volume, Some(&name), why, JOB_PATIENCE)
+        let cycle = names::cycle_job(target);
+        let listener = target.is_none().then_some(RECEIVE_BY_HAND);
+        for name in [Some(cycle.as_str()), listener].into_iter().flatten() {
+            self.jobs
+                .end_and_wait(volume, Some(name), why, JOB_PATIENCE)?;
+        }
+        Ok(())
     }
 
     /// The handle of a defined volume.

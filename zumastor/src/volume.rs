@@ -71,6 +71,8 @@ pub struct Volume {
     pub warnings: Vec<String>,
     /// What an administrator should know and need not worry about; a line each.
     pub notes: Vec<String>,
+    /// A snapshot that is to be deleted when who looks at what changed until then has done so.
+    momentary: Option<u32>,
     /// Keeps agent and server running.
     pub supervisor: Arc<Supervisor>,
     host: Arc<dyn Host>,
@@ -136,6 +138,7 @@ impl Volume {
             failure: None,
             warnings: Vec::new(),
             notes: Vec::new(),
+            momentary: None,
             supervisor,
             host,
             layout: layout.clone(),

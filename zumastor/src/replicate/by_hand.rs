@@ -17,7 +17,7 @@ use ddsnap::stdio::complain;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::files::{BY_HAND, Files};
+use super::files::Files;
 use super::upstream::with;
 use super::written::Origin;
 use crate::jobs::{Job, Running};
@@ -133,17 +133,29 @@ impl Listener {
     fn serve(&self, stream: &TcpStream, claim: &mut Option<File>, running: &Running) -> Result<()> {
         let node = with(self.volumes.as_ref(), &self.volume, |v| v.node(None))?;
         let mut wanted = |opening: &Opening| {
+            let is_first = claim.is_none();
             let claimed = match claim {
                 Some(_) => Ok(()),
                 None => self.claim_unwritten(running).map(|file| *claim = file),
             };
             let admitted = claimed.and_then(|()| {
                 let told = self.files.told()?;
-                let forget = || self.files.drop(BY_HAND);
+                // Without it what breaks before the first is told could only be sent anew from its beginning.
+                let nothing = Progress {
+                    header: opening.header,
+                    done: 0,
+                    total: opening.preface.total.max(1),
+                    at: 0,
+                };
+                let begin = || self.files.tell(&nothing);
                 with(self.volumes.as_ref(), &self.volume, |v| {
-                    v.admit_by_hand(opening, told, &forget)
+                    v.admit_by_hand(opening, told, &begin)
                 })
             });
+            if admitted.is_err() && is_first {
+                // Nothing of it is what a script sent.
+                *claim = None;
+            }
             admitted.map_err(|error| format!("{error:#}"))
         };
         let mut tell = |now: Progress| {

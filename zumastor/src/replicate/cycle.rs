@@ -211,12 +211,17 @@ impl Cycle {
     }
 
     fn try_cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {
-        self.cycle(running).inspect_err(|error| {
+        let done = self.cycle(running).inspect_err(|error| {
             if let Way::ServeSend(_, stream) | Way::ServeReceive(stream) = &self.way {
                 // Nothing was answered yet, or the stream is of no use any more.
                 let _ = super::socket::answer(&stream.socket, Some(format!("{error:#}")));
             }
-        })
+        });
+        match running.ending() {
+            // It did not fail: it is not tried again before its time.
+            Some(ending) if done.is_err() => Err(Ended(ending).into()),
+            _ => done,
+        }
     }
 
     fn cycle(&mut self, running: &Running) -> Result<(Outcome, String)> {

@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::device::{Changes, Device};
 use super::files::Files;
 use super::upstream::with;
-use super::written::Origin;
+use super::written::{Origin, in_use};
 use crate::config::Incoming;
 use crate::layout::Layout;
 use crate::replication::message::Begin;
 use crate::replication::progress::Progress;
-use crate::replication::standing::{Epoch, Partial, Standing};
+use crate::replication::standing::{Epoch, Partial, Role, Standing};
 use crate::replication::sums::{Sums, is_zero};
 use crate::replication::volume::{Downstream, Watch};
 use crate::volume::{Volume, Volumes};
@@ -78,14 +78,23 @@ impl Receiving {
     }
 
     fn origin(&self, chunk: ChunkShift, length: Sectors) -> Result<Device> {
-        let path = self.with(|v| {
-            // It may have been mounted since the greeting.
+        let path = self.with(|v| v.node(None))?;
+        Device::open(&path, true, chunk, length)
+    }
+
+    /// Nobody else gets the origin from now on, if somebody had it when stock was taken and has written to it.
+    fn keep_alone(&mut self) -> Result<()> {
+        if !self.is_known || self.claim.is_some() {
+            return Ok(());
+        }
+        let (node, claim) = self.with(|v| {
             if let Some(dir) = v.origin_mounts()?.first() {
                 bail!("the replica is mounted on {}: unmount it", dir.display());
             }
-            v.node(None)
+            v.claim_origin()
         })?;
-        Device::open(&path, true, chunk, length)
+        self.claim = Some(claim.with_context(|| in_use(&node))?);
+        Ok(())
     }
 
     fn written(&self) -> Result<&Device> {
@@ -104,7 +113,8 @@ impl Receiving {
 
 impl Downstream for Receiving {
     fn take_stock(&mut self, watch: &dyn Watch) -> Result<Standing> {
-        if !self.is_known {
+        // A master refuses whatever comes, and whoever mounts it must not be kept from it for that.
+        if !self.is_known && self.standing.role == Role::Replica {
             let origin = Origin {
                 volumes: self.volumes.as_ref(),
                 layout: &self.layout,
@@ -134,11 +144,14 @@ impl Downstream for Receiving {
     }
 
     fn safety_snapshot(&mut self) -> Result<()> {
+        // First, or what is written after it would be lost.
+        self.keep_alone()?;
         self.with(|v| v.safety_snapshot("keeps what was written to the replica"))
             .map(|_| ())
     }
 
     fn unsettle(&mut self) -> Result<()> {
+        self.keep_alone()?;
         // With the snapshot gone that the origin was compared with, nobody can tell what was written to it.
         let known = |id| self.standing.find(id).is_some();
         let origin = self.with(|v| Ok(v.source()?.origin))?;
@@ -169,6 +182,7 @@ impl Downstream for Receiving {
     }
 
     fn start_partial(&mut self, partial: Partial, lineage: Uuid, epoch: Epoch) -> Result<()> {
+        self.keep_alone()?;
         let incoming = Incoming {
             uuid: partial.snapshot,
             id: 0,
@@ -341,14 +355,8 @@ mod tests {
         assert_eq!(position(&other), 0);
     }
 
-    /// The store of a replica was full and gave up the snapshot that the origin had the content of. What somebody had
-    /// written to the replica was not noticed, and was gone when the origin was taken back to an older snapshot.
-    #[test]
-    fn what_cannot_be_compared_any_more_is_kept() {
-        let root = tempfile::tempdir().expect("a directory");
-        let layout = Layout::below(root.path());
-        let fake = Arc::new(Fake::default());
-        fake.state().snapshots.insert(0, 1);
+    /// The volume's origin is a device.
+    fn show_origin(fake: &Fake) {
         let dev = |minor| Dev { major: 254, minor };
         let table = TableLine {
             sectors: 8,
@@ -359,6 +367,17 @@ mod tests {
         };
         let device = (dev(0), String::new(), table);
         fake.state().dm.insert("v".into(), device);
+    }
+
+    /// The store of a replica was full and gave up the snapshot that the origin had the content of. What somebody had
+    /// written to the replica was not noticed, and was gone when the origin was taken back to an older snapshot.
+    #[test]
+    fn what_cannot_be_compared_any_more_is_kept() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let fake = Arc::new(Fake::default());
+        fake.state().snapshots.insert(0, 1);
+        show_origin(&fake);
         let volumes = one::replica(fake.clone(), &layout);
         let (hold, gone) = (Uuid::from_u128(0xaa), Uuid::from_u128(0xcc));
         let held = Held {
@@ -383,6 +402,68 @@ mod tests {
         // Interrupted, it is taken back again, and what there was to keep is kept.
         end.unsettle().expect("unsettled");
         assert_eq!(kept(), 2);
+    }
+
+    /// Who had a replica's origin without a mount, as LVM has, went on writing to it while `--force-base` took it back and a
+    /// copy came: the snapshot had some of both, and was told to be proven equal.
+    #[test]
+    fn nobody_else_has_the_origin_while_it_is_written() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let fake = Arc::new(Fake::default());
+        show_origin(&fake);
+        let volumes = one::replica(fake.clone(), &layout);
+        let standing = Standing::blank(Uuid::from_u128(1), Role::Replica);
+        let files = Files::of(&layout, "v");
+        let mut end = Receiving::new(volumes, &layout, "v", files, standing);
+        // As `take_stock` leaves it when somebody has the origin and has written to it.
+        end.is_known = true;
+        let node = end.with(|v| v.node(None)).expect("a node");
+        fake.state().held.insert(node.clone());
+        let partial = Partial {
+            snapshot: Uuid::from_u128(2),
+            base: None,
+            position: 0,
+            plain: true,
+        };
+        let epoch = end.standing.epoch;
+        for refused in [
+            end.safety_snapshot(),
+            end.unsettle(),
+            end.start_partial(partial, Uuid::from_u128(1), epoch),
+        ] {
+            let error = refused.expect_err("in use").to_string();
+            assert!(error.contains("is in use"), "{error}");
+        }
+        fake.state().held.remove(&node);
+        end.start_partial(partial, Uuid::from_u128(1), epoch)
+            .expect("free");
+        assert!(end.claim.is_some());
+    }
+
+    /// An old master that was not mounted just then was kept from being, by its own daemon, while a stream came that it only
+    /// refused; and one that somebody had never heard that it was superseded.
+    #[test]
+    fn a_master_is_not_claimed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let fake = Arc::new(Fake::default());
+        show_origin(&fake);
+        let volumes = one::replica(fake.clone(), &layout);
+        let standing = Standing::blank(Uuid::from_u128(1), Role::Master);
+        let files = Files::of(&layout, "v");
+        let mut end = Receiving::new(volumes, &layout, "v", files, standing.clone());
+        struct Calm;
+        impl Watch for Calm {
+            fn progress(&self, _: u64, _: Option<u64>, _: u64) {}
+            fn cancelled(&self) -> bool {
+                false
+            }
+        }
+        let node = end.with(|v| v.node(None)).expect("a node");
+        fake.state().held.insert(node);
+        assert_eq!(end.take_stock(&Calm).expect("as it is"), standing);
+        assert!(end.claim.is_none());
     }
 
     /// A replica's store was full, and both sides said "could not flush /dev/mapper/copy: Input/output error".

@@ -2,6 +2,7 @@
 //! Whether somebody but replication wrote to a replica's origin.
 
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
@@ -34,11 +35,7 @@ impl Origin<'_> {
         let (node, claim) = with(self.volumes, self.volume, |v| v.claim_origin())?;
         self.look(standing, cancelled)?;
         if claim.is_none() && !standing.written {
-            bail!(
-                "{} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by \
-                 what",
-                node.display()
-            );
+            bail!("{}", in_use(&node));
         }
         Ok(claim)
     }
@@ -90,6 +87,14 @@ impl Origin<'_> {
         };
         Ok(read(Some(base.id))? != read(None)?)
     }
+}
+
+/// What there is to say of an origin that somebody has.
+pub(super) fn in_use(node: &Path) -> String {
+    format!(
+        "{0} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by what",
+        node.display()
+    )
 }
 
 /// Whether something has changed before the end of a base of so many sectors, of whose list of changes this is the first

@@ -8,7 +8,7 @@
 //! writes, so it is never held up. Bytes count and not frames: of a slow line a frame takes minutes.
 
 use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -179,6 +179,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// How long the other side may be silent or take nothing, in milliseconds.
     deadline: AtomicU64,
+    /// Nothing more will be heard.
+    ended: AtomicBool,
     closing: Mutex<bool>,
     close: Condvar,
     cut: Arc<dyn Fn() + Send + Sync>,
@@ -242,6 +244,7 @@ impl Line {
             waiting_bytes: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             deadline: AtomicU64::new(timing.deadline.as_millis() as u64),
+            ended: AtomicBool::new(false),
             closing: Mutex::new(false),
             close: Condvar::new(),
             cut: link.cut,
@@ -255,8 +258,10 @@ impl Line {
         };
         let hears = shared.clone();
         let thread = thread::Builder::new().name("replication-in".into());
-        line.threads
-            .push(thread.spawn(move || listen(&hears, reader, most, &sender))?);
+        line.threads.push(thread.spawn(move || {
+            listen(&hears, reader, most, &sender);
+            hears.ended.store(true, Ordering::Relaxed);
+        })?);
         let (speaks, greeted) = (shared.clone(), link.greeted);
         let thread = thread::Builder::new().name("replication-alive".into());
         line.threads
@@ -321,6 +326,13 @@ impl Line {
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(LinkError::Frame(FrameError::Ended)),
         }
+    }
+
+    /// Whether the other side has ended, or the line broke: for who is busy with something else. What was heard
+    /// before waits.
+    #[must_use]
+    pub fn ended(&self) -> &AtomicBool {
+        &self.shared.ended
     }
 
     /// From now on the other side has [`CANCELLED_PATIENCE`], if it had more.

@@ -4,10 +4,13 @@
 //! Extents wait, as they came, until the batch that seals them: nothing is written of which it is not
 //! certain that the sender sent it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, Result, anyhow, bail};
 use ddsnap::units::{Chunk, ChunkRun};
 
 use super::extent::{Coding, Digests, EXTENT_BYTES, Extent, ExtentError, Shape};
+use super::frame::FrameError;
 use super::link::{Incoming, Line, Link, LinkError, Timing, room_of};
 use super::message::{Begin, Hello, Message};
 use super::progress::Progress;
@@ -43,8 +46,13 @@ pub fn receive(
         proven: false,
         wire: 0,
     };
-    let outcome = match end.volume.take_stock(watch) {
+    let ended = end.line.ended();
+    let outcome = match end.volume.take_stock(&While { watch, ended }) {
         Ok(standing) => end.run(Receiver::new(greeting(standing))),
+        // For nobody.
+        Err(_) if ended.load(Ordering::Relaxed) && !watch.cancelled() => {
+            end.failed(&LinkError::Frame(FrameError::Ended).into())
+        }
         Err(error) => end.failed(&error),
     };
     if watch.cancelled() {
@@ -52,6 +60,22 @@ pub fn receive(
     }
     end.line.close();
     outcome
+}
+
+/// Looks on as long as the other side is there.
+struct While<'a> {
+    watch: &'a dyn Watch,
+    ended: &'a AtomicBool,
+}
+
+impl Watch for While<'_> {
+    fn progress(&self, done: u64, total: Option<u64>, wire: u64) {
+        self.watch.progress(done, total, wire);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.watch.cancelled() || self.ended.load(Ordering::Relaxed)
+    }
 }
 
 struct End<'a> {

@@ -419,6 +419,23 @@ fn who_looks_for_long_before_it_greets_is_waited_for() {
     assert!(down.origin_is(up.newest()));
 }
 
+/// The daemon went on looking for a sender that had gone, and refused the next one: "'receive' runs already".
+#[test]
+fn nobody_looks_for_who_has_gone() {
+    let random = &mut Random(10);
+    let down = Node::shared(2, Role::Replica, 20, random);
+    down.looks_for(TIMING.deadline * 100);
+    let (near, mut far) = pipe([Fault::None; 2], 1);
+    far.greeted = true;
+    let (mut target, peer) = (down.clone(), answering(&down, random));
+    let (sender, ended) = mpsc::channel();
+    thread::spawn(move || sender.send(receive(&mut target, far, peer, TIMING, &Quiet)));
+    drop(near);
+    let outcome = ended.recv_timeout(TIMING.deadline).expect("it ends");
+    let gone = matches!(&outcome, Outcome::Failed(why) if why.contains("closed the stream"));
+    assert!(gone, "{outcome:?}");
+}
+
 /// A replica that is wrong, or a replication that no longer goes on, is found by some history.
 #[test]
 fn histories_end_with_equal_disks() {

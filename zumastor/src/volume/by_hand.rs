@@ -112,8 +112,8 @@ impl Volume {
         Ok(wanted)
     }
 
-    /// Records, before anything is written, that the origin is no snapshot's any more. `forget` drops what is told of
-    /// what arrived before, which this does not go on with.
+    /// Records, before anything is written, that the origin is no snapshot's any more. `begin` notes that
+    /// nothing of it has arrived, in place of what did before, which this does not go on with.
     ///
     /// # Errors
     /// It does not fit what the origin holds, or the document cannot be written.
@@ -121,7 +121,7 @@ impl Volume {
         &mut self,
         opening: &Opening,
         told: Option<Told>,
-        forget: &dyn Fn() -> Result<()>,
+        begin: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         let wanted = self.wanted_by_hand(told)?;
         let header = &opening.header;
@@ -149,7 +149,7 @@ impl Volume {
             return Err(refused(WRONG_STATE, text));
         }
         if !goes_on {
-            forget()?;
+            begin()?;
         }
         self.change(|config| {
             if let Some(source) = &mut config.source {

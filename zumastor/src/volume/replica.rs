@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::{Note, Out, Volume};
 use crate::config::{
-    Asked, HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Source, Target, Window,
+    Asked, Doomed, HoldPolicy, Incoming, Lineage, MANUAL, Snapref, Source, Target, Window,
 };
-use crate::machine::{SnapshotState, Stored};
+use crate::machine::{Busy, SnapshotState, Stored};
 use crate::names;
 use crate::plan::Level;
 use crate::replication::standing::{Epoch, Held, Partial, Role, Standing};
@@ -444,8 +444,20 @@ impl Volume {
     /// There is no such device, or it cannot be opened.
     pub fn claim_origin(&self) -> Result<(PathBuf, Option<File>)> {
         let node = self.node(None)?;
-        let claim = self.host.claim(&node)?;
-        Ok((node, claim))
+        let device = self.host.dm_find(&self.name)?;
+        // Who only looks at what was just written, as udev and LVM do, has it for a moment.
+        let claimed = self.patiently(|| match (self.host.claim(&node)?, &device) {
+            (Some(file), _) => Ok(Some(file)),
+            (None, Some(device)) => {
+                let users = self.host.users(device.dev);
+                Err(users.busy(node.display().to_string()).into())
+            }
+            (None, None) => Ok(None),
+        });
+        match claimed {
+            Err(error) if error.is::<Busy>() => Ok((node, None)),
+            claimed => Ok((node, claimed?)),
+        }
     }
 
     /// The number of the snapshot with this UUID.
@@ -651,10 +663,23 @@ impl Volume {
     /// It cannot be made.
     pub fn momentary_snapshot(&mut self) -> Result<u32> {
         let stored = self.settle_snapshots()?;
-        // Pending for as long as it is there: whatever happens, it is deleted.
         let snapshot = self.begin_momentary(&stored)?;
         let server = self.layout.server_socket(&self.name);
         self.host.create_snapshot(&server, snapshot.id)?;
+        let stored = self.patiently(|| self.host.snapshots(&server))?;
+        let made = stored.iter().find(|s| s.tag.0 == snapshot.id);
+        let sequence = made.context("the snapshot is gone")?.seq.0;
+        let doomed = Doomed {
+            id: snapshot.id,
+            sequence,
+        };
+        // Whatever happens, it is deleted; but not by who looks after the snapshots meanwhile.
+        self.change(|config| {
+            config.snapshots.pending = None;
+            config.snapshots.deleting.push(doomed);
+            Ok(())
+        })?;
+        self.momentary = Some(snapshot.id);
         Ok(snapshot.id)
     }
 
@@ -663,6 +688,7 @@ impl Volume {
     /// # Errors
     /// The server cannot be asked; it is deleted later.
     pub fn end_momentary(&mut self) -> Result<()> {
+        self.momentary = None;
         self.settle_snapshots().map(|_| ())
     }
 

@@ -248,9 +248,13 @@ impl Volume {
         let mut warnings = Vec::new();
         let same = |d: &Doomed, s: &Stored| s.tag.0 == d.id && s.seq.0 == d.sequence;
         let (host, cut_short) = (&self.host, before.pending.as_ref().map(|p| p.id));
+        let momentary = self.momentary;
         snapshots.deleting.retain(|doomed| {
             if !stored.iter().any(|s| same(doomed, s)) {
                 return false;
+            }
+            if momentary == Some(doomed.id) {
+                return true;
             }
             match host.delete_snapshot(&server, doomed.id) {
                 Ok(()) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{Chunk, ChunkRun, ChunkShift, Sectors};
@@ -469,9 +469,14 @@ impl Upstream for Shared {
 }
 
 impl Downstream for Shared {
-    fn take_stock(&mut self, _: &dyn Watch) -> Result<Standing> {
-        let look = self.node().look;
-        thread::sleep(look);
+    fn take_stock(&mut self, watch: &dyn Watch) -> Result<Standing> {
+        let end = Instant::now() + self.node().look;
+        while Instant::now() < end {
+            if watch.cancelled() {
+                bail!("it was cancelled");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         Ok(self.node().standing.clone())
     }
 

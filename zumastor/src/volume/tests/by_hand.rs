@@ -147,6 +147,29 @@ fn a_look_at_the_origin_uses_no_number_up() {
     assert_eq!(bench.stored(), [left, next + 2, next + 3]);
 }
 
+/// A comparison that began meanwhile deleted the snapshot that a look at the origin had just made, or said that it could
+/// not.
+#[test]
+fn nobody_else_deletes_the_snapshot_of_a_look() {
+    let bench = Bench::new();
+    let mut volume = bench.replica(false);
+    let made = volume.momentary_snapshot().expect("made");
+    volume.settle_snapshots().expect("looked after");
+    assert_eq!(bench.stored(), [made]);
+    assert_eq!(volume.warnings, [""; 0]);
+    let arrived = arrive(&mut volume, &begin(1, None));
+    assert_eq!(bench.stored(), [made, arrived, arrived + 1]);
+    volume.end_momentary().expect("deleted");
+    assert_eq!(bench.stored(), [arrived, arrived + 1]);
+    // The daemon was killed meanwhile.
+    let left = volume.momentary_snapshot().expect("made");
+    assert!(bench.stored().contains(&left));
+    let mut volume = bench.reload();
+    volume.up(Level::Mounted, &mut |_| ()).expect("up");
+    volume.settle_snapshots().expect("looked after");
+    assert_eq!(bench.stored(), [arrived, arrived + 1]);
+}
+
 /// A master's origin was overwritten by whoever reached its port.
 #[test]
 fn only_a_replica_that_nobody_uses_listens() {
