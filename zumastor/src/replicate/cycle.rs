@@ -419,12 +419,16 @@ fn of_socket(stream: &Stream) -> Result<Link> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
     use ddsnap::units::Sectors;
 
     use super::super::one;
     use super::*;
     use crate::host::fake::Fake;
+    use crate::jobs::{JobState, Jobs};
     use crate::replication::standing::{Held, Role};
+    use crate::volume::Volume;
 
     /// `zumastor replicate VOL` on a replica whose last copy had been cut got the rest of that, and nothing of what was
     /// written since.
@@ -458,6 +462,43 @@ mod tests {
         })
         .expect("changed");
         assert!(!cycle.begin(&Peer::Source, None).expect("known"));
+    }
+
+    /// `zumastor cancel` of a pull that was still looking at its origin counted as a failure, and the next one began at once.
+    #[test]
+    fn what_is_cancelled_before_it_is_connected_did_not_fail() {
+        struct Held(Arc<one::One>, Mutex<mpsc::Receiver<()>>);
+        impl Volumes for Held {
+            fn with(
+                &self,
+                name: &str,
+                change: &mut dyn FnMut(&mut Volume) -> Result<()>,
+            ) -> Result<()> {
+                let told = self.1.lock().expect("no panic").recv();
+                told.context("the server is gone")?;
+                self.0.with(name, change)
+            }
+        }
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::below(root.path());
+        let inner = one::replica(Arc::new(Fake::default()), &layout);
+        let (go_on, held) = mpsc::channel();
+        let jobs = Jobs::new();
+        let cycle = Cycle {
+            volumes: Arc::new(Held(inner, Mutex::new(held))),
+            layout,
+            volume: "v".into(),
+            way: Way::Pull,
+            asked: None,
+            is_again: false,
+            node: "here".into(),
+            was_on_its_way: false,
+        };
+        let running = jobs.start("v", Box::new(cycle)).expect("started");
+        jobs.end("v", None, Ending::Cancelled);
+        drop(go_on);
+        Jobs::wait(&running, &mut |_| true).expect_err("cancelled");
+        assert_eq!(running.view().state, JobState::Cancelled);
     }
 
     fn standing(hold: Option<u128>) -> Standing {
