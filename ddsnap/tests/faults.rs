@@ -48,6 +48,61 @@ fn faulty(machine: &Machine, faults: &Faults, origin: &Faults) -> Devices {
     }
 }
 
+/// All devices of the shape fail together as `faults` says.
+fn all_faulty(shape: &Shape, machine: &Machine, faults: &Faults) -> Devices {
+    let device = |disk| Box::new(FaultyDevice::new(machine.device(disk), faults.clone()));
+    Devices {
+        meta: (shape.meta_bytes > 0).then(|| device(META) as Box<dyn BlockDevice>),
+        ..faulty(machine, faults, faults)
+    }
+}
+
+/// Of opening after a crash, and of closing, every call fails in turn, with an error and short, also where the metadata
+/// have a device of their own: only the first six reads of opening were tried, and nothing else.
+#[test]
+fn whatever_call_of_opening_or_closing_fails_nothing_is_lost() {
+    let apart = Shape {
+        data_bytes: 700 << 10,
+        meta_bytes: 1200 << 10,
+        ..SHAPE
+    };
+    for shape in [SHAPE, apart] {
+        let volume = used_volume(shape, 60);
+        let (history, model) = (volume.machine.moment(), volume.model.clone());
+        let kinds = [
+            (Call::Read, false),
+            (Call::Read, true),
+            (Call::Write, false),
+            (Call::Write, true),
+            (Call::Flush, false),
+        ];
+        for (call, short) in kinds {
+            let mut tried = 0;
+            loop {
+                let machine = history.clone().cut(Survival::All, &mut Rng::new(1));
+                let faults = Faults::default();
+                faults.set_short(short);
+                faults.fail(call, tried);
+                let opened = Store::open(all_faulty(&shape, &machine, &faults), &OPTIONS);
+                // Refused or not: what counts is what is there.
+                let _ = opened.and_then(|(store, _)| store.close());
+                let met = faults.met() > 0;
+                let (mut store, _) = shape.open(&machine).expect("it works again");
+                let checked = check(&shape, &machine, &mut store, &model, &model);
+                assert!(
+                    checked.is_ok(),
+                    "{call:?} {tried} short {short}: {checked:?}"
+                );
+                if !met {
+                    break;
+                }
+                tried += 1;
+            }
+            assert!(tried > 1, "{call:?} failed {tried} times");
+        }
+    }
+}
+
 /// An index that the smallest cache does not hold.
 const LARGE: Shape = Shape {
     chunk_bytes: 512,

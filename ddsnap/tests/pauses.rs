@@ -10,7 +10,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ddsnap::device::{BlockDevice, Read, Write};
-use ddsnap::store::{Budget, Devices, Done, Location, Op, OpError, OpenOptions, Store};
+use ddsnap::store::{
+    Budget, Devices, Done, Location, Op, OpError, OpenOptions, ResizeRequest, Store,
+};
 use ddsnap::units::{Chunk, SnapTag};
 use harness::shape::{DATA, META, ORIGIN, Shape};
 
@@ -284,6 +286,62 @@ fn a_commit_on_a_slow_disk_does_less_for_others() {
     let slow = operations_of_the_worst_commit(Budget::LEAST);
     assert!(slow < fast, "{slow} operations, {fast} on a fast disk");
     assert!(slow <= 4, "{slow} operations");
+}
+
+/// Operations of the metadata's device by the worst step of a resize that takes half of a full store and the end of the
+/// origin, and by the worst background step meanwhile.
+fn operations_of_the_worst_resize_step(budget: Budget) -> (u64, u64) {
+    let old = 200_000;
+    let (mut store, _) = filled(old, 1 << 20);
+    store
+        .delete(SnapTag(1))
+        .expect("the store works")
+        .expect("it is there");
+    store.set_budget(budget);
+    let (mut worst, mut background) = (0, 0);
+    let half_of_the_store = ResizeRequest {
+        store: Some((old / 2 + 2000) * 512),
+        ..ResizeRequest::default()
+    };
+    let end_of_the_origin = ResizeRequest {
+        origin: Some((old + 5000) * 512),
+        ..ResizeRequest::default()
+    };
+    for request in [half_of_the_store, end_of_the_origin] {
+        store
+            .resize_begin(&request)
+            .expect("the store works")
+            .expect("it is possible");
+        loop {
+            let before = store.operations();
+            let step = store.resize_step().expect("the store works");
+            worst = worst.max(store.operations() - before);
+            if step.expect("there is room").is_some() {
+                break;
+            }
+            let before = store.operations();
+            let _ = store.background_step(256).expect("the store works");
+            background = background.max(store.operations() - before);
+        }
+    }
+    println!("{budget:?}: {worst} operations of a step, {background} of a background step");
+    (worst, background)
+}
+
+/// What a resize looks at, copies and moves out of the way grows with the volume: a step of it must not.
+#[test]
+fn a_step_of_a_resize_does_bounded_work() {
+    let (fast, fast_background) = operations_of_the_worst_resize_step(Budget::MOST);
+    let (slow, slow_background) = operations_of_the_worst_resize_step(Budget::LEAST);
+    assert!(
+        fast <= 40 && fast_background <= 40,
+        "{fast}, {fast_background}"
+    );
+    assert!(slow <= fast && slow_background <= fast_background);
+    assert!(
+        slow <= 16 && slow_background <= 16,
+        "{slow}, {slow_background}"
+    );
 }
 
 /// Nobody does background steps here: even so nothing is done in a request that would take long.

@@ -190,14 +190,13 @@ fn copy_of(machine: &Machine) -> Machine {
 fn damage(machine: &Machine, sector: u64, rng: &mut Rng) {
     let offset = sector * 512;
     let mut bytes = [0; 512];
-    machine
-        .device(DATA)
-        .read(&mut [Read {
-            offset,
-            into: &mut bytes,
-        }])
-        .expect("read");
-    match rng.below(3) {
+    let into = &mut bytes;
+    let read = machine.device(DATA).read(&mut [Read { offset, into }]);
+    if read.is_err() {
+        return; // It is hurt already.
+    }
+    match rng.below(4) {
+        3 => return machine.make_unreadable(DATA, offset..offset + 512),
         0 => bytes[rng.below(512) as usize] ^= 1 << rng.below(8),
         1 => bytes.fill(0),
         _ => bytes

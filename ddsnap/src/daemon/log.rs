@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -182,7 +184,10 @@ impl Log {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
             .with_ansi(false)
-            .event_format(Line { command })
+            .event_format(Line {
+                command,
+                zone: TimeZone::system(),
+            })
             .with_writer(Pen(log.queue.clone()))
             .finish();
         // Only a test can have set one before; then its own stays.
@@ -263,6 +268,9 @@ impl MakeWriter<'_> for Pen {
 
 struct Line {
     command: &'static str,
+    /// Read once: later it would be read again every few minutes, from a file system that may hang or wait for this
+    /// very server.
+    zone: TimeZone,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -276,7 +284,8 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> std::fmt::Result {
-        let date = jiff::Zoned::now().strftime("%a %b %e %H:%M:%S %Y");
+        let now = Timestamp::now().to_zoned(self.zone.clone());
+        let date = now.strftime("%a %b %e %H:%M:%S %Y");
         write!(writer, "{date} {}[{}]: ", self.command, std::process::id())?;
         match *event.metadata().level() {
             Level::ERROR => write!(writer, "error: ")?,

@@ -99,6 +99,8 @@ impl StartError {
 /// # Errors
 /// It did not come up, or did not end in order.
 pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), StartError> {
+    // First: the volume's writes may wait for this server, and recovery must not wait for memory that they hold.
+    memory::hold_on();
     let mut faults = Faults::from_env()?;
     let agent = stand_in_line(config)?;
     if faults.strike("START_SERVER") {
@@ -107,7 +109,7 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     let store = open_store(config)?;
     let engine = StoreEngine::new(store);
     let prepared = prepare(config, engine.status().chunk, agent, log, &faults);
-    let (parts, pidfile, _socket_file) = match prepared {
+    let (parts, pidfile, socket_file) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             // Nobody was served: there shall be nothing to recover.
@@ -123,6 +125,8 @@ pub fn run(config: &Config, log: &Log, background: Background) -> Result<(), Sta
     info!("serving {} on {}", config.origin.display(), config.socket);
 
     let (engine, origin, reason, fault) = ring.run().context("io_uring failed")?;
+    // While the store is this server's: the next one may have made its own in its place as soon as it is not.
+    drop(socket_file);
     info!("shutting down: {reason}");
     let _ = faults.strike("SHUTDOWN_SERVER");
     match fault {
@@ -160,7 +164,6 @@ fn prepare(
     };
     let channel = connect_within(&mut kernel, config.patience)?;
     let signals = signals().context("cannot receive signals")?;
-    memory::hold_on();
     let pidfile = match &config.pidfile {
         None => None,
         Some(path) => Some(

@@ -49,6 +49,8 @@ pub(crate) struct Space {
     /// Chunks of the region that hold metadata: neither used nor free. They are set in `current`,
     /// so that they are not found free, and never in what is written.
     holes: Vec<Range<u64>>,
+    /// Free chunks that are not to be taken before the store is opened again; the same holds for them.
+    resting: Vec<Range<u64>>,
 }
 
 impl Space {
@@ -67,7 +69,19 @@ impl Space {
             barren: 0,
             full: Vec::new(),
             holes: Vec::new(),
+            resting: Vec::new(),
         }
+    }
+
+    /// Keeps a chunk that is free from being taken before the store is opened again.
+    pub fn rest(&mut self, chunk: StoreChunk) {
+        self.resting.push(chunk.0..chunk.0 + 1);
+        self.current = None;
+    }
+
+    /// What is neither used nor to be taken.
+    fn unusable(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.holes.iter().chain(&self.resting)
     }
 
     /// Changes where the region ends and which of its chunks hold metadata. What is beyond the new
@@ -75,6 +89,7 @@ impl Space {
     pub fn set_region(&mut self, end: StoreChunk, holes: impl Iterator<Item = Range<u64>>) {
         self.end = end.0;
         self.holes = holes.collect();
+        self.resting.retain(|chunk| chunk.end <= end.0);
         self.current = None;
         self.cursor = self.first;
         self.barren = 0;
@@ -83,13 +98,18 @@ impl Space {
 
     /// Chunks that can hold data.
     pub fn total(&self) -> u64 {
-        let holes: u64 = self.holes.iter().map(|hole| hole.end - hole.start).sum();
+        let holes: u64 = self.unusable().map(|hole| hole.end - hole.start).sum();
         (self.end - self.first).saturating_sub(holes)
     }
 
-    /// Free chunks.
+    /// Free chunks that may be taken.
     pub fn free(&self) -> u64 {
         self.total().saturating_sub(self.used)
+    }
+
+    /// How many free chunks are not to be taken before the store is opened again.
+    pub fn resting(&self) -> u64 {
+        self.resting.len() as u64
     }
 
     /// Bitmaps that the region has when each of them exists.
@@ -100,7 +120,7 @@ impl Space {
     /// Whether a chunk lies in the region and can hold data.
     pub fn contains(&self, chunk: StoreChunk) -> bool {
         (self.first..self.end).contains(&chunk.0)
-            && !self.holes.iter().any(|hole| hole.contains(&chunk.0))
+            && !self.unusable().any(|hole| hole.contains(&chunk.0))
     }
 
     /// How many chunks from `from` on are in use, as far as the budget's number of bitmaps say; the last of them, and where to
@@ -310,7 +330,7 @@ impl Space {
             for (&chunk, &used) in self.recent.range(chunks) {
                 map.set(chunk % BITS, used);
             }
-            for hole in &self.holes {
+            for hole in self.unusable() {
                 let (from, to) = (index * BITS, (index + 1) * BITS);
                 (hole.start.max(from)..hole.end.min(to)).for_each(|at| map.set(at % BITS, true));
             }

@@ -121,7 +121,12 @@ impl Store {
         };
         let other_boot = record.boot != [0; 16] && now.boot != [0; 16] && record.boot != now.boot;
         // A clock that once was ahead of what it is now tells nothing.
-        let told = other_boot && record.areas.is_empty() && record.seen < up;
+        let told = kept!(
+            "mounted-before-the-volume",
+            "an origin that was written at boot before its volume was there would be taken as it is"
+        ) && other_boot
+            && record.areas.is_empty()
+            && record.seen < up;
         Ok((told && (up..=now.now).contains(&mounted)).then(|| {
             format!(
                 "its {} was mounted or checked at {}, after the machine came up and before this store was opened",

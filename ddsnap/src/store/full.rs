@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::victims::{Choice, NEVER, Survey, choose};
 use crate::format::journal::Entry;
 use crate::format::snaptable::{Snapshot, State};
+use crate::promise::kept;
 use crate::units::SnapTag;
 
 /// What has to happen in the background before a request that found no room is made again.
@@ -157,7 +158,11 @@ impl Store {
     fn must_wait_for_quiet(&self, victims: &[Snapshot]) -> bool {
         let snapshots = &self.state.snapshots;
         let used = victims.iter().any(|victim| snapshots.in_use(victim));
-        used && snapshots.draining().next().is_some()
+        let waits = kept!(
+            "one-squash-at-a-time",
+            "snapshots would be given up one after the other for the same need"
+        );
+        used && waits && snapshots.draining().next().is_some()
     }
 
     fn wait_for(&mut self, need: Need) -> Room {

@@ -97,7 +97,11 @@ impl RingReader {
             let bad = media.read_meta_in_part(at, &mut window);
             self.unreadable.extend(bad.iter().map(|(offset, _)| offset));
             // More than one write can tear: it is not single sectors that fail.
-            if self.unreadable_blocks() > self.most_blocks {
+            let bounded = kept!(
+                "unreadable-ring-is-refused",
+                "a failing disk's acknowledged records would be taken for a write that the power tore"
+            );
+            if bounded && self.unreadable_blocks() > self.most_blocks {
                 if let Some((_, error)) = bad.into_iter().next() {
                     return Err(error);
                 }

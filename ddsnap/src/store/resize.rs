@@ -20,6 +20,7 @@ use super::resize_end::{Finish, Finished};
 use crate::format::node::Key;
 use crate::format::snaptable::State;
 use crate::format::superblock::{Extent, MAX_EXTENTS};
+use crate::promise::kept;
 use crate::units::{
     Chunk, META_BLOCK_BYTES, MetaBlock, SECTOR_BYTES, Sectors, SnapSeq, StoreChunk,
 };
@@ -283,6 +284,10 @@ impl Store {
     ) -> Result<Result<Option<Sizes>, ResizeError>, StoreError> {
         let tail = self.tail(resize.target.origin);
         let end = tail.start;
+        let is_later = kept!(
+            "end-copied-for-new-snapshots",
+            "a snapshot made while the origin's end was copied out would lose it"
+        ) && resize.next_seq != self.state.next_seq;
         resize.phase = match resize.phase {
             Phase::Sweep if self.sweep.pending() => {
                 self.background_step(STEP_ENTRIES)?;
@@ -299,7 +304,11 @@ impl Store {
                 (None, saved, _) => {
                     let needed = (tail.end - tail.start).saturating_sub(saved);
                     let free = self.state.space.free();
-                    if needed > free {
+                    let counted = kept!(
+                        "room-for-the-end-counted",
+                        "a resize would begin that gives up snapshots, or cannot come to its end"
+                    );
+                    if counted && needed > free {
                         return Ok(Err(ResizeError::NoRoomForEnd { needed, free }));
                     }
                     resize.next_seq = self.state.next_seq;
@@ -308,14 +317,14 @@ impl Store {
             },
             Phase::Copy { next } => match self.copy_end(tail.end, next)? {
                 Ok(Some(next)) => Phase::Copy { next },
-                Ok(None) if resize.next_seq == self.state.next_seq => Phase::Finish(Finish::Settle),
+                Ok(None) if !is_later => Phase::Finish(Finish::Settle),
                 Ok(None) => {
                     resize.next_seq = self.state.next_seq;
                     Phase::Copy { next: end }
                 }
                 Err(refused) => return Ok(Err(refused)),
             },
-            Phase::Finish(_) if resize.next_seq != self.state.next_seq => {
+            Phase::Finish(_) if is_later => {
                 // A snapshot was created: it may need the origin's end.
                 resize.next_seq = self.state.next_seq;
                 Phase::Copy { next: end }

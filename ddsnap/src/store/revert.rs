@@ -255,7 +255,13 @@ impl Store {
             Err(refused) => return Ok(Err(refused)),
         };
         if check.next < snapshot.length.to_chunks(self.superblock.chunk) {
-            let (batch, next) = self.differing(&snapshot, check.next, chunks)?;
+            let (mut batch, next) = self.differing(&snapshot, check.next, chunks)?;
+            if !kept!(
+                "revert-reads-before-it-writes",
+                "an unreadable chunk would be met when a part of the origin is overwritten already"
+            ) {
+                batch.clear();
+            }
             let (_, problems) = self.read_snapshot(&batch, snapshot.length)?;
             for ((chunk, _), problem) in batch.into_iter().zip(problems) {
                 if let Some(problem) = problem {
@@ -517,9 +523,9 @@ impl Store {
             self.revert.unsaved = 0;
             return Ok(());
         }
-        let origin = &mut self.media.origin;
-        let flushed = origin.flush().map_err(|source| StoreError::WriteOrigin {
-            device: origin.name().to_owned(),
+        let flushed = self.media.flush_origin_again();
+        let flushed = flushed.map_err(|source| StoreError::WriteOrigin {
+            device: self.media.origin_name(),
             source,
         });
         let starts_anew = kept!(

@@ -39,7 +39,7 @@ impl Store {
         StoreStatus {
             chunk: self.superblock.chunk,
             data_chunks: space.total(),
-            free_chunks: space.free(),
+            free_chunks: space.free() + space.resting(),
             meta_blocks: self.meta.total(),
             free_meta_blocks: self.meta.free(),
             reserved_meta_blocks: self.meta_reserve(),

@@ -66,6 +66,7 @@ fn bare_flushes(text: &str) -> Vec<usize> {
             ".flush_both()",
             "origin.flush()",
             ".flush_origin()",
+            ".flush_origin_again()",
         ];
         !line.starts_with("//")
             && (calls.iter().any(|call| line.contains(call)) || line.starts_with("flush("))

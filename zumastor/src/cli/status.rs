@@ -63,7 +63,14 @@ pub fn list(matches: &ArgMatches, context: &mut Context) -> u8 {
         let now = Timestamp::now().as_second();
         let text = match string(matches, "volume") {
             None => table::volume_names(&views),
-            Some(name) => table::snapshots(&only(views, &name)?, now),
+            Some(name) => {
+                let view = only(views, &name)?;
+                // Each snapshot may look well for all that.
+                if let Some(failure) = &view.failure {
+                    context.say(&format!("WARNING: {name}: {failure}"));
+                }
+                table::snapshots(&view, now)
+            }
         };
         context.print(&text);
         Ok(())
