@@ -346,10 +346,29 @@ fn what_opening_has_moved_nobody_gets_the_place_of() {
     let machine = machine.moment().cut(Survival::All, &mut Rng::new(1));
     let (mut store, _) = COMBINED.open(&machine).unwrap();
     assert_ne!(place(&mut store, 0), old, "nothing was moved");
-    for chunk in 1..10 {
-        copy_out(&mut store, chunk);
-        assert_ne!(place(&mut store, chunk), old, "{chunk}");
+    // Until everything else is taken.
+    let mut last = 0;
+    'full: for tag in 2..50 {
+        store.create(SnapTag(tag), 5).unwrap().unwrap();
+        for chunk in 0..10 {
+            let is_last = store.status().free_chunks <= 1;
+            let answers = store.commit(&[Op::OriginWrite(Chunk(chunk))]).unwrap();
+            let found = store.locate(SnapTag(tag), Chunk(chunk)).unwrap();
+            assert_ne!(
+                found,
+                Ok(Location::Store(old)),
+                "{chunk} of {tag}: {answers:?}"
+            );
+            if is_last {
+                break 'full;
+            }
+            last = tag;
+        }
     }
+    for tag in 2..=last {
+        store.delete(SnapTag(tag)).unwrap().unwrap();
+    }
+    while store.background_step(64).unwrap() {}
     // Who asks later is told the new place.
     store.close().unwrap();
     let (mut store, _) = COMBINED.open(&machine).unwrap();
