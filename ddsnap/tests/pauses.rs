@@ -254,17 +254,23 @@ fn a_commit_on_a_full_store_does_bounded_work() {
     );
 }
 
-/// Operations of the metadata's device by the worst of 60,000 commits of a chunk each, all over the
-/// volume, with an index much larger than the cache, a sweep and checkpoints, and a background step after
-/// each one.
-fn operations_of_the_worst_commit(budget: Budget) -> u64 {
-    let old = 200_000;
+/// A full store whose snapshot with so many exceptions was deleted, with an index much larger than the cache.
+fn sweeping(old: u64, budget: Budget) -> Store {
     let (mut store, _) = filled(old, 1 << 20);
     store
         .delete(SnapTag(1))
         .expect("the store works")
         .expect("it is there");
     store.set_budget(budget);
+    store
+}
+
+/// Operations of the metadata's device by the worst of 60,000 commits of a chunk each, all over the
+/// volume, with an index much larger than the cache, a sweep and checkpoints, and a background step after
+/// each one.
+fn operations_of_the_worst_commit(budget: Budget) -> u64 {
+    let old = 200_000;
+    let mut store = sweeping(old, budget);
     let mut worst = 0;
     for turn in 0..60_000 {
         let chunk = turn * 7919 % old;
@@ -292,12 +298,7 @@ fn a_commit_on_a_slow_disk_does_less_for_others() {
 /// origin, and by the worst background step meanwhile.
 fn operations_of_the_worst_resize_step(budget: Budget) -> (u64, u64) {
     let old = 200_000;
-    let (mut store, _) = filled(old, 1 << 20);
-    store
-        .delete(SnapTag(1))
-        .expect("the store works")
-        .expect("it is there");
-    store.set_budget(budget);
+    let mut store = sweeping(old, budget);
     let (mut worst, mut background) = (0, 0);
     let half_of_the_store = ResizeRequest {
         store: Some((old / 2 + 2000) * 512),

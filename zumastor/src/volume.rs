@@ -610,6 +610,15 @@ fn retry<T>(host: &dyn Host, mut act: impl FnMut() -> Result<T>) -> Result<T> {
     act()
 }
 
+/// What there is to say of a replica's origin that somebody has.
+#[must_use]
+pub fn in_use_line(node: &std::path::Path) -> String {
+    format!(
+        "{0} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by what",
+        node.display()
+    )
+}
+
 /// What there is to say of a snapshot that lost its data.
 #[must_use]
 pub fn squashed_line(volume: &str, tag: u32) -> String {

@@ -5,7 +5,7 @@
 //! chunks, the older of which the checkpoint under way writes; they are rebuilt from the journal
 //! after a crash, so memory follows the changes and not the size of the volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::budget::Budget;
@@ -49,8 +49,9 @@ pub(crate) struct Space {
     /// Chunks of the region that hold metadata: neither used nor free. They are set in `current`,
     /// so that they are not found free, and never in what is written.
     holes: Vec<Range<u64>>,
-    /// Free chunks that are not to be taken before the store is opened again; the same holds for them.
-    resting: Vec<Range<u64>>,
+    /// Free chunks that are not to be taken before the store is opened again, those of a record at most; the same holds
+    /// for them.
+    resting: BTreeSet<u64>,
 }
 
 impl Space {
@@ -69,19 +70,14 @@ impl Space {
             barren: 0,
             full: Vec::new(),
             holes: Vec::new(),
-            resting: Vec::new(),
+            resting: BTreeSet::new(),
         }
     }
 
     /// Keeps a chunk that is free from being taken before the store is opened again.
     pub fn rest(&mut self, chunk: StoreChunk) {
-        self.resting.push(chunk.0..chunk.0 + 1);
+        self.resting.insert(chunk.0);
         self.current = None;
-    }
-
-    /// What is neither used nor to be taken.
-    fn unusable(&self) -> impl Iterator<Item = &Range<u64>> {
-        self.holes.iter().chain(&self.resting)
     }
 
     /// Changes where the region ends and which of its chunks hold metadata. What is beyond the new
@@ -89,17 +85,17 @@ impl Space {
     pub fn set_region(&mut self, end: StoreChunk, holes: impl Iterator<Item = Range<u64>>) {
         self.end = end.0;
         self.holes = holes.collect();
-        self.resting.retain(|chunk| chunk.end <= end.0);
+        self.resting.retain(|chunk| *chunk < end.0);
         self.current = None;
         self.cursor = self.first;
         self.barren = 0;
         self.full.clear();
     }
 
-    /// Chunks that can hold data.
+    /// Chunks that can hold data now.
     pub fn total(&self) -> u64 {
-        let holes: u64 = self.unusable().map(|hole| hole.end - hole.start).sum();
-        (self.end - self.first).saturating_sub(holes)
+        let holes: u64 = self.holes.iter().map(|hole| hole.end - hole.start).sum();
+        (self.end - self.first).saturating_sub(holes + self.resting())
     }
 
     /// Free chunks that may be taken.
@@ -120,7 +116,8 @@ impl Space {
     /// Whether a chunk lies in the region and can hold data.
     pub fn contains(&self, chunk: StoreChunk) -> bool {
         (self.first..self.end).contains(&chunk.0)
-            && !self.unusable().any(|hole| hole.contains(&chunk.0))
+            && !self.holes.iter().any(|hole| hole.contains(&chunk.0))
+            && !self.resting.contains(&chunk.0)
     }
 
     /// How many chunks from `from` on are in use, as far as the budget's number of bitmaps say; the last of them, and where to
@@ -330,9 +327,12 @@ impl Space {
             for (&chunk, &used) in self.recent.range(chunks) {
                 map.set(chunk % BITS, used);
             }
-            for hole in self.unusable() {
-                let (from, to) = (index * BITS, (index + 1) * BITS);
+            let (from, to) = (index * BITS, (index + 1) * BITS);
+            for hole in &self.holes {
                 (hole.start.max(from)..hole.end.min(to)).for_each(|at| map.set(at % BITS, true));
+            }
+            for at in self.resting.range(from..to) {
+                map.set(at % BITS, true);
             }
             self.current = Some((index, map));
         }

@@ -38,7 +38,7 @@ impl Store {
         let space = &self.state.space;
         StoreStatus {
             chunk: self.superblock.chunk,
-            data_chunks: space.total(),
+            data_chunks: space.total() + space.resting(),
             free_chunks: space.free() + space.resting(),
             meta_blocks: self.meta.total(),
             free_meta_blocks: self.meta.free(),

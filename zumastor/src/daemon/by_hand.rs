@@ -17,6 +17,7 @@ use crate::note::Note;
 use crate::refusal::{self, WRONG_STATE};
 use crate::replicate::by_hand::{Listener, NAME};
 use crate::replicate::files::{BY_HAND, Files};
+use crate::volume::in_use_line;
 
 /// The port if neither `define source` nor /etc/zumastor/defaultport has one: that of `ddsnap transmit`.
 const DEFAULT_PORT: u16 = 4321;
@@ -110,12 +111,7 @@ impl Daemon {
         self.with(volume, |v| {
             // The listener kept everybody from it until now.
             let (node, claim) = v.claim_origin()?;
-            let _claim = claim.with_context(|| {
-                format!(
-                    "{} is in use: what it holds is no snapshot's that arrived",
-                    node.display()
-                )
-            })?;
+            let _claim = claim.with_context(|| in_use_line(&node))?;
             let id = v.finish_by_hand(files.told()?)?;
             files.drop(BY_HAND)?;
             let out = &mut noting(on_event);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::device::{Changes, Device};
 use super::files::Files;
 use super::upstream::with;
-use super::written::{Origin, in_use};
+use super::written::Origin;
 use crate::config::Incoming;
 use crate::layout::Layout;
 use crate::replication::message::Begin;
@@ -20,7 +20,7 @@ use crate::replication::progress::Progress;
 use crate::replication::standing::{Epoch, Partial, Role, Standing};
 use crate::replication::sums::{Sums, is_zero};
 use crate::replication::volume::{Downstream, Watch};
-use crate::volume::{Volume, Volumes};
+use crate::volume::{Volume, Volumes, in_use_line};
 
 /// The name of the file with the position of what arrives.
 pub const INCOMING: &str = "incoming";
@@ -93,7 +93,7 @@ impl Receiving {
             }
             v.claim_origin()
         })?;
-        self.claim = Some(claim.with_context(|| in_use(&node))?);
+        self.claim = Some(claim.with_context(|| in_use_line(&node))?);
         Ok(())
     }
 
@@ -404,18 +404,24 @@ mod tests {
         assert_eq!(kept(), 2);
     }
 
-    /// Who had a replica's origin without a mount, as LVM has, went on writing to it while `--force-base` took it back and a
-    /// copy came: the snapshot had some of both, and was told to be proven equal.
-    #[test]
-    fn nobody_else_has_the_origin_while_it_is_written() {
+    /// A receiving end of this role whose origin is a device.
+    fn end_that_is(role: Role) -> (Arc<Fake>, tempfile::TempDir, Receiving) {
         let root = tempfile::tempdir().expect("a directory");
         let layout = Layout::below(root.path());
         let fake = Arc::new(Fake::default());
         show_origin(&fake);
         let volumes = one::replica(fake.clone(), &layout);
-        let standing = Standing::blank(Uuid::from_u128(1), Role::Replica);
+        let standing = Standing::blank(Uuid::from_u128(1), role);
         let files = Files::of(&layout, "v");
-        let mut end = Receiving::new(volumes, &layout, "v", files, standing);
+        let end = Receiving::new(volumes, &layout, "v", files, standing);
+        (fake, root, end)
+    }
+
+    /// Who had a replica's origin without a mount, as LVM has, went on writing to it while `--force-base` took it back and a
+    /// copy came: the snapshot had some of both, and was told to be proven equal.
+    #[test]
+    fn nobody_else_has_the_origin_while_it_is_written() {
+        let (fake, _root, mut end) = end_that_is(Role::Replica);
         // As `take_stock` leaves it when somebody has the origin and has written to it.
         end.is_known = true;
         let node = end.with(|v| v.node(None)).expect("a node");
@@ -445,14 +451,8 @@ mod tests {
     /// refused; and one that somebody had never heard that it was superseded.
     #[test]
     fn a_master_is_not_claimed() {
-        let root = tempfile::tempdir().expect("a directory");
-        let layout = Layout::below(root.path());
-        let fake = Arc::new(Fake::default());
-        show_origin(&fake);
-        let volumes = one::replica(fake.clone(), &layout);
-        let standing = Standing::blank(Uuid::from_u128(1), Role::Master);
-        let files = Files::of(&layout, "v");
-        let mut end = Receiving::new(volumes, &layout, "v", files, standing.clone());
+        let (fake, _root, mut end) = end_that_is(Role::Master);
+        let standing = end.standing.clone();
         struct Calm;
         impl Watch for Calm {
             fn progress(&self, _: u64, _: Option<u64>, _: u64) {}

@@ -19,7 +19,7 @@ use crate::replication::message::{FEATURES, Hello, Message, Wishes};
 use crate::replication::send::WINDOW_BYTES;
 use crate::replication::standing::{Epoch, Standing};
 use crate::replication::volume::{Downstream, Watch};
-use crate::volume::{DefineSource, Peer, Volumes};
+use crate::volume::{DefineSource, Peer, Volumes, in_use_line};
 
 /// How long the other machine may take to say who it is, as long as it is heard of at all.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -85,7 +85,7 @@ impl Failover {
                 bail!("the last complete snapshot lost its data to a full store");
             }
             let (node, claim) = with(volumes.as_ref(), name, |v| v.claim_origin())?;
-            let _claim = claim.with_context(|| format!("{} is in use", node.display()))?;
+            let _claim = claim.with_context(|| in_use_line(&node))?;
             let files = Files::of(&self.layout, name);
             let mut end = Receiving::new(volumes.clone(), &self.layout, name, files, standing);
             end.unsettle()?;

@@ -2,7 +2,6 @@
 //! Whether somebody but replication wrote to a replica's origin.
 
 use std::fs::File;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ddsnap::units::{ChunkRun, ChunkShift, Sectors};
@@ -11,7 +10,7 @@ use super::device::{Changes, Device};
 use super::upstream::with;
 use crate::layout::Layout;
 use crate::replication::standing::{Held, Standing};
-use crate::volume::{Volume, Volumes};
+use crate::volume::{Volume, Volumes, in_use_line};
 
 /// A replica's origin.
 pub(super) struct Origin<'a> {
@@ -35,7 +34,7 @@ impl Origin<'_> {
         let (node, claim) = with(self.volumes, self.volume, |v| v.claim_origin())?;
         self.look(standing, cancelled)?;
         if claim.is_none() && !standing.written {
-            bail!("{}", in_use(&node));
+            bail!("{}", in_use_line(&node));
         }
         Ok(claim)
     }
@@ -87,14 +86,6 @@ impl Origin<'_> {
         };
         Ok(read(Some(base.id))? != read(None)?)
     }
-}
-
-/// What there is to say of an origin that somebody has.
-pub(super) fn in_use(node: &Path) -> String {
-    format!(
-        "{0} is in use: a replica's origin is for replication alone; `lsblk {0}` and `fuser -v {0}` may tell by what",
-        node.display()
-    )
 }
 
 /// Whether something has changed before the end of a base of so many sectors, of whose list of changes this is the first
